@@ -1,0 +1,59 @@
+package driver
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"nomad-driver-vault/driver/vault"
+)
+
+// Config is what the operator set, decoded by package plugin.
+type Config struct {
+	Name         string          // the published driver name, e.g. "vault-exec"
+	Clusters     []vault.Cluster // the vault "name" {} blocks
+	StateDir     string
+	StartTimeout time.Duration // how long a start may wait for identity, Vault and templates together
+	Linger       time.Duration // how long the session of a task that ended by itself waits for its next start
+
+	PollInterval    time.Duration // for secrets without a lease, where a template sets none
+	MinPollInterval time.Duration // what a template may ask for at the least
+	DeniedUsers     []string      // users that no task may run as
+	DefaultUser     string        // who a task runs as that names no user, empty when the wrapped driver does not say
+}
+
+// Validate returns an error that names the field for the first value that cannot be meant.
+func (c Config) Validate() error {
+	switch {
+	case c.StartTimeout < time.Second:
+		return fmt.Errorf("start_timeout %s is too short: set 1s or more, for example \"60s\"", c.StartTimeout)
+	case c.Linger < 0:
+		return fmt.Errorf("linger %s is negative: set 0s to revoke at once, or for example \"60s\"", c.Linger)
+	case c.MinPollInterval < time.Second:
+		return fmt.Errorf("min_poll_interval %s is too short: set 1s or more", c.MinPollInterval)
+	case c.PollInterval < c.MinPollInterval:
+		return fmt.Errorf("poll_interval %s is below min_poll_interval %s", c.PollInterval, c.MinPollInterval)
+	case c.StateDir == "":
+		return fmt.Errorf("state_dir is empty: leave it out for the default")
+	}
+	return nil
+}
+
+// cluster returns the cluster of that name.
+func (c Config) cluster(name string) (vault.Cluster, error) {
+	var names []string
+	for _, known := range c.Clusters {
+		if known.Name == name {
+			return known, nil
+		}
+		names = append(names, strconv.Quote(known.Name))
+	}
+	if len(names) == 0 {
+		return vault.Cluster{}, fmt.Errorf("cluster %q: the operator has configured no Vault: add vault %q { address = ... } to plugin %q { config { } } of the agent", name, name, c.Name)
+	}
+	return vault.Cluster{}, fmt.Errorf("cluster %q is unknown: the operator has configured %s", name, strings.Join(names, ", "))
+}
+
+func (c Config) denies(user string) bool { return slices.Contains(c.DeniedUsers, user) }

@@ -1,0 +1,263 @@
+// Package driver is the life of one task: start, run, change, stop, recover. It wraps another Nomad driver, which runs
+// the task's processes, and is the only place where identity, Vault, Nomad's own data and templates meet.
+//
+// A task has one goroutine that acts on it (task.run); the methods of Driver hand requests to it. What a task gets comes
+// in generations (render.go): all of its files and environment from one reading of its secrets.
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"nomad-driver-vault/driver/vault"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/drivers/shared/eventer"
+	"github.com/hashicorp/nomad/plugins/drivers"
+)
+
+// workers bounds how many sessions are served at once: more than a slow Vault can answer in time helps nobody.
+const workers = 16
+
+// Driver implements the task RPCs of a Nomad driver plugin around a wrapped one. Package plugin adds what the agent asks
+// of the plugin as such.
+type Driver struct {
+	ctx      context.Context // of the plugin: its end is not the end of any task
+	logger   hclog.Logger
+	name     string
+	inner    drivers.DriverPlugin
+	events   *eventer.Eventer
+	sched    *vault.Scheduler
+	outbox   chan *drivers.TaskEvent // ours, on their way to events
+	revoking chan struct{}           // holds one for each revocation under way: a stopped node is no storm for Vault
+	serve    sync.Once
+	pumped   sync.Once
+
+	mu      sync.Mutex // guards what follows
+	config  Config
+	clients map[string]*vault.Client // by cluster name
+	tasks   map[string]*task         // by Nomad's task ID
+	idle    map[string]*left         // by taskKey: what waits for the task's next run
+	store   *store                   // nil until Serve, and where sessions cannot be kept
+}
+
+// A Sweeper is a wrapped driver that can end what is left of a start whose handle was lost with the plugin process that
+// asked for it: by the name of the task, its allocation and the allocation's directory.
+type Sweeper interface {
+	Sweep(cfg *drivers.TaskConfig) error
+}
+
+// New wraps inner under the published name. It acts on nothing before the first task. When ctx ends it leaves everything as
+// it is: the tasks go on, and the next plugin process takes them over.
+func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.DriverPlugin) *Driver {
+	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
+		sched: vault.NewScheduler(workers), outbox: make(chan *drivers.TaskEvent, 64), revoking: make(chan struct{}, workers),
+		config: Config{Name: name}, clients: map[string]*vault.Client{}, tasks: map[string]*task{}, idle: map[string]*left{}}
+	context.AfterFunc(ctx, d.sched.Close)
+	return d
+}
+
+// Configure sets what the operator configured. It does not talk to Vault and may be called again.
+func (d *Driver) Configure(c Config) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	clients := map[string]*vault.Client{}
+	for _, cluster := range c.Clusters {
+		client, err := vault.NewClient(cluster, d.sched, d.logger)
+		if err != nil {
+			return err
+		}
+		clients[cluster.Name] = client
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.config, d.clients = c, clients
+	return nil
+}
+
+// Serve opens the state directory and takes over what a plugin process before this one left there: what no task of this
+// agent claims within a minute is revoked. It is separate from Configure because Nomad configures plugin processes that
+// only validate and must not touch what others left.
+func (d *Driver) Serve() {
+	d.serve.Do(func() {
+		dir := d.configured().StateDir
+		store, err := openStore(dir, d.logger)
+		if err != nil {
+			d.logger.Warn("sessions will not survive a restart of this plugin", "state_dir", dir, "error", err)
+			return
+		}
+		context.AfterFunc(d.ctx, store.close)
+		d.mu.Lock()
+		d.store = store
+		d.mu.Unlock()
+		for _, r := range store.all() {
+			d.inherit(r)
+		}
+	})
+}
+
+func (d *Driver) configured() Config {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.config
+}
+
+// kept returns the state directory, nil where there is none.
+func (d *Driver) kept() *store {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.store
+}
+
+// client returns the client of a cluster.
+func (d *Driver) client(cluster string) (*vault.Client, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c := d.clients[cluster]; c != nil {
+		return c, nil
+	}
+	_, err := d.config.cluster(cluster)
+	return nil, err
+}
+
+func (d *Driver) task(id string) (*task, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t, ok := d.tasks[id]
+	return t, ok
+}
+
+// taskKey identifies a task across its runs, each of which has an ID of its own.
+func taskKey(cfg *drivers.TaskConfig) string { return cfg.AllocID + "/" + cfg.Name }
+
+// WaitTask returns a channel that gets the result when the task has ended for good: restarts that this driver makes are
+// not an end.
+func (d *Driver) WaitTask(ctx context.Context, id string) (<-chan *drivers.ExitResult, error) {
+	t, ok := d.task(id)
+	if !ok {
+		return nil, drivers.ErrTaskNotFound
+	}
+	ch := make(chan *drivers.ExitResult)
+	go func() {
+		defer close(ch)
+		select {
+		case <-t.done:
+			select {
+			case ch <- t.result.Copy():
+			case <-ctx.Done():
+			}
+		case <-ctx.Done():
+		}
+	}()
+	return ch, nil
+}
+
+// StopTask stops the task and returns when its process has ended. An unknown task has been stopped already: an error
+// would make the agent try again for minutes.
+func (d *Driver) StopTask(id string, timeout time.Duration, signal string) error {
+	t, ok := d.task(id)
+	if !ok {
+		return nil
+	}
+	return t.stop(timeout, signal)
+}
+
+// DestroyTask forgets a task that has ended, and with force one that still runs. One that is not known here can be known
+// to the wrapped driver all the same, after a RecoverTask that failed half way.
+func (d *Driver) DestroyTask(id string, force bool) error {
+	t, ok := d.task(id)
+	if !ok {
+		return ignoreUnknown(d.inner.DestroyTask(id, force))
+	}
+	select {
+	case <-t.done:
+	default:
+		if !force {
+			return fmt.Errorf("destroy task %s: it is running", id)
+		}
+		if err := t.stop(0, ""); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	delete(d.tasks, id)
+	d.mu.Unlock()
+	return ignoreUnknown(d.inner.DestroyTask(id, true))
+}
+
+func ignoreUnknown(err error) error {
+	if errors.Is(err, drivers.ErrTaskNotFound) {
+		return nil
+	}
+	return err
+}
+
+// InspectTask returns the wrapped driver's view of the task while it runs, and how it ended afterwards. Between the two
+// processes of a restart that this driver makes the task runs.
+func (d *Driver) InspectTask(id string) (*drivers.TaskStatus, error) {
+	t, ok := d.task(id)
+	if !ok {
+		return nil, drivers.ErrTaskNotFound
+	}
+	status, err := d.inner.InspectTask(id)
+	if errors.Is(err, drivers.ErrTaskNotFound) {
+		status, err = &drivers.TaskStatus{ID: id, Name: t.cfg.Name, State: drivers.TaskStateRunning}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-t.done:
+		status.State, status.ExitResult = drivers.TaskStateExited, t.result.Copy()
+	default:
+	}
+	return status, nil
+}
+
+// TaskStats streams the wrapped driver's statistics, over restarts that this driver makes too.
+func (d *Driver) TaskStats(ctx context.Context, id string, interval time.Duration) (<-chan *drivers.TaskResourceUsage, error) {
+	t, ok := d.task(id)
+	if !ok {
+		return nil, drivers.ErrTaskNotFound
+	}
+	first, err := d.inner.TaskStats(ctx, id, interval)
+	if err := ignoreUnknown(err); err != nil {
+		return nil, err
+	}
+	out := make(chan *drivers.TaskResourceUsage)
+	go t.stats(ctx, first, out, interval)
+	return out, nil
+}
+
+// TaskEvents streams our events and the wrapped driver's.
+func (d *Driver) TaskEvents(ctx context.Context) (<-chan *drivers.TaskEvent, error) {
+	var err error
+	d.pumped.Do(func() {
+		var inner <-chan *drivers.TaskEvent
+		if inner, err = d.inner.TaskEvents(d.ctx); err == nil {
+			go d.pump(inner)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d.events.TaskEvents(ctx)
+}
+
+// SignalTask sends a signal to the task's process. During a restart that this driver makes it waits for the new one.
+func (d *Driver) SignalTask(id, signal string) error {
+	t, ok := d.task(id)
+	if !ok {
+		return drivers.ErrTaskNotFound
+	}
+	return t.signal(signal)
+}
+
+// ExecTask runs a command in the task.
+func (d *Driver) ExecTask(id string, cmd []string, timeout time.Duration) (*drivers.ExecTaskResult, error) {
+	return d.inner.ExecTask(id, cmd, timeout)
+}

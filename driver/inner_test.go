@@ -1,0 +1,290 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+)
+
+// machine has the processes, which go on without the plugin that started them.
+type machine struct {
+	mu    sync.Mutex
+	procs map[int]*process
+	pids  int
+}
+
+type process struct {
+	pid     int
+	alloc   string
+	env     map[string]string
+	signals []string
+	ended   chan struct{}
+	result  *drivers.ExitResult // once ended is closed
+}
+
+// exit ends a process that has not ended yet.
+func (m *machine) exit(pid int, result *drivers.ExitResult) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.procs[pid]; p != nil {
+		delete(m.procs, pid)
+		p.result = result
+		close(p.ended)
+	}
+}
+
+// running returns the processes, the latest one last.
+func (m *machine) running() []*process {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []*process
+	for _, pid := range slices.Sorted(maps.Keys(m.procs)) {
+		all = append(all, m.procs[pid])
+	}
+	return all
+}
+
+// wrapped is a Nomad driver for tests, with the ways of exec: one process for each task, an environment in its handle, and
+// one goroutine for each WaitTask. One plugin process has one.
+type wrapped struct {
+	drivers.DriverPlugin // nil: nothing else is called
+	ctx                  context.Context
+	m                    *machine
+
+	mu    sync.Mutex
+	tasks map[string]*process
+	calls []string
+	fails map[string]error         // by method
+	takes map[string]time.Duration // by method
+	exec  func(cmd []string) (*drivers.ExecTaskResult, error)
+}
+
+func newWrapped(ctx context.Context, m *machine) *wrapped {
+	return &wrapped{ctx: ctx, m: m, tasks: map[string]*process{}, fails: map[string]error{}, takes: map[string]time.Duration{}}
+}
+
+// call records a call, lets it take its time and returns the error it is to fail with.
+func (w *wrapped) call(method, about string) error {
+	w.mu.Lock()
+	w.calls = append(w.calls, strings.TrimSpace(method+" "+about))
+	takes, err := w.takes[method], w.fails[method]
+	w.mu.Unlock()
+	if takes > 0 {
+		time.Sleep(takes)
+	}
+	if w.ctx.Err() != nil {
+		return w.ctx.Err() // a process that was killed does nothing more
+	}
+	return err
+}
+
+// did returns the calls since it was last asked, but for those that change nothing.
+func (w *wrapped) did() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	calls := w.calls
+	w.calls = nil
+	return slices.DeleteFunc(calls, func(c string) bool { return c == "wait" })
+}
+
+func (w *wrapped) failing(method string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fails[method] = err
+}
+
+func (w *wrapped) slow(method string, by time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.takes[method] = by
+}
+
+func (w *wrapped) process(id string) *process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.tasks[id]
+}
+
+// wrappedState is in the handle. TaskConfig is where Nomad's exec has the environment.
+type wrappedState struct {
+	TaskConfig *drivers.TaskConfig
+	PID        int
+}
+
+func (w *wrapped) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	if err := w.call("start", ""); err != nil {
+		return nil, nil, err
+	}
+	if w.process(cfg.ID) != nil {
+		return nil, nil, errors.New("wrapped: already started")
+	}
+	w.m.mu.Lock()
+	w.m.pids++
+	p := &process{pid: w.m.pids, alloc: cfg.AllocID, env: maps.Clone(cfg.Env), ended: make(chan struct{})}
+	w.m.procs[p.pid] = p
+	w.m.mu.Unlock()
+	w.mu.Lock()
+	w.tasks[cfg.ID] = p
+	w.mu.Unlock()
+	handle := drivers.NewTaskHandle(1)
+	handle.Config = cfg
+	return handle, &drivers.DriverNetwork{IP: "10.0.0.7"}, handle.SetDriverState(wrappedState{cfg, p.pid})
+}
+
+func (w *wrapped) RecoverTask(handle *drivers.TaskHandle) error {
+	if err := w.call("recover", ""); err != nil {
+		return err
+	}
+	var state wrappedState
+	if err := handle.GetDriverState(&state); err != nil {
+		return err
+	}
+	for _, p := range w.m.running() {
+		if p.pid == state.PID {
+			w.mu.Lock()
+			w.tasks[handle.Config.ID] = p
+			w.mu.Unlock()
+			return nil
+		}
+	}
+	return fmt.Errorf("wrapped: no process %d", state.PID)
+}
+
+func (w *wrapped) WaitTask(ctx context.Context, id string) (<-chan *drivers.ExitResult, error) {
+	if err := w.call("wait", ""); err != nil {
+		return nil, err
+	}
+	p := w.process(id)
+	if p == nil {
+		return nil, drivers.ErrTaskNotFound
+	}
+	out := make(chan *drivers.ExitResult)
+	go func() {
+		defer close(out)
+		select {
+		case <-p.ended:
+		case <-ctx.Done():
+			return
+		case <-w.ctx.Done():
+			return
+		}
+		select {
+		case out <- p.result:
+		case <-ctx.Done():
+		case <-w.ctx.Done():
+		}
+	}()
+	return out, nil
+}
+
+func (w *wrapped) StopTask(id string, timeout time.Duration, signal string) error {
+	if err := w.call("stop", fmt.Sprint(timeout, " ", signal)); err != nil {
+		return err
+	}
+	p := w.process(id)
+	if p == nil {
+		return drivers.ErrTaskNotFound
+	}
+	w.m.exit(p.pid, &drivers.ExitResult{ExitCode: 143, Signal: 15})
+	return nil
+}
+
+func (w *wrapped) DestroyTask(id string, force bool) error {
+	if err := w.call("destroy", ""); err != nil {
+		return err
+	}
+	p := w.process(id)
+	if p == nil {
+		return drivers.ErrTaskNotFound
+	}
+	w.m.exit(p.pid, &drivers.ExitResult{ExitCode: 137, Signal: 9})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.tasks, id)
+	return nil
+}
+
+// Sweep ends the processes of the allocation, which has one task.
+func (w *wrapped) Sweep(cfg *drivers.TaskConfig) error {
+	if err := w.call("sweep", cfg.AllocID+" "+cfg.Name); err != nil {
+		return err
+	}
+	for _, p := range w.m.running() {
+		if p.alloc == cfg.AllocID {
+			w.m.exit(p.pid, &drivers.ExitResult{ExitCode: 137, Signal: 9})
+		}
+	}
+	return nil
+}
+
+func (w *wrapped) SignalTask(id, signal string) error {
+	if err := w.call("signal", signal); err != nil {
+		return err
+	}
+	p := w.process(id)
+	if p == nil {
+		return drivers.ErrTaskNotFound
+	}
+	w.m.mu.Lock()
+	defer w.m.mu.Unlock()
+	p.signals = append(p.signals, signal)
+	return nil
+}
+
+func (w *wrapped) ExecTask(id string, cmd []string, timeout time.Duration) (*drivers.ExecTaskResult, error) {
+	if err := w.call("exec", strings.Join(cmd, " ")); err != nil {
+		return nil, err
+	}
+	if w.process(id) == nil {
+		return nil, drivers.ErrTaskNotFound
+	}
+	if w.exec != nil {
+		return w.exec(cmd)
+	}
+	return &drivers.ExecTaskResult{ExitResult: &drivers.ExitResult{}}, nil
+}
+
+func (w *wrapped) InspectTask(id string) (*drivers.TaskStatus, error) {
+	if w.process(id) == nil {
+		return nil, drivers.ErrTaskNotFound
+	}
+	return &drivers.TaskStatus{ID: id, State: drivers.TaskStateRunning}, nil
+}
+
+// TaskStats tells the process's pid once a second, for as long as it runs.
+func (w *wrapped) TaskStats(ctx context.Context, id string, interval time.Duration) (<-chan *drivers.TaskResourceUsage, error) {
+	p := w.process(id)
+	if p == nil {
+		return nil, drivers.ErrTaskNotFound
+	}
+	out := make(chan *drivers.TaskResourceUsage)
+	go func() {
+		defer close(out)
+		for {
+			select {
+			case out <- &drivers.TaskResourceUsage{Timestamp: int64(p.pid)}:
+			case <-ctx.Done():
+				return
+			case <-p.ended:
+				return
+			}
+			select {
+			case <-time.After(interval):
+			case <-ctx.Done():
+				return
+			case <-p.ended:
+				return
+			}
+		}
+	}()
+	return out, nil
+}
+
+func (w *wrapped) TaskEvents(context.Context) (<-chan *drivers.TaskEvent, error) { return nil, nil }

@@ -1,0 +1,197 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/driver/vault"
+)
+
+const (
+	// unclaimedAfter is how long after its start the plugin revokes the sessions that no task of this agent has claimed:
+	// their allocations are gone.
+	unclaimedAfter = time.Minute
+	// revokeWithin bounds one attempt to revoke, and undoWithin the one that a failed start waits for.
+	revokeWithin = 30 * time.Second
+	undoWithin   = 5 * time.Second
+)
+
+// left is what one run of a task leaves for the next: its secrets, and what is remembered of it in the state directory.
+// Either the next run claims it, or it expires: its files are removed and its sessions revoked.
+type left struct {
+	record  record
+	secrets *secrets // nil: not restored yet from what another plugin process has saved
+	seal    func()   // ends what the run itself still saves of its sessions; nil for another process's
+	timer   *time.Timer
+	late    chan struct{} // closed when it cannot be claimed any more and its files are gone
+	old     bool          // of a plugin process before this one
+	warned  bool          // that it cannot be revoked yet
+}
+
+// leave keeps l for that long.
+func (d *Driver) leave(l *left, wait time.Duration) {
+	l.late = make(chan struct{})
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.idle[l.record.Key] = l
+	l.timer = time.AfterFunc(wait, func() { d.expire(l) })
+}
+
+// inherit takes over what is in the state directory.
+func (d *Driver) inherit(r record) {
+	if l := (&left{record: r, old: true}); r.aside {
+		l.secrets = d.restore(r)
+		go d.revokeAll(l)
+	} else {
+		d.leave(l, unclaimedAfter)
+	}
+}
+
+// claim takes what the last run of a task has left, nil when there is nothing. Whoever stops the timer has it; one that is
+// expiring is waited for, so that its files are not removed from under those of the next run.
+func (d *Driver) claim(key string) *left {
+	d.mu.Lock()
+	l := d.idle[key]
+	if l == nil {
+		d.mu.Unlock()
+		return nil
+	}
+	mine := l.timer.Stop()
+	if mine {
+		delete(d.idle, key)
+	}
+	d.mu.Unlock()
+	if !mine {
+		<-l.late
+		return nil
+	}
+	d.own(l)
+	return l
+}
+
+// own ends the part of the run that has left l.
+func (d *Driver) own(l *left) {
+	if l.seal != nil {
+		l.seal()
+	}
+	if l.secrets == nil {
+		l.secrets = d.restore(l.record)
+	}
+}
+
+// sweep ends what may still run of a task whose plugin process died, so that no task ever has two processes: the agent asks
+// the next plugin for the same start once more where it had no answer, and the handle of a process can be lost with the
+// plugin.
+func (d *Driver) sweep(l *left) error {
+	inner, can := d.inner.(Sweeper)
+	if !l.old || !can {
+		return nil
+	}
+	if err := inner.Sweep(l.secrets.cfg); err != nil {
+		return fmt.Errorf("end what an earlier start has left: %w", err)
+	}
+	return nil
+}
+
+// stray reports that nobody else will end what l may have left running: the wrapped driver never told its handle, or the
+// allocation is gone.
+func (l *left) stray() bool {
+	_, err := os.Stat(l.record.AllocDir)
+	return l.record.Launching || errors.Is(err, os.ErrNotExist)
+}
+
+func (d *Driver) expire(l *left) {
+	if d.ctx.Err() != nil { // the next plugin process finds it
+		return
+	}
+	if l.secrets == nil {
+		d.logger.Info("revoking the session of a task that is gone", "task", l.record.Key)
+	}
+	d.own(l)
+	if l.stray() {
+		if err := d.sweep(l); err != nil {
+			d.logger.Warn("a process may be left behind", "task", l.record.Key, "error", err)
+		}
+	}
+	d.clear(l)
+	d.mu.Lock()
+	delete(d.idle, l.record.Key)
+	d.mu.Unlock()
+	close(l.late)
+	d.revokeAll(l)
+}
+
+// clear removes the files of a run and sets aside what is to be revoked, where the next run does not overwrite it.
+func (d *Driver) clear(l *left) {
+	l.secrets.pause()
+	if root, err := os.OpenRoot(l.record.AllocDir); err == nil { // else the allocation is gone, and its files with it
+		if err := template.Remove(root, l.record.Files); err != nil {
+			d.logger.Warn("rendered files are left behind", "task", l.record.Key, "error", err)
+		}
+		root.Close()
+	}
+	reached(l.record.Key, "cleared")
+	d.setAside(l)
+	reached(l.record.Key, "set-aside")
+	if store := d.kept(); store != nil {
+		store.remove(fileOf(l.record.Key))
+	}
+}
+
+func (d *Driver) setAside(l *left) {
+	l.record.Sessions = l.secrets.save()
+	store := d.kept()
+	if store == nil || len(l.record.Sessions) == 0 {
+		return
+	}
+	var err error
+	if l.record.file, err = store.setAside(l.record); err != nil {
+		d.logger.Warn("a crash now would lose what is to be revoked", "task", l.record.Key, "error", err)
+	}
+}
+
+// revokeAll tries until everything is revoked or the plugin ends.
+func (d *Driver) revokeAll(l *left) {
+	pause := vault.Backoff{First: time.Second, Most: time.Minute}
+	for !d.revoke(d.ctx, l) {
+		select {
+		case <-time.After(pause.Next()):
+		case <-d.ctx.Done():
+			return
+		}
+	}
+}
+
+// revoke tries once and reports whether nothing is left to revoke.
+func (d *Driver) revoke(ctx context.Context, l *left) bool {
+	select {
+	case d.revoking <- struct{}{}:
+		defer func() { <-d.revoking }()
+	case <-ctx.Done():
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, revokeWithin)
+	defer cancel()
+	switch err := l.secrets.close(ctx); {
+	case err == nil && l.warned:
+		d.logger.Info("revoked at last, or ended by its TTL", "task", l.record.Key)
+	case err == nil:
+	case errors.Is(err, vault.ErrUnavailable), ctx.Err() != nil:
+		if !l.warned && d.ctx.Err() == nil {
+			d.logger.Warn("cannot revoke yet", "task", l.record.Key, "error", err)
+		}
+		l.warned = true
+		return false
+	default:
+		d.logger.Warn("left to end by its TTL", "task", l.record.Key, "error", err)
+	}
+	if store := d.kept(); store != nil && l.record.file != "" {
+		reached(l.record.Key, "revoked")
+		store.remove(l.record.file)
+	}
+	return true
+}

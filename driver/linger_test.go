@@ -1,0 +1,433 @@
+package driver
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/vault/vaulttest"
+)
+
+func TestStopRevokesAfterTwoSeconds(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(whole)
+		ended := r.wait()
+		must.NoError(t, h.StopTask(r.cfg.ID, 7*time.Second, "SIGTERM"))
+		must.Eq(t, []string{"stop 7s SIGTERM"}, r.did())
+		must.Eq(t, &drivers.ExitResult{ExitCode: 143, Signal: 15}, <-ended)
+		after(stopLinger - time.Second)
+		must.Len(t, 1, h.Users())
+		must.NotEq(t, "", h.file("secrets/db"))
+		after(time.Second)
+		h.nothingLeft()
+		must.NoError(t, h.DestroyTask(r.cfg.ID, false))
+		must.NoError(t, h.StopTask(r.cfg.ID, 0, ""), must.Sprint("an unknown task has been stopped"))
+		must.MapEmpty(t, h.tasks)
+		must.MapEmpty(t, h.idle)
+	})
+}
+
+func TestEndWithoutAStopRevokesAfterTheLinger(t *testing.T) {
+	for _, linger := range []time.Duration{0, time.Second, time.Minute} {
+		t.Run(linger.String(), func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.config.Linger = linger
+				must.NoError(t, h.Configure(h.config))
+				r := h.start(whole)
+				r.exit(1)
+				if linger > 0 {
+					after(linger - time.Nanosecond)
+					must.Len(t, 1, h.Users())
+					after(time.Nanosecond)
+				}
+				h.nothingLeft()
+			})
+		})
+	}
+}
+
+func TestStopCanBeAskedAtAnyTime(t *testing.T) {
+	scriptly := several(strings.ReplaceAll(onScript, "args =", "timeout = \"30m\"\n args ="))
+	for name, test := range map[string]struct {
+		config string
+		busy   func(*host)
+		within time.Duration
+		starts int // of processes altogether
+	}{
+		"while nothing happens":          {config: several(onSignal), within: 0},
+		"while the splay runs":           {config: strings.ReplaceAll(several(""), `"0s"`, `"1h"`), within: 0},
+		"while changes are waited for":   {config: several("wait {\nmin = \"10m\"\n}"), within: 0},
+		"while it is rendered":           {config: asApp + block("local/0", kv+`{{ with secret "secret/data/web" }}{{ if eq .Data.data.k "blue" }}{{ with secret "kv/more" }}{{ end }}{{ end }}{{ end }}`, ""), busy: func(h *host) { h.Break(vaulttest.Fault{Match: "GET kv/more", Hang: true}) }, within: 0},
+		"while Vault is away":            {config: several(""), busy: func(h *host) { h.Down(true) }, within: 0},
+		"while a script runs":            {config: scriptly, busy: func(h *host) { h.inner.slow("exec", 30*time.Minute) }, within: 0},
+		"while the old process ends":     {config: several(""), busy: func(h *host) { h.inner.slow("stop", time.Minute) }, within: time.Minute},
+		"while the new process starts":   {config: several(""), busy: func(h *host) { h.inner.slow("start", time.Minute) }, within: time.Minute, starts: 2},
+		"while the old one is forgotten": {config: several(""), busy: func(h *host) { h.inner.slow("destroy", time.Minute) }, within: time.Minute, starts: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.write("green")
+				r := h.start(test.config)
+				ended := r.wait()
+				if test.busy != nil {
+					test.busy(h)
+				}
+				h.write("blue")
+				after(noticed)
+				began := time.Now()
+				must.NoError(t, h.StopTask(r.cfg.ID, 5*time.Second, "SIGTERM"))
+				must.Between(t, 0, time.Since(began), test.within)
+				must.Eq(t, 143, (<-ended).ExitCode)
+				must.Eq(t, max(1, test.starts), h.machine.pids)
+				must.Len(t, 0, h.machine.running())
+				h.Down(false)
+				must.NoError(t, h.DestroyTask(r.cfg.ID, true))
+				after(time.Hour)
+				h.nothingLeft()
+			})
+		})
+	}
+}
+
+func TestStopThatFailsLeavesTheTaskAsItWas(t *testing.T) {
+	for name, more := range map[string]string{"running": onSignal, "in a script": strings.ReplaceAll(onScript, "args =", "timeout = \"30m\"\n args =")} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.write("green")
+				r := h.start(several(more))
+				h.inner.failing("stop", errWrapped)
+				h.inner.slow("exec", time.Minute)
+				h.write("blue")
+				after(noticed)
+				must.True(t, h.StopTask(r.cfg.ID, 0, "") == errWrapped)
+				after(time.Hour)
+				must.Eq(t, "blue", h.file("local/0"))
+				must.Len(t, 1, h.events(), must.Sprint("what was begun is ended"))
+				h.write("red")
+				after(noticed)
+				must.Eq(t, "red", h.file("local/0"), must.Sprint("secrets are kept current"))
+				h.inner.failing("stop", nil)
+				r.stop()
+				must.False(t, r.alive())
+			})
+		})
+	}
+}
+
+func TestDestroyOfARunningTaskNeedsForce(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(whole)
+		ended := r.wait()
+		must.ErrorContains(t, h.DestroyTask(r.cfg.ID, false), "it is running")
+		must.True(t, r.alive())
+		must.NoError(t, h.DestroyTask(r.cfg.ID, true))
+		must.NotNil(t, <-ended)
+		must.False(t, r.alive())
+		again := h.start(whole) // at once: what was left is found
+		must.Eq(t, 1, h.Logins())
+		again.stop()
+		after(stopLinger)
+		h.nothingLeft()
+	})
+}
+
+func TestStopReturnsWhenTheNextRunFindsWhatIsLeft(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(whole)
+		task, _ := h.task(r.cfg.ID)
+		stopped := make(chan error, 1)
+		task.secrets.mu.Lock() // holds up the end of the run
+		go func() { stopped <- h.StopTask(r.cfg.ID, 0, "") }()
+		for len(h.machine.running()) > 0 {
+			runtime.Gosched()
+		}
+		for range 10000 { // a stop that did not wait would be over by now
+			runtime.Gosched()
+		}
+		must.Zero(t, len(stopped))
+		task.secrets.mu.Unlock()
+		must.NoError(t, <-stopped)
+		h.start(whole)
+		must.Eq(t, 1, h.Logins())
+	})
+}
+
+func TestCrashLoopKeepsTheSession(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		config := whole + block("local/color", kv, "")
+		r := h.start(config)
+		token, user, password := sole(t, h.Tokens()), sole(t, h.Users()), h.file("secrets/db")
+		for i := range 20 {
+			h.write(fmt.Sprint("color ", i))
+			r.exit(1)
+			after(time.Second)
+			must.NoError(t, h.DestroyTask(r.cfg.ID, true))
+			r = h.start(config)
+			must.Eq(t, fmt.Sprint("color ", i), h.file("local/color"), must.Sprint("what has no lease is read anew"))
+		}
+		after(3 * time.Hour)
+		must.True(t, r.alive())
+		must.Eq(t, token, sole(t, h.Tokens()))
+		must.Eq(t, user, sole(t, h.Users()))
+		must.Eq(t, password, h.file("secrets/db"))
+		must.Eq(t, 1, h.Logins())
+		must.Eq(t, 1, h.Minted())
+		must.SliceEmpty(t, r.did())
+		r.stop()
+		after(stopLinger)
+		h.nothingLeft()
+	})
+}
+
+func TestRestartByNomadKeepsTheSession(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(whole)
+		user := sole(t, h.Users())
+		r.stop()
+		again := h.start(whole)
+		after(time.Hour)
+		must.Eq(t, user, sole(t, h.Users()))
+		must.Eq(t, 1, h.Logins())
+		must.True(t, again.alive())
+	})
+}
+
+func TestStartDuringAnOutageUsesTheSessionThatIsThere(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(whole + block("local/color", kv, ""))
+		h.Down(true)
+		r.exit(1)
+		after(time.Second)
+		must.NoError(t, h.DestroyTask(r.cfg.ID, true))
+		h.start(whole + block("local/color", kv, ""))
+		must.Eq(t, "green", h.file("local/color"))
+	})
+}
+
+// The moment at which a session expires is also one at which the next run may come. Either that has all of the old one, or
+// all is new; never are its files removed, or its token revoked, by the end of the run before.
+func TestStartAtTheMomentTheLingerEnds(t *testing.T) {
+	for how, early := range map[string]time.Duration{"before": time.Nanosecond, "then": 0, "afterwards": -time.Nanosecond} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				r := h.start(whole)
+				r.exit(1)
+				synctest.Wait()
+				must.NoError(t, h.DestroyTask(r.cfg.ID, true))
+				h.Driver.mu.Lock()
+				old := h.idle["alloc-1/web"]
+				h.Driver.mu.Unlock()
+				if early == 0 {
+					old.secrets.mu.Lock() // holds up the removal of its files
+				}
+				time.Sleep(h.config.Linger - early)
+				started := make(chan error, 1)
+				go func() {
+					_, _, err := h.StartTask(h.job(whole))
+					started <- err
+				}()
+				if early == 0 {
+					must.False(t, old.timer.Stop(), must.Sprint("it has expired"))
+					for range 10000 { // a start that did not wait would be over by now
+						runtime.Gosched()
+					}
+					old.secrets.mu.Unlock()
+				}
+				must.NoError(t, <-started)
+				after(time.Minute)
+				must.Eq(t, vaulttest.Planted+sole(t, h.Users()), h.file("secrets/db"))
+				must.Eq(t, sole(t, h.Tokens()), h.file("secrets/vault_token"))
+				must.Eq(t, map[bool]int{true: 1, false: 2}[how == "before"], h.Logins())
+				must.Eq(t, []string{fileOf("alloc-1/web")}, h.records())
+			})
+		})
+	}
+}
+
+func TestWhatBecomesOfALingeringSessionIsSaved(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.config.Linger = 2 * time.Hour
+		must.NoError(t, h.Configure(h.config))
+		r := h.start(whole)
+		r.exit(1)
+		h.RevokeTokens()
+		after(time.Hour)
+		must.Eq(t, 2, h.Logins())
+		h.reboot()
+		h.start(whole)
+		must.Eq(t, 2, h.Logins())
+		must.Eq(t, sole(t, h.Tokens()), h.file("secrets/vault_token"))
+	})
+}
+
+func TestRunThatWasSucceededSavesNothingMore(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(whole)
+		late, _ := h.task(r.cfg.ID)
+		r.stop()
+		after(stopLinger)
+		late.save()
+		h.nothingLeft()
+	})
+}
+
+func TestTimersOfAPluginThatHasEndedDoNothing(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(whole)
+		r.exit(1)
+		synctest.Wait()
+		h.crash()
+		after(2 * h.config.Linger)
+		must.NotEq(t, "", h.file("secrets/db"))
+		must.Len(t, 1, h.Users())
+		h.boot()
+		after(unclaimedAfter)
+		h.nothingLeft()
+	})
+}
+
+func TestAnotherLoginIsNotServedByTheOldSession(t *testing.T) {
+	for name, vault := range map[string]string{
+		"role":          "role = \"other\"",
+		"namespace":     "role = \"app\"\n namespace = \"team\"",
+		"identity":      "role = \"app\"\n identity = \"second\"",
+		"identity file": "role = \"app\"\n identity_file = \"local/my.jwt\"",
+		"cluster":       "role = \"app\"\n cluster = \"west\"",
+	} {
+		for how, reboot := range map[string]bool{"": false, " after a crash of the plugin": true} {
+			t.Run(name+how, func(t *testing.T) {
+				bubble(t, func(h *host) {
+					west := h.Cluster()
+					west.Name = "west"
+					h.config.Clusters = append(h.config.Clusters, west)
+					must.NoError(t, h.Configure(h.config))
+					h.SetRole("other", vaulttest.Role{TTL: time.Hour})
+					h.put("web/secrets/nomad_second.jwt", h.JWT)
+					h.put("web/local/my.jwt", h.JWT)
+					r := h.start(whole)
+					token, user := sole(t, h.Tokens()), sole(t, h.Users())
+					r.exit(1)
+					after(time.Second)
+					if reboot {
+						h.reboot()
+					}
+					must.NoError(t, h.DestroyTask(r.cfg.ID, true))
+					again := h.start(strings.Replace(whole, "role = \"app\"", vault, 1))
+					after(time.Second)
+					must.NotEq(t, token, sole(t, h.Tokens()))
+					must.NotEq(t, user, sole(t, h.Users()))
+					must.Eq(t, 2, h.Logins())
+					again.stop()
+					after(stopLinger)
+					must.NoError(t, os.Remove(filepath.Join(h.alloc, "web/local/my.jwt")))
+					h.nothingLeft()
+				})
+			})
+		}
+	}
+}
+
+func TestRevocationThatVaultDoesNotAnswerIsTriedAgain(t *testing.T) {
+	for how, reboot := range map[string]bool{"": false, "and survives a crash of the plugin": true} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				r := h.start(whole)
+				h.Down(true)
+				r.stop()
+				after(time.Minute)
+				must.Len(t, 1, h.Users())
+				must.Eq(t, "", h.file("secrets/db"), must.Sprint("files do not wait for Vault"))
+				must.Eq(t, 1, h.logged("cannot revoke yet"))
+				if reboot {
+					h.reboot()
+					after(time.Minute)
+				}
+				h.Down(false)
+				after(time.Minute)
+				h.nothingLeft()
+			})
+		})
+	}
+}
+
+func TestRevocationIsGivenUpWhenEverythingHasEndedByItself(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.SetRole("app", vaulttest.Role{TTL: time.Hour})
+		r := h.start(whole)
+		h.Down(true)
+		r.stop()
+		after(59 * time.Minute)
+		must.Len(t, 1, h.records())
+		after(5 * time.Minute)
+		must.Len(t, 0, h.records())
+		must.Eq(t, 1, h.logged("revoked at last, or ended by its TTL"))
+	})
+}
+
+func TestRunWhileTheOneBeforeIsStillBeingRevoked(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(whole)
+		old := sole(t, h.Users())
+		mend := h.Break(vaulttest.Fault{Match: "PUT auth/token/revoke-self", Status: 503})
+		r.stop()
+		after(time.Minute)
+		again := h.start(whole)
+		must.Len(t, 2, h.Users())
+		mend()
+		after(time.Minute)
+		user := sole(t, h.Users())
+		must.NotEq(t, old, user)
+		must.Eq(t, vaulttest.Planted+user, h.file("secrets/db"))
+		h.reboot()
+		again.recovered()
+		after(time.Hour)
+		must.Eq(t, user, sole(t, h.Users()), must.Sprint("the end of the old one did not take the state of the new one"))
+		must.Eq(t, []string{"recover"}, again.did())
+	})
+}
+
+func TestRevocationsAreBounded(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(whole)
+		for range workers {
+			h.revoking <- struct{}{}
+		}
+		r.stop()
+		after(time.Hour)
+		must.Len(t, 1, h.Users())
+		<-h.revoking
+		after(0)
+		h.nothingLeft()
+	})
+}
+
+func TestManyStopsAtOnceAllEnd(t *testing.T) {
+	bubble(t, func(h *host) {
+		const tasks = 200
+		h.Break(vaulttest.Fault{Match: "PUT auth/token/revoke-self", Slow: time.Second})
+		var all sync.WaitGroup
+		for i := range tasks {
+			cfg := h.job(asApp + block("alloc/"+fmt.Sprint(i), creds, ""))
+			cfg.AllocID = fmt.Sprint("alloc-", i)
+			_, _, err := h.StartTask(cfg)
+			must.NoError(t, err)
+			all.Go(func() { must.NoError(t, h.StopTask(cfg.ID, 0, "")) })
+		}
+		all.Wait()
+		after(stopLinger + 15*time.Second) // a second each, workers at a time
+		h.nothingLeft()
+		must.Eq(t, tasks, h.Calls("PUT auth/token/revoke-self"))
+	})
+}

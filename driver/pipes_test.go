@@ -1,0 +1,234 @@
+package driver
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
+)
+
+// collector is Nomad's log collector of one FIFO.
+type collector struct {
+	testing.TB
+	fd int
+}
+
+func collect(t testing.TB, path string) *collector {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	must.NoError(t, err)
+	return &collector{t, fd}
+}
+
+func (c *collector) close() { must.NoError(c, unix.Close(c.fd)) }
+
+// read returns what has been written. The end of the log, which is that of its last writer, is an error.
+func (c *collector) read() string {
+	c.Helper()
+	data := make([]byte, 1<<20)
+	n, err := unix.Read(c.fd, data)
+	if err == unix.EAGAIN {
+		return ""
+	}
+	must.NoError(c, err)
+	must.Positive(c, n, must.Sprint("the end of the log"))
+	return string(data[:n])
+}
+
+// over reports whether the log has ended.
+func (c *collector) over() bool {
+	n, err := unix.Read(c.fd, make([]byte, 1))
+	return n == 0 && err == nil
+}
+
+// fifos makes a task's two.
+func fifos(t *testing.T) (stdout, stderr string) {
+	dir := t.TempDir()
+	stdout, stderr = filepath.Join(dir, "stdout"), filepath.Join(dir, "stderr")
+	must.NoError(t, unix.Mkfifo(stdout, 0o600))
+	must.NoError(t, unix.Mkfifo(stderr, 0o600))
+	return stdout, stderr
+}
+
+func TestLogGoesOnOverARestartInTheDriver(t *testing.T) {
+	bubble(t, func(h *host) {
+		stdout, stderr := fifos(t)
+		out, err := collect(t, stdout), collect(t, stderr)
+		h.write("green")
+		cfg := h.job(several(""))
+		cfg.StdoutPath, cfg.StderrPath = stdout, stderr
+		_, _, failed := h.StartTask(cfg)
+		must.NoError(t, failed)
+		must.StrHasPrefix(t, "[vault-fake] secrets ready after 0s: templates rendered: 1, vault \"default\" token accessor-", err.read())
+		h.inner.slow("start", time.Minute) // between the two processes nobody but us holds the pipes
+		h.write("blue")
+		for len(h.machine.running()) > 0 {
+			after(time.Second)
+		}
+		must.Eq(t, "", out.read())
+		must.Eq(t, "", err.read())
+		after(2 * time.Minute)
+		must.Eq(t, "[vault-fake] local/0 changed; restarted\n", err.read())
+		r := &run{host: h, cfg: cfg}
+		r.exit(0)
+		after(0)
+		must.True(t, out.over(), must.Sprint("the collector must see the end, or it is waited for"))
+		must.True(t, err.over())
+		out.close()
+		err.close()
+	})
+}
+
+// The new process would hang at its first lines.
+func TestRestartWaitsForALogCollector(t *testing.T) {
+	for how, comes := range map[string]bool{"that comes": true, "that does not come": false} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				stdout, stderr := fifos(t)
+				out, err := collect(t, stdout), collect(t, stderr)
+				h.write("green")
+				cfg := h.job(several(""))
+				cfg.StdoutPath, cfg.StderrPath = stdout, stderr
+				_, _, failed := h.StartTask(cfg)
+				must.NoError(t, failed)
+				r := &run{host: h, cfg: cfg}
+				ended := r.wait()
+				r.did()
+				out.close()
+				err.close()
+				h.write("blue")
+				after(noticed)
+				must.SliceEmpty(t, r.did())
+				if !comes {
+					must.ErrorIs(t, (<-ended).Err, errNoReader)
+					must.Len(t, 0, h.machine.running())
+					return
+				}
+				out, err = collect(t, stdout), collect(t, stderr)
+				after(2 * time.Second)
+				must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
+				must.Len(t, 1, h.events()[1:])
+				out.close()
+				err.close()
+			})
+		})
+	}
+}
+
+func TestLineThatThePipeHasNoRoomForIsDropped(t *testing.T) {
+	stdout, stderr := fifos(t)
+	out, err := collect(t, stdout), collect(t, stderr)
+	defer out.close()
+	defer err.close()
+	p := newPipes("[x] ", stdout, stderr)
+	must.NoError(t, p.hold())
+	defer p.close()
+	for range 100 {
+		p.say(strings.Repeat("long ", 1000)) // does not return if it waits
+	}
+	lines := strings.Split(strings.TrimSuffix(err.read(), "\n"), "\n")
+	must.Between(t, 10, len(lines), 99)
+	for _, line := range lines {
+		must.StrHasPrefix(t, "[x] long ", line)
+		must.LessEq(t, 4096, len(line)+1)
+	}
+	p.say("two\nlines")
+	must.Eq(t, "[x] two lines\n", err.read())
+}
+
+func TestCollectorThatReadsNoLongerIsFound(t *testing.T) {
+	stdout, stderr := fifos(t)
+	out, err := collect(t, stdout), collect(t, stderr)
+	defer out.close()
+	defer err.close()
+	p := newPipes("[x] ", stdout, stderr)
+	must.NoError(t, p.hold())
+	defer p.close()
+	go func() {
+		for !strings.Contains(err.read(), "two") {
+		}
+	}()
+	must.False(t, p.unread("two", time.Minute))
+	must.True(t, p.unread("three", 20*time.Millisecond))
+	must.False(t, newPipes("", os.DevNull, os.DevNull).unread("nothing to read", time.Minute))
+}
+
+func TestStartWaitsAMomentForTheLogCollector(t *testing.T) {
+	stdout, stderr := fifos(t)
+	p := newPipes("", stdout, stderr)
+	defer p.close()
+	must.ErrorIs(t, p.holdSoon(), errNoReader)
+	reading := make(chan [2]*collector)
+	go func() {
+		for !strings.Contains(stacks(), "holdSoon") { // it has begun to wait
+		}
+		reading <- [2]*collector{collect(t, stdout), collect(t, stderr)}
+	}()
+	must.NoError(t, p.holdSoon())
+	for _, c := range <-reading {
+		c.close()
+	}
+}
+
+// stacks are those of all goroutines.
+func stacks() string {
+	buf := make([]byte, 1<<20)
+	return string(buf[:runtime.Stack(buf, true)])
+}
+
+func TestPipesAreHeldOnceAndGivenUp(t *testing.T) {
+	stdout, stderr := fifos(t)
+	p := newPipes("", stdout, stderr)
+	must.ErrorIs(t, p.hold(), errNoReader)
+	p.say("nobody reads this")
+	out, err := collect(t, stdout), collect(t, stderr)
+	before := descriptors(t)
+	must.NoError(t, p.hold())
+	must.NoError(t, p.hold())
+	must.Eq(t, before+2, descriptors(t))
+	p.close()
+	must.Eq(t, before, descriptors(t))
+	p.say("too late")
+	must.NoError(t, p.hold())
+	must.Eq(t, before, descriptors(t))
+	must.True(t, err.over())
+	out.close()
+	err.close()
+	p.close()
+}
+
+func TestDisabledLogsAreNothingToHold(t *testing.T) {
+	for _, path := range []string{"", os.DevNull} {
+		p := newPipes("", path, path)
+		must.NoError(t, p.hold())
+		p.say("x")
+		must.Nil(t, p.stderr.file)
+	}
+}
+
+func TestLogPipeIsNotOpenedThroughALink(t *testing.T) {
+	dir := t.TempDir()
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
+	must.NoError(t, os.Symlink("file", filepath.Join(dir, "link")))
+	p := newPipes("", filepath.Join(dir, "link"), filepath.Join(dir, "link"))
+	must.ErrorContains(t, p.hold(), "open log pipe")
+	p.say("x")
+	f, err := os.Open(filepath.Join(dir, "file"))
+	must.NoError(t, err)
+	defer f.Close()
+	data, err := io.ReadAll(f)
+	must.NoError(t, err)
+	must.Eq(t, "", string(data))
+}
+
+// descriptors counts the open files of this process.
+func descriptors(t *testing.T) int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	must.NoError(t, err)
+	return len(entries)
+}

@@ -1,0 +1,136 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+)
+
+// RecoverTask takes a running task over from a plugin process before this one: the same process, the same token, the same
+// leases. It does not ask Vault: what Vault thinks of them is found out while the task runs.
+func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
+	d.Serve()
+	if handle == nil || handle.Config == nil {
+		return errors.New("recover task: the handle has no config")
+	}
+	if _, known := d.task(handle.Config.ID); known {
+		return nil // the agent was restarted, we were not
+	}
+	var kept handleState
+	if err := handle.GetDriverState(&kept); err != nil {
+		return fmt.Errorf("decode task handle: %w", err)
+	}
+	cfg := handle.Config.Copy()
+	if err := cfg.EncodeConcreteDriverConfig(kept.Config); err != nil {
+		return fmt.Errorf("encode config block: %w", err)
+	}
+	t, err := d.newTask(cfg, d.log(cfg))
+	if err != nil {
+		return err
+	}
+	t.ctx, t.cancel = context.WithCancel(d.ctx)
+	if err := t.reattach(kept); err != nil {
+		t.say("not taken over after the end of the plugin before: %v", err)
+		t.pipes.close()
+		t.cancel()
+		return err
+	}
+	d.add(t)
+	go t.takenOver()
+	return nil
+}
+
+// takenOver holds the log pipes and says with what the task goes on, where it has something of ours. An agent that was
+// restarted recovers tasks before it starts their log collectors (client/allocrunner/taskrunner/task_runner.go, Restore).
+func (t *task) takenOver() {
+	for end := time.Now().Add(unreadFor); t.pipes.hold() != nil && time.Now().Before(end); {
+		select {
+		case <-time.After(time.Second / 2):
+		case <-t.ctx.Done():
+			return
+		}
+	}
+	switch sessions := t.secrets.describe(); {
+	case sessions != "":
+		t.say("taken over after the end of the plugin before%s", sessions)
+	case len(t.conf.Templates) > 0:
+		t.say("taken over after the end of the plugin before, which kept no session: its secrets are read anew")
+	}
+}
+
+// reattach finds the process and the session again. What it has claimed is put back for the next start when there is no
+// such process.
+func (t *task) reattach(kept handleState) error {
+	t.record.InnerVersion, t.record.Inner = kept.InnerVersion, kept.Inner
+	old := t.d.claim(t.secrets.key)
+	if old != nil && old.record.TaskID == t.cfg.ID && old.record.Inner != nil { // of the present process, which we may have restarted
+		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner
+		t.record.Told, t.record.Once = old.record.Told, old.record.Once
+	}
+	err := t.d.inner.RecoverTask(&drivers.TaskHandle{Version: t.record.InnerVersion, Config: t.cfg, DriverState: t.record.Inner})
+	if err == nil {
+		err = t.watch()
+	}
+	if err != nil {
+		if old != nil {
+			if unswept := t.d.sweep(old); unswept != nil {
+				err = fmt.Errorf("%w; %w", err, unswept)
+			}
+			t.d.leave(old, t.op.Linger)
+		}
+		return err
+	}
+	if old != nil {
+		t.adopt(old)
+	}
+	t.current, t.recovered = &generation{output: t.record.Once}, true
+	t.quiet = time.After(0) // render what was rendered before: the same bytes mean that nothing happened
+	return nil
+}
+
+// remember changes what the state directory has of the task. A failure costs adoption after a crash, not the task.
+func (t *task) remember(change func(*record)) {
+	t.saving.Lock()
+	defer t.saving.Unlock()
+	change(&t.record)
+	store := t.d.kept()
+	if store == nil || t.over {
+		return
+	}
+	r := t.record
+	r.Sessions = t.secrets.save()
+	err := store.save(r)
+	if err != nil && !t.unsaved {
+		t.d.logger.Warn("state is not saved", "task", r.Key, "error", err)
+	}
+	t.unsaved = err != nil
+}
+
+// save is for when a session has something new that must not be lost.
+func (t *task) save() { t.remember(func(*record) {}) }
+
+// use remembers that the process has what is in g.
+func (r *record) use(g *generation, templates []TemplateConfig) {
+	r.Told, r.Once = maps.Clone(g.sums), map[string][]byte{}
+	for i := range templates {
+		if output, ok := g.once(&templates[i]); ok {
+			r.Once[templates[i].Destination] = output
+		}
+	}
+}
+
+// leaves returns what the run leaves for the next one. Until somebody has claimed it, what becomes of its sessions is saved.
+func (t *task) leaves() *left {
+	t.save()
+	return &left{record: t.record, secrets: t.secrets, seal: t.seal}
+}
+
+func (t *task) seal() {
+	t.saving.Lock()
+	defer t.saving.Unlock()
+	t.over = true
+}

@@ -1,0 +1,493 @@
+package driver
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/nomad/structs"
+	"github.com/hashicorp/nomad/plugins/drivers"
+	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/driver/vault/vaulttest"
+)
+
+func TestRecoverAdopts(t *testing.T) {
+	for how, test := range map[string]struct{ before, after func(*host) }{
+		"":                    {},
+		"while Vault is down": {func(h *host) { h.Down(true) }, func(h *host) { after(10 * time.Minute); h.Down(false) }},
+		"after an hour":       {func(*host) { after(40 * time.Minute) }, nil},
+	} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.write("green")
+				r := h.start(whole + block("local/color", kv, onSignal))
+				process, token, user := r.process(), sole(t, h.Tokens()), sole(t, h.Users())
+				h.crash()
+				if test.before != nil {
+					test.before(h)
+				}
+				h.boot()
+				r.recovered()
+				must.Eq(t, []string{"recover"}, r.did())
+				if test.after != nil {
+					test.after(h)
+				}
+				after(4 * time.Hour)
+				must.SliceEmpty(t, r.did())
+				must.SliceNotContains(t, h.events(), "Secrets changed", must.Sprint("no action"))
+				must.True(t, process == r.process())
+				must.Eq(t, token, sole(t, h.Tokens()))
+				must.Eq(t, user, sole(t, h.Users()))
+				must.Eq(t, 1, h.Logins())
+				must.Eq(t, 1, h.Minted())
+
+				h.write("blue")
+				after(noticed)
+				must.Eq(t, []string{"signal SIGHUP"}, r.did())
+				must.NoError(t, h.SignalTask(r.cfg.ID, "SIGUSR1"))
+				ended := r.wait()
+				r.stop()
+				must.Eq(t, 143, (<-ended).ExitCode)
+				after(stopLinger)
+				h.nothingLeft()
+			})
+		})
+	}
+}
+
+func TestRecoverOfASessionThatHasEndedIsOneRotationAndOneAction(t *testing.T) {
+	for how, end := range map[string]func(*host){
+		"by its TTL":         func(*host) { after(2 * time.Hour) },
+		"by an operator":     func(h *host) { h.RevokeTokens() },
+		"the leases only":    func(h *host) { h.RevokeLeases() },
+		"and Vault was away": func(h *host) { h.RevokeTokens(); h.Down(true) },
+	} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				r := h.start(asApp + block("secrets/env", "USER="+creds, "env = true"))
+				process := r.process()
+				h.crash()
+				end(h)
+				h.boot()
+				r.recovered()
+				after(10 * time.Second)
+				if how == "and Vault was away" {
+					after(10 * time.Minute)
+					must.True(t, process == r.process())
+					h.Down(false)
+				}
+				after(2 * time.Minute)
+				must.True(t, process != r.process())
+				must.Len(t, 1, slices.DeleteFunc(h.events(), func(e string) bool { return !strings.HasPrefix(e, "Secrets changed") }))
+				must.Eq(t, sole(t, h.Users()), r.process().env["USER"])
+				must.Eq(t, 2, h.Minted())
+				r.did()
+				after(2 * time.Hour)
+				must.SliceEmpty(t, r.did())
+			})
+		})
+	}
+}
+
+func TestRecoverOfAKnownTaskIsNothing(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(whole)
+		r.recovered()
+		must.SliceEmpty(t, r.did())
+		must.True(t, r.alive())
+	})
+}
+
+func TestRecoverFindsTheProcessThatWeHaveRestarted(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(asApp + block("secrets/env", "COLOR="+kv, "env = true"))
+		h.write("blue")
+		after(noticed)
+		process := r.process()
+		h.reboot()
+		r.recovered()
+		after(time.Hour)
+		must.Eq(t, []string{"recover"}, r.did())
+		must.True(t, process == r.process())
+		must.Eq(t, "blue", process.env["COLOR"])
+	})
+}
+
+func TestActionThatWasPendingHappensAfterACrash(t *testing.T) {
+	splayed(t, asApp+block("secrets/env", "COLOR="+kv, "env = true"), func(r *run) (over bool) {
+		r.write("blue")
+		after(6 * time.Second)
+		must.Eq(t, "COLOR=blue", r.file("secrets/env"))
+		if len(r.did()) > 0 {
+			return true
+		}
+		r.reboot()
+		r.recovered()
+		after(time.Hour)
+		must.Eq(t, []string{"recover", "stop 5s", "destroy", "start"}, r.did())
+		must.Eq(t, "blue", r.process().env["COLOR"])
+		must.Eq(t, []string{"Secrets changed: secrets/env; restarted by vault-fake"}, r.events())
+		return false
+	})
+}
+
+// What the scheduler has got from Vault since the last action is in no record that only actions write.
+func TestCredentialsThatNobodyWasToldOfAreNotLostInACrash(t *testing.T) {
+	for until, more := range map[string]string{"the action": "", "they are rendered": "wait {\nmin = \"5m\"\n}"} {
+		t.Run("before "+until, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Fixed: true}) // at 85 % another login, and a lease with it
+				r := h.start(strings.ReplaceAll(asApp+block("secrets/db", creds, more), `"0s"`, `"1000h"`))
+				for h.Minted() == 1 {
+					after(time.Second)
+				}
+				after(time.Second)
+				must.SliceEmpty(t, r.did())
+				must.Len(t, 2, h.Tokens())
+				h.reboot()
+				r.recovered()
+				must.Eq(t, 2, h.Logins())
+				must.Eq(t, 2, h.Minted())
+				r.stop()
+				after(stopLinger)
+				h.nothingLeft()
+			})
+		})
+	}
+}
+
+func TestRecoverWithoutStateLogsInAgainAndActsOnce(t *testing.T) {
+	garbage := func(data string) func(*host) {
+		return func(h *host) {
+			must.NoError(h, os.WriteFile(filepath.Join(h.config.StateDir, fileOf("alloc-1/web")), []byte(data), 0o600))
+		}
+	}
+	for how, test := range map[string]struct {
+		lose func(*host)
+		down bool
+	}{
+		"gone":                         {lose: func(h *host) { must.NoError(h, os.Remove(filepath.Join(h.config.StateDir, fileOf("alloc-1/web")))) }},
+		"gone and Vault is down":       {lose: func(h *host) { must.NoError(h, os.Remove(filepath.Join(h.config.StateDir, fileOf("alloc-1/web")))) }, down: true},
+		"garbage":                      {lose: garbage("\x00\xff{")},
+		"empty":                        {lose: garbage("")},
+		"of a newer plugin":            {lose: garbage(`{"Version":2,"Key":"alloc-1/web"}`)},
+		"a record without its session": {lose: garbage(`{"Version":1,"Key":"alloc-1/web","Sessions":{"default":{"Login":{"Cluster":"default","Role":"app","Identity":"vault"},"State":"e30="}}}`)},
+	} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				r := h.start(asApp + block("secrets/db", creds, "env = false"))
+				process := r.process()
+				h.crash()
+				test.lose(h)
+				h.Down(test.down)
+				h.boot()
+				r.recovered()
+				if test.down {
+					after(10 * time.Minute)
+					must.Eq(t, []string{"recover"}, r.did())
+					must.True(t, process == r.process(), must.Sprint("the process is not touched"))
+					h.Down(false)
+					after(2 * time.Minute)
+					must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
+				} else {
+					must.Eq(t, []string{"recover", "stop 5s", "destroy", "start"}, r.did())
+				}
+				must.Eq(t, 2, h.Logins())
+				must.Eq(t, 2, h.Minted())
+				must.SliceContains(t, h.Users(), h.file("secrets/db"))
+				after(time.Hour)
+				must.SliceEmpty(t, r.did())
+			})
+		})
+	}
+}
+
+func TestRecoverWaitsForNoLogCollectorAndTellsTheNextOne(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.stderr = filepath.Join(h.alloc, "stderr")
+		must.NoError(t, unix.Mkfifo(h.stderr, 0o600))
+		collector := collect(t, h.stderr)
+		h.write("green")
+		r := h.start(several(onSignal))
+		must.StrContains(t, collector.read(), "[vault-fake] secrets ready")
+		h.crash()
+		collector.close()
+		h.boot()
+		r.recovered()
+		h.write("blue")
+		after(noticed)
+		must.Eq(t, []string{"recover", "signal SIGHUP"}, r.did())
+		collector = collect(t, h.stderr) // the agent starts one when it gets there
+		h.write("red")
+		after(noticed)
+		must.Eq(t, "[vault-fake] taken over after the end of the plugin before, vault \"default\" token accessor-1 with policies [default]\n"+
+			"[vault-fake] local/0 changed; sent SIGHUP\n", collector.read())
+		collector.close()
+	})
+}
+
+// A task that runs is not ended because what only a start needs has changed meanwhile.
+func TestRecoverDoesNotAskWhatOnlyAStartNeeds(t *testing.T) {
+	for how, test := range map[string]struct {
+		change func(*host)
+		says   string
+	}{
+		"poll intervals are limited": {change: func(h *host) { h.config.PollInterval, h.config.MinPollInterval = time.Hour, time.Hour }},
+		"the user is denied":         {change: func(h *host) { h.config.DeniedUsers = []string{"daemon"} }},
+		"the cluster is taken away":  {change: func(h *host) { h.config.Clusters[0].Name = "other" }, says: `cluster "default" is unknown`},
+		"the source has gone":        {change: func(h *host) { must.NoError(h, os.Remove(filepath.Join(h.alloc, "web/local/x.tpl"))) }, says: "no such file or directory"},
+		"the source is wrong":        {change: func(h *host) { h.put("web/local/x.tpl", "{{ none }}") }, says: `function "none" not defined`},
+	} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.write("green")
+				h.put("web/local/x.tpl", kv)
+				cfg := h.job(asApp + "template {\n destination = \"local/x\"\n source = \"local/x.tpl\"\n poll_interval = \"5s\"\n}")
+				cfg.User = "daemon"
+				handle, _, err := h.StartTask(cfg)
+				must.NoError(t, err)
+				r := &run{h, cfg, handle}
+				process := r.process()
+				h.crash()
+				test.change(h)
+				h.boot()
+				r.recovered()
+				after(time.Hour)
+				must.Eq(t, []string{"recover"}, r.did())
+				must.True(t, process == r.process())
+				must.Eq(t, "green", h.file("local/x"))
+				if test.says != "" {
+					must.StrContains(t, sole(t, h.events()), "Secrets not updated: ")
+					must.Eq(t, 1, h.logged("the last known good secrets stay in use: "))
+					must.Eq(t, 1, h.logged("]  the last known good secrets stay in use: "))
+					must.StrContains(t, h.log.String(), test.says)
+				}
+			})
+		})
+	}
+}
+
+func TestRecoverOfWhatIsGoneFailsAndTheNextStartAdopts(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(whole)
+		user := sole(t, h.Users())
+		h.crash()
+		h.machine.exit(r.process().pid, &drivers.ExitResult{ExitCode: 1})
+		h.boot()
+		must.ErrorContains(t, h.RecoverTask(r.stored()), "wrapped: no process")
+		must.NoError(t, h.DestroyTask(r.cfg.ID, true), must.Sprint("the agent does so"))
+		after(30 * time.Second)
+		again := h.start(whole)
+		after(time.Hour)
+		must.Eq(t, user, sole(t, h.Users()))
+		must.Eq(t, 1, h.Logins())
+		must.True(t, again.alive())
+	})
+}
+
+func TestRecoverThatFailsHalfWayIsDestroyedInTheWrappedDriverToo(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(whole)
+		h.reboot()
+		h.inner.failing("wait", errWrapped)
+		must.True(t, h.RecoverTask(r.stored()) == errWrapped)
+		must.NoError(t, h.DestroyTask(r.cfg.ID, true))
+		must.Len(t, 0, h.machine.running())
+		after(h.config.Linger)
+		h.nothingLeft()
+	})
+}
+
+func TestHandleThatIsNoneOfOursIsAnError(t *testing.T) {
+	bubble(t, func(h *host) {
+		must.ErrorContains(t, h.RecoverTask(nil), "the handle has no config")
+		must.ErrorContains(t, h.RecoverTask(&drivers.TaskHandle{}), "the handle has no config")
+		must.ErrorContains(t, h.RecoverTask(&drivers.TaskHandle{Config: h.job(""), DriverState: []byte("no msgpack")}), "decode task handle")
+		must.ErrorContains(t, h.RecoverTask(&drivers.TaskHandle{Config: h.job("")}), "decode task handle")
+	})
+}
+
+// The agent asks a new plugin process to start the same task with the same ID when the one before died while it did so.
+func TestStartAfterACrashInTheMiddleOfOne(t *testing.T) {
+	for how, hold := range map[string]func(*host) (mend func()){
+		"while Vault is asked": func(h *host) func() { return h.Break(vaulttest.Fault{Match: "GET kv/slow", Hang: true}) },
+		"while the wrapped driver starts": func(h *host) func() {
+			h.inner.slow("start", time.Minute)
+			return func() {}
+		},
+	} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.Put("kv/slow", map[string]any{"k": "v"})
+				config := whole + block("local/slow", `{{ with secret "kv/slow" }}{{ .Data.k }}{{ end }}`, "")
+				cfg := h.job(config)
+				mend := hold(h)
+				go func() { _, _, _ = h.StartTask(cfg) }()
+				after(20 * time.Second)
+				must.Eq(t, 1, h.Logins())
+				h.reboot()
+				mend()
+				handle, _, err := h.StartTask(cfg)
+				must.NoError(t, err)
+				after(time.Hour)
+				must.Eq(t, 1, h.Logins(), must.Sprint("the session was kept before the start was over"))
+				if how == "while the wrapped driver starts" {
+					must.Eq(t, 1, h.Minted())
+				}
+				r := &run{h, cfg, handle}
+				must.NotNil(t, r.process())
+				r.stop()
+				after(stopLinger)
+				h.nothingLeft()
+			})
+		})
+	}
+}
+
+// A process whose handle was lost, because the plugin died between its start and the writing down of the handle, must not run
+// beside the next one.
+func TestProcessThatNobodyKnowsOfIsEnded(t *testing.T) {
+	lose := func(r *run) { // as the crash left it: the wrapped driver was asked, and has not answered
+		r.crash()
+		name := filepath.Join(r.config.StateDir, fileOf("alloc-1/web"))
+		data, err := os.ReadFile(name)
+		must.NoError(r, err)
+		kept, err := decodeRecord(fileOf("alloc-1/web"), data)
+		must.NoError(r, err)
+		must.False(r, kept.Launching)
+		kept.Launching, kept.InnerVersion, kept.Inner = true, 0, nil
+		data, err = json.Marshal(kept)
+		must.NoError(r, err)
+		must.NoError(r, os.WriteFile(name, data, 0o600))
+		r.boot()
+	}
+	one := func(r *run, before *process) {
+		r.Helper()
+		must.True(r, r.process() != before)
+		must.Eq(r, 1, r.Logins())
+	}
+	t.Run("by the same start", func(t *testing.T) {
+		bubble(t, func(h *host) {
+			r := h.start(whole)
+			before := r.process()
+			lose(r)
+			_, _, err := h.StartTask(r.cfg)
+			must.NoError(t, err)
+			must.Eq(t, []string{"sweep alloc-1 web", "start"}, r.did())
+			one(r, before)
+			must.Eq(t, 1, h.Minted())
+		})
+	})
+	t.Run("by a recovery that does not find it", func(t *testing.T) {
+		bubble(t, func(h *host) {
+			r := h.start(whole)
+			before := r.process()
+			other := drivers.TaskHandle{}
+			must.NoError(t, other.SetDriverState(wrappedState{PID: 7})) // of the process before it, which has ended
+			var kept handleState
+			must.NoError(t, r.handle.GetDriverState(&kept))
+			kept.Inner = other.DriverState
+			must.NoError(t, r.handle.SetDriverState(kept))
+			lose(r)
+			must.ErrorContains(t, h.RecoverTask(r.stored()), "wrapped: no process")
+			must.Len(t, 0, h.machine.running())
+			must.NoError(t, h.DestroyTask(r.cfg.ID, true))
+			h.inner.did()
+			again := h.start(whole)
+			one(again, before)
+		})
+	})
+	t.Run("when nobody comes for it", func(t *testing.T) {
+		bubble(t, func(h *host) {
+			r := h.start(whole)
+			lose(r)
+			after(unclaimedAfter - time.Second)
+			must.Len(t, 1, h.machine.running())
+			after(time.Second)
+			h.nothingLeft()
+		})
+	})
+	t.Run("before anything else is tried", func(t *testing.T) {
+		bubble(t, func(h *host) {
+			r := h.start(whole)
+			lose(r)
+			h.inner.failing("sweep", errWrapped)
+			_, _, err := h.StartTask(r.cfg)
+			must.ErrorIs(t, err, errWrapped)
+			must.True(t, structs.IsRecoverable(err))
+			must.SliceNotContains(t, r.did(), "start")
+			must.Eq(t, []string{fileOf("alloc-1/web")}, h.records(), must.Sprint("a crash now loses nothing"))
+			h.inner.failing("sweep", nil)
+			_, _, err = h.StartTask(r.cfg)
+			must.NoError(t, err)
+			must.Len(t, 1, h.machine.running())
+			must.Eq(t, 1, h.Logins())
+		})
+	})
+}
+
+func TestSessionOfAnAllocationThatIsGoneIsRevokedAMinuteLater(t *testing.T) {
+	bubble(t, func(h *host) {
+		gone := h.job(whole)
+		gone.AllocID, gone.AllocDir = "alloc-2", filepath.Join(t.TempDir(), "alloc-2")
+		must.NoError(t, os.CopyFS(gone.AllocDir, os.DirFS(h.alloc)))
+		_, _, err := h.StartTask(gone)
+		must.NoError(t, err)
+		lost := sole(t, h.Users())
+		r := h.start(whole)
+		must.Len(t, 2, h.Users())
+		h.crash()
+		must.NoError(t, os.RemoveAll(gone.AllocDir))
+		h.boot()
+		r.recovered()
+		after(unclaimedAfter - time.Second)
+		must.Len(t, 2, h.Users())
+		after(time.Second)
+		must.NotEq(t, lost, sole(t, h.Users()))
+		must.Eq(t, 1, h.logged("revoking the session of a task that is gone"))
+		must.Eq(t, []string{fileOf("alloc-1/web")}, h.records())
+		after(time.Hour)
+		must.Len(t, 1, h.Users())
+		must.Eq(t, []string{"recover", "sweep alloc-2 web"}, r.did())
+	})
+}
+
+func TestRecoverThatComesTooLateLogsInAgain(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(whole)
+		process := r.process()
+		h.reboot()
+		after(2 * unclaimedAfter)
+		must.Len(t, 0, h.Users())
+		r.recovered()
+		after(time.Minute)
+		must.Eq(t, []string{"recover", "stop 5s", "destroy", "start"}, r.did())
+		must.Eq(t, vaulttest.Planted+sole(t, h.Users()), h.file("secrets/db"))
+		must.True(t, process != r.process())
+	})
+}
+
+func TestPluginThatEndsLeavesTheTasksAlone(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.config.Linger = 0
+		must.NoError(t, h.Configure(h.config))
+		h.write("green")
+		r := h.start(whole + strings.ReplaceAll(block("local/color", kv, ""), `"0s"`, `"1h"`))
+		old := h.plugin
+		h.write("blue")
+		after(noticed)
+		h.crash()
+		must.Len(t, 1, h.machine.running())
+		must.Len(t, 1, h.Users())
+		must.NotEq(t, "", h.file("secrets/db"))
+		must.ErrorIs(t, old.StopTask(r.cfg.ID, 0, ""), errPluginEnds)
+		must.ErrorIs(t, old.SignalTask(r.cfg.ID, "SIGHUP"), errPluginEnds)
+	})
+}

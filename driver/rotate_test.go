@@ -1,0 +1,533 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/vault/vaulttest"
+)
+
+// noticed is long enough for a change in KV to be noticed and acted on.
+const noticed = 40 * time.Second
+
+func TestChangeModes(t *testing.T) {
+	for mode, test := range map[string]struct {
+		more  string
+		calls []string
+		says  string
+	}{
+		"noop":    {onNoop, nil, "Secrets changed: local/color; noop"},
+		"signal":  {onSignal, []string{"signal SIGHUP"}, "Secrets changed: local/color; sent SIGHUP"},
+		"script":  {onScript, []string{"exec /bin/tell web"}, "Secrets changed: local/color; ran /bin/tell"},
+		"restart": {"", []string{"stop 5s", "destroy", "start"}, "Secrets changed: local/color; restarted by vault-fake"},
+	} {
+		t.Run(mode, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.write("green")
+				r := h.start(asApp + block("local/color", kv, test.more))
+				h.write("blue")
+				after(noticed)
+				must.Eq(t, test.calls, r.did())
+				must.Eq(t, "blue", h.file("local/color"))
+				must.Eq(t, []string{test.says}, h.events())
+				after(time.Hour)
+				must.SliceEmpty(t, r.did())
+				must.SliceEmpty(t, h.events())
+				must.Eq(t, 1, h.Logins())
+			})
+		})
+	}
+}
+
+// several are templates that all show the same secret.
+func several(more ...string) string {
+	config := asApp
+	for i, m := range more {
+		config += block(fmt.Sprintf("local/%d", i), kv, m)
+	}
+	return config
+}
+
+func TestSeveralChangesBecomeOneAction(t *testing.T) {
+	script := func(command string) string { return strings.ReplaceAll(onScript, "/bin/tell", command) }
+	usr := strings.ReplaceAll(onSignal, "SIGHUP", "SIGUSR1")
+	for name, test := range map[string]struct {
+		config string
+		calls  []string
+	}{
+		"a restart replaces all others":      {several(onSignal, onScript, "", onNoop), []string{"stop 5s", "destroy", "start"}},
+		"one restart for several":            {several("", ""), []string{"stop 5s", "destroy", "start"}},
+		"each script, then each signal once": {several(onSignal, script("/a"), onSignal, usr, script("/b"), onNoop), []string{"exec /a web", "exec /b web", "signal SIGHUP", "signal SIGUSR1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.write("green")
+				r := h.start(test.config)
+				h.write("blue")
+				after(noticed)
+				must.Eq(t, test.calls, r.did())
+				must.Len(t, 1, h.events())
+				after(10 * time.Minute)
+				must.SliceEmpty(t, r.did())
+			})
+		})
+	}
+}
+
+func TestRestartUsesTheTasksKillSignalAndTimeout(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start("kill_signal = \"sigint\"\nkill_timeout = \"7s\"\n" + several(""))
+		h.write("blue")
+		after(noticed)
+		must.Eq(t, []string{"stop 7s SIGINT", "destroy", "start"}, r.did())
+	})
+}
+
+func TestEqualBytesAreNoChange(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(several(""))
+		h.write("green") // another version of the same
+		after(time.Hour)
+		h.Put("secret/web", map[string]any{"k": "green", "more": "that nothing shows"})
+		after(time.Hour)
+		must.SliceEmpty(t, r.did())
+		must.SliceEmpty(t, h.events())
+		must.Greater(t, 200, h.Calls("GET secret/data/web"))
+	})
+}
+
+func TestSplayDelaysTheActionAndTheLongestCounts(t *testing.T) {
+	must.Eq(t, 40*time.Second, change{splay: 5 * time.Second}.join(change{splay: 40 * time.Second}).splay)
+	longest := time.Duration(0)
+	for range 200 {
+		d := change{splay: time.Minute}.delay()
+		must.Between(t, 0, d, time.Minute)
+		longest = max(longest, d)
+	}
+	must.Greater(t, time.Minute/2, longest)
+	must.Zero(t, change{}.delay())
+
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(strings.ReplaceAll(several("poll_interval = \"5s\"", onSignal), `"0s"`, `"1h"`))
+		h.write("blue")
+		after(6 * time.Second)
+		must.Eq(t, "blue", h.file("local/0"), must.Sprint("the files do not wait"))
+		after(time.Hour)
+		must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
+	})
+}
+
+// splayed repeats a scenario until chance draws a splay that is not over when the scenario asks; it returns whether it was.
+func splayed(t *testing.T, config string, scenario func(*run) bool) {
+	for over := true; over; {
+		bubble(t, func(h *host) {
+			h.write("green")
+			over = scenario(h.start(strings.ReplaceAll(config, `splay = "0s"`, "poll_interval = \"5s\"\nsplay = \"20m\"")))
+		})
+	}
+}
+
+func TestChangeTakenBackBeforeTheActionIsNone(t *testing.T) {
+	splayed(t, several(""), func(r *run) (over bool) {
+		r.write("blue")
+		after(6 * time.Second)
+		must.Eq(t, "blue", r.file("local/0"))
+		r.write("green")
+		after(6 * time.Second)
+		must.Eq(t, "green", r.file("local/0"))
+		if len(r.did()) > 0 {
+			return true
+		}
+		after(time.Hour)
+		must.SliceEmpty(t, r.did())
+		must.SliceEmpty(t, r.events())
+		return false
+	})
+}
+
+func TestChangesDuringTheSplayAreOneActionWithTheLatest(t *testing.T) {
+	config := asApp + block("secrets/env", "COLOR="+kv, "env = true") + block("local/x", kv, onSignal)
+	splayed(t, config, func(r *run) (over bool) {
+		for _, color := range []string{"blue", "red", "black"} {
+			r.write(color)
+			after(6 * time.Second)
+			must.Eq(t, color, r.file("local/x"))
+		}
+		if len(r.did()) > 0 {
+			return true
+		}
+		after(time.Hour)
+		must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
+		must.Eq(t, "black", r.process().env["COLOR"])
+		must.Len(t, 1, r.events())
+		return false
+	})
+}
+
+func TestWaitCollectsChangesAndHasAnEnd(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("0")
+		r := h.start(several("poll_interval = \"5s\"\n" + onSignal + "\nwait {\nmin = \"20s\"\nmax = \"50s\"\n}"))
+		h.write("1")
+		after(15 * time.Second)
+		must.Eq(t, "0", h.file("local/0"), must.Sprint("the wait is not over"))
+		after(15 * time.Second)
+		must.Eq(t, []string{"signal SIGHUP"}, r.did())
+		for i := range 12 { // more often than the least, for longer than the most
+			h.write(fmt.Sprint("again ", i))
+			after(10 * time.Second)
+		}
+		must.Between(t, 1, len(r.did()), 3)
+		must.StrHasPrefix(t, "again", h.file("local/0"))
+	})
+}
+
+func TestOnceIsRenderedOnceAndItsLeaseIsKept(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
+		h.write("green")
+		r := h.start(several("") + block("local/once", kv+" "+creds, "once = true"))
+		user := sole(t, h.Users())
+		h.write("blue")
+		after(noticed)
+		must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
+		must.Eq(t, "blue", h.file("local/0"))
+		must.Eq(t, "green "+user, h.file("local/once"))
+		after(4 * time.Hour)
+		must.Eq(t, user, sole(t, h.Users()), must.Sprint("what the process uses is not revoked"))
+		h.reboot()
+		r.recovered()
+		h.write("red")
+		after(noticed)
+		must.Eq(t, []string{"recover", "stop 5s", "destroy", "start"}, r.did())
+		must.Eq(t, "green "+user, h.file("local/once"))
+		must.Eq(t, user, sole(t, h.Users()))
+	})
+}
+
+func TestRotatedCredentialsAreRevokedWhenTheNewOnesAreInUse(t *testing.T) {
+	for mode, test := range map[string]struct {
+		more   string
+		old    time.Duration // for how long after the action the old user is there
+		leaves bool
+	}{
+		"restart": {more: "env = true"},
+		"signal":  {more: onSignal, old: changeOver},
+		"noop":    {more: onNoop, leaves: true},
+	} {
+		t.Run(mode, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
+				h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true} // at 85 %: 49 to 53 minutes
+				began := time.Now()
+				h.start(asApp + block("secrets/env", "USER="+creds, test.more))
+				first := sole(t, h.Users())
+				for h.file("secrets/env") == "USER="+first {
+					after(time.Second)
+				}
+				after(time.Second)
+				if test.leaves {
+					must.Len(t, 2, h.Users())
+					after(59*time.Minute - time.Since(began)) // its own end is near
+					must.Len(t, 2, h.Users())
+					return
+				}
+				if test.old > 0 {
+					must.Len(t, 2, h.Users())
+					after(test.old + time.Second)
+				}
+				second := sole(t, h.Users())
+				must.NotEq(t, first, second)
+				must.Eq(t, "USER="+second, h.file("secrets/env"))
+				must.Len(t, 1, h.events())
+			})
+		})
+	}
+}
+
+// A process that is told of one change by a signal still uses what a noop template of the same generation has replaced.
+func TestWhatTheProcessWasNotToldOfIsLeftToEnd(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
+		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true}
+		h.write("green")
+		r := h.start(several(onSignal) + block("secrets/db", creds, onNoop))
+		after(45 * time.Minute) // when it is near its end, the lease is replaced together with what changes
+		h.write("blue")
+		after(noticed)
+		must.Eq(t, []string{"signal SIGHUP"}, r.did())
+		must.Eq(t, []string{"Secrets changed: local/0, secrets/db; sent SIGHUP"}, h.events())
+		after(10 * time.Minute)
+		must.Len(t, 2, h.Users())
+	})
+}
+
+func TestRestartInTheDriverIsInvisible(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(asApp + block("secrets/env", "COLOR="+kv, "env = true"))
+		ended := r.wait()
+		stats, err := h.TaskStats(h.Context(), r.cfg.ID, time.Second)
+		must.NoError(t, err)
+		before := r.process()
+		must.Eq(t, int64(before.pid), (<-stats).Timestamp)
+		h.inner.slow("stop", 3*time.Second)
+		h.inner.slow("start", 3*time.Second)
+		h.write("blue")
+		gap := false
+		for i := 0; i < 60; i++ {
+			after(time.Second)
+			status, err := h.InspectTask(r.cfg.ID)
+			must.NoError(t, err)
+			must.Eq(t, drivers.TaskStateRunning, status.State)
+			if len(h.machine.running()) == 0 && !gap {
+				gap = true
+				_, err := h.TaskStats(h.Context(), r.cfg.ID, time.Second)
+				must.NoError(t, err)
+			}
+			select {
+			case <-ended:
+				t.Fatal("WaitTask has returned")
+			case <-stats:
+			default:
+			}
+		}
+		must.True(t, gap)
+		must.NotEq(t, before.pid, r.process().pid)
+		must.Eq(t, "blue", r.process().env["COLOR"])
+		must.Eq(t, int64(r.process().pid), (<-stats).Timestamp)
+		r.exit(7)
+		must.Eq(t, 7, (<-ended).ExitCode)
+		status, err := h.InspectTask(r.cfg.ID)
+		must.NoError(t, err)
+		must.Eq(t, drivers.TaskStateExited, status.State)
+		must.Eq(t, 7, status.ExitResult.ExitCode)
+	})
+}
+
+func TestSignalDuringARestartReachesTheNewProcess(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(several(""))
+		h.inner.slow("stop", 10*time.Second)
+		h.inner.slow("start", 10*time.Second)
+		before := r.process()
+		h.write("blue")
+		for len(h.machine.running()) == 1 {
+			after(time.Second)
+		}
+		must.NoError(t, h.SignalTask(r.cfg.ID, "SIGUSR1"))
+		must.Eq(t, []string{"SIGUSR1"}, r.process().signals)
+		must.SliceEmpty(t, before.signals)
+	})
+}
+
+func TestChangeDuringARestartIsNotLost(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(asApp + block("secrets/env", "COLOR="+kv, "env = true"))
+		h.inner.slow("start", 10*time.Minute)
+		h.write("blue")
+		after(2 * time.Minute)
+		must.Len(t, 0, h.machine.running())
+		h.write("red")
+		after(25 * time.Minute)
+		must.Eq(t, "red", r.process().env["COLOR"])
+		must.Eq(t, []string{"stop 5s", "destroy", "start", "stop 5s", "destroy", "start"}, r.did())
+	})
+}
+
+func TestChangeWhileRenderingIsPartOfTheSameAction(t *testing.T) {
+	slow := `{{ with secret "secret/data/web" }}{{ .Data.data.k }}{{ if eq .Data.data.k "blue" }}{{ with secret "kv/slow" }}{{ .Data.k }}{{ end }}{{ end }}{{ end }}`
+	splayed(t, asApp+block("local/0", slow, onSignal), func(r *run) (over bool) {
+		r.Put("kv/slow", map[string]any{"k": "!"})
+		r.Break(vaulttest.Fault{Match: "GET kv/slow", Slow: 20 * time.Second})
+		r.write("blue")
+		for r.Calls("GET kv/slow") == 0 {
+			after(time.Second)
+		}
+		r.write("red")
+		after(25 * time.Second)
+		if len(r.did()) > 0 {
+			return true
+		}
+		must.Eq(t, "red", r.file("local/0"))
+		after(time.Hour)
+		must.Eq(t, []string{"signal SIGHUP"}, r.did())
+		return false
+	})
+}
+
+func TestRestartThatCannotStartEndsTheTaskWithThatError(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(several(""))
+		ended := r.wait()
+		h.inner.failing("start", errWrapped)
+		h.write("blue")
+		result := <-ended
+		must.Eq(t, -1, result.ExitCode)
+		must.ErrorIs(t, result.Err, errWrapped)
+		must.Eq(t, "restart: wrapped: no such image", result.Err.Error())
+		must.Len(t, 0, h.machine.running())
+		after(time.Minute)
+		h.nothingLeft()
+	})
+}
+
+func TestProcessThatDoesNotStopIsDestroyed(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(several(""))
+		h.inner.failing("stop", errWrapped)
+		h.write("blue")
+		after(noticed)
+		must.Eq(t, []string{"stop 5s", "destroy", "destroy", "start"}, r.did())
+		must.True(t, r.alive())
+
+		ended := r.wait()
+		h.inner.failing("destroy", errWrapped)
+		h.write("red")
+		result := <-ended
+		must.Eq(t, "restart: stop: wrapped: no such image", result.Err.Error())
+	})
+}
+
+func TestProcessThatEndsByItselfIsNotRestarted(t *testing.T) {
+	for range 10 { // which of the two is seen first is chance
+		bubble(t, func(h *host) {
+			h.write("green")
+			r := h.start(strings.ReplaceAll(several(""), `splay = "0s"`, `splay = "1h"`))
+			ended := r.wait()
+			h.write("blue")
+			for h.file("local/0") != "blue" {
+				after(time.Second)
+			}
+			h.inner.slow("signal", time.Hour) // until then both have come: the end of the splay and that of the process
+			go func() { _ = h.SignalTask(r.cfg.ID, "SIGUSR1") }()
+			after(time.Minute)
+			r.exit(9)
+			must.Eq(t, &drivers.ExitResult{ExitCode: 9}, <-ended)
+			must.Eq(t, []string{"signal SIGUSR1"}, r.did())
+		})
+	}
+}
+
+func TestScriptThatFails(t *testing.T) {
+	fatal := strings.ReplaceAll(onScript, "args =", "fail_on_error = true\n args =")
+	exits := func(code int) func([]string) (*drivers.ExecTaskResult, error) {
+		return func([]string) (*drivers.ExecTaskResult, error) {
+			return &drivers.ExecTaskResult{ExitResult: &drivers.ExitResult{ExitCode: code}}, nil
+		}
+	}
+	lost := func([]string) (*drivers.ExecTaskResult, error) { return nil, errors.New("timeout of 5s") }
+	for name, test := range map[string]struct {
+		more, event, end string
+		exec             func([]string) (*drivers.ExecTaskResult, error)
+	}{
+		"exit code": {onScript, `Secrets changed: local/0; change_script "/bin/tell" failed: exit code 7`, "", exits(7)},
+		"error":     {onScript, `Secrets changed: local/0; change_script "/bin/tell" failed: timeout of 5s`, "", lost},
+		"fatal":     {fatal, `Secrets changed: local/0; change_script "/bin/tell" failed: exit code 7`, `change_script "/bin/tell": exit code 7`, exits(7)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.write("green")
+				r := h.start(several(test.more))
+				ended := r.wait()
+				h.inner.exec = test.exec
+				h.write("blue")
+				after(noticed)
+				must.Eq(t, []string{test.event}, h.events())
+				must.Eq(t, 1, h.logged(`]  change_script "/bin/tell": `))
+				must.Eq(t, test.end == "", r.alive())
+				if test.end != "" {
+					must.Eq(t, test.end, (<-ended).Err.Error())
+					must.Len(t, 0, h.machine.running())
+				}
+			})
+		})
+	}
+}
+
+func TestScriptThatTakesItsTimeHoldsUpNoSignal(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(several(strings.ReplaceAll(onScript, "args =", "timeout = \"2h\"\n args =")))
+		h.inner.slow("exec", time.Hour)
+		h.write("blue")
+		after(noticed)
+		began := time.Now()
+		must.NoError(t, h.SignalTask(r.cfg.ID, "SIGUSR1"))
+		must.Zero(t, time.Since(began))
+		h.write("red")
+		after(2 * time.Hour)
+		must.Eq(t, []string{"exec /bin/tell web", "signal SIGUSR1", "exec /bin/tell web"}, r.did())
+		must.Eq(t, "red", h.file("local/0"))
+	})
+}
+
+func TestSignalThatCannotBeSentIsTold(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(several(onSignal))
+		h.inner.failing("signal", errWrapped)
+		h.write("blue")
+		after(noticed)
+		must.Eq(t, []string{"Secrets changed: local/0; send SIGHUP failed: wrapped: no such image"}, h.events())
+		must.True(t, r.alive())
+	})
+}
+
+func TestTokenIsShownAnewWithItsOwnChangeMode(t *testing.T) {
+	for mode, calls := range map[string][]string{
+		"change_mode = \"noop\"":    nil,
+		onSignal:                    {"signal SIGHUP"},
+		"change_mode = \"restart\"": {"stop 5s", "destroy", "start"},
+	} {
+		t.Run(mode, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Fixed: true})
+				r := h.start("vault {\n role = \"app\"\n file = true\n env = true\n" + mode + "\n}\n")
+				first := h.file("secrets/vault_token")
+				must.Eq(t, sole(t, h.Tokens()), first)
+				for h.Logins() == 1 {
+					after(time.Second)
+				}
+				after(time.Second)
+				must.Eq(t, calls, r.did())
+				must.NotEq(t, first, h.file("secrets/vault_token"))
+				must.SliceContains(t, h.Tokens(), h.file("secrets/vault_token"))
+				must.Len(t, 1, h.events())
+				if len(calls) == 3 {
+					must.Eq(t, h.file("secrets/vault_token"), r.process().env["VAULT_TOKEN"])
+				}
+			})
+		})
+	}
+}
+
+func TestWhatNoTemplateAsksAnyMoreIsRevoked(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
+		h.write("green")
+		h.put("web/local/flag", "on")
+		r := h.start(asApp + "vault {\n name = \"db\"\n role = \"app\"\n}\n" + block("local/color", kv, "") +
+			block("local/user", `{{ if eq (file "local/flag") "on" }}`+creds+`{{ end }}`, "vault = \"db\""))
+		must.Len(t, 1, h.Users())
+		h.put("web/local/flag", "off")
+		h.write("blue")
+		after(noticed)
+		must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
+		must.Eq(t, "", h.file("local/user"))
+		must.SliceEmpty(t, h.Users(), must.Sprint("of a session that no template asks"))
+	})
+}

@@ -1,0 +1,328 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"nomad-driver-vault/driver/identity"
+	"nomad-driver-vault/driver/taskapi"
+	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/driver/vault"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+)
+
+// secrets is where one task's templates get their answers: a session for each vault block, opened when it is first
+// needed, and a watch on Nomad's services and variables. It outlives the run of a task by the linger, so that the next
+// run of the same task finds the same token and the same leases.
+type secrets struct {
+	d       *Driver
+	key     string // of the task in the driver's maps and state: allocation and task name
+	conf    TaskConfig
+	cfg     *drivers.TaskConfig
+	changed chan struct{}
+	notify  func(vault.Notice)
+	opened  func() // called after each login: what a crash must not lose
+
+	mu       sync.Mutex                // guards what follows; nobody holds it while Vault is asked, but at the very end
+	sessions map[string]*vault.Session // by the vault block's name
+	watch    *taskapi.Watch
+}
+
+func newSecrets(d *Driver, cfg *drivers.TaskConfig, conf TaskConfig) *secrets {
+	return &secrets{d: d, key: taskKey(cfg), conf: conf, cfg: cfg, changed: make(chan struct{}, 1),
+		sessions: map[string]*vault.Session{}}
+}
+
+// session returns the session of a vault block, logging in when there is none yet. There is one pass at a time, and that
+// asks for one at a time.
+func (s *secrets) session(ctx context.Context, name string) (*vault.Session, error) {
+	s.mu.Lock()
+	have := s.sessions[name]
+	s.mu.Unlock()
+	if have != nil {
+		return have, nil
+	}
+	block := s.conf.vault(name)
+	client, err := s.d.client(block.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	session, err := client.Open(ctx, s.options(block))
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.sessions[name] = session
+	s.mu.Unlock()
+	s.opened()
+	reached(s.key, "logged-in")
+	return session, nil
+}
+
+func (s *secrets) options(block VaultConfig) vault.Options {
+	source := identitySource(block, s.cfg)
+	jwt := func(ctx context.Context) (string, error) {
+		token, err := source.Token(ctx)
+		return token.JWT(), err
+	}
+	return vault.Options{Notify: s.notify, Changed: s.changed,
+		Login: vault.Login{Role: block.Role, Namespace: block.Namespace, JWT: jwt}}
+}
+
+func identitySource(block VaultConfig, cfg *drivers.TaskConfig) identity.Source {
+	return identity.Source{Name: block.Identity, Dir: cfg.TaskDir().Dir, File: block.IdentityFile,
+		Env: cfg.Env["NOMAD_TOKEN_"+block.Identity]}
+}
+
+// adopt takes over the sessions of the run before, as far as they are still what the job asks for, and returns the others.
+// The watch is always a new one.
+func (s *secrets) adopt(old *secrets) (others *secrets) {
+	others = newSecrets(old.d, old.cfg, old.conf)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, session := range old.sessions {
+		block := s.conf.vault(name)
+		if block.login() != old.conf.vault(name).login() {
+			others.sessions[name] = session
+			continue
+		}
+		session.Listen(s.options(block))
+		s.sessions[name] = session
+	}
+	return others
+}
+
+// login is what a session stands for: a task that asks for something else must not be served by it.
+type login struct{ Cluster, Role, Namespace, Identity, IdentityFile string }
+
+func (v VaultConfig) login() login {
+	return login{v.Cluster, v.Role, v.Namespace, v.Identity, v.IdentityFile}
+}
+
+// save returns the sessions for a record.
+func (s *secrets) save() map[string]savedSession {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]savedSession{}
+	for name, session := range s.sessions {
+		state, err := session.Save()
+		if err != nil {
+			s.d.logger.Warn("a session is not saved", "task", s.key, "error", err)
+			continue
+		}
+		out[name] = savedSession{Login: s.conf.vault(name).login(), State: state}
+	}
+	return out
+}
+
+// restore brings the sessions of a record back to life, for a run that adopts them or for their revocation.
+func (d *Driver) restore(r record) *secrets {
+	alloc, name, _ := strings.Cut(r.Key, "/")
+	s := newSecrets(d, &drivers.TaskConfig{AllocID: alloc, Name: name, AllocDir: r.AllocDir}, TaskConfig{})
+	for name, saved := range r.Sessions {
+		l := saved.Login
+		block := VaultConfig{Name: name, Cluster: l.Cluster, Role: l.Role, Namespace: l.Namespace, Identity: l.Identity,
+			IdentityFile: l.IdentityFile}
+		client, err := d.client(block.Cluster)
+		if err == nil {
+			s.sessions[name], err = client.Adopt(saved.State, s.options(block))
+		}
+		if err != nil {
+			delete(s.sessions, name)
+			d.logger.Warn("a session is lost", "task", r.Key, "vault", name, "error", err)
+			continue
+		}
+		s.conf.Vaults = append(s.conf.Vaults, block)
+	}
+	return s
+}
+
+// describe says for each session which token it has, in the order of their names.
+func (s *secrets) describe() (text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(s.sessions)) {
+		_, accessor, _ := s.sessions[name].Token()
+		text += fmt.Sprintf(", vault %q token %s with policies %v", name, accessor, s.sessions[name].Policies())
+	}
+	return text
+}
+
+// nomad returns the watch on Nomad's own data, which is opened when a template first asks.
+func (s *secrets) nomad() *taskapi.Watch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watch == nil {
+		s.watch = taskapi.Open(taskapi.Options{
+			Dir:       s.cfg.TaskDir().Dir,
+			Namespace: s.cfg.Namespace,
+			Token:     s.nomadToken,
+			Changed:   s.changed,
+			Logger:    s.d.logger,
+		})
+	}
+	return s.watch
+}
+
+// nomadToken is the task's own Nomad identity, empty where it has none: the task API then says what to add.
+func (s *secrets) nomadToken(context.Context) (string, error) {
+	source := identity.Source{Name: "default", Dir: s.cfg.TaskDir().Dir, Env: s.cfg.Env["NOMAD_TOKEN"]}
+	token, err := source.Peek()
+	if errors.Is(err, identity.ErrAbsent) {
+		return "", nil
+	}
+	return token.JWT(), err
+}
+
+// pause ends what belongs to one run only.
+func (s *secrets) pause() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watch != nil {
+		s.watch.Close()
+		s.watch = nil
+	}
+}
+
+// close revokes everything. After an error it may be called again for what is left: Vault could not be asked for all of it.
+func (s *secrets) close(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for name, session := range s.sessions {
+		if err := session.Close(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("vault %q: %w", name, err))
+			continue
+		}
+		delete(s.sessions, name)
+	}
+	return errors.Join(errs...)
+}
+
+// pass is one consistent look at all that a task's templates ask: a reading of each session and of the watch.
+type pass struct {
+	s     *secrets
+	fresh bool
+
+	mu       sync.Mutex
+	readings map[string]*vault.Reading
+	nomad    *taskapi.Reading
+}
+
+// begin makes a pass of all that has been asked before: what no template asks this time is given up by its commit.
+func (s *secrets) begin(fresh bool) *pass {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &pass{s: s, fresh: fresh, readings: map[string]*vault.Reading{}}
+	for name, session := range s.sessions {
+		p.readings[name] = session.Begin(fresh)
+	}
+	if s.watch != nil {
+		p.nomad = s.watch.Begin()
+	}
+	return p
+}
+
+func (p *pass) reading(ctx context.Context, name string) (*vault.Reading, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r := p.readings[name]; r != nil {
+		return r, nil
+	}
+	session, err := p.s.session(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	p.readings[name] = session.Begin(p.fresh)
+	return p.readings[name], nil
+}
+
+func (p *pass) nomadReading() *taskapi.Reading {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.nomad == nil {
+		p.nomad = p.s.nomad().Begin()
+	}
+	return p.nomad
+}
+
+// commit says that what was read is in use now, and nothing else. Leases that it replaces are revoked after grace, or left to
+// end when grace is negative.
+func (p *pass) commit(grace time.Duration) {
+	for _, r := range p.readings {
+		r.Commit(grace)
+	}
+	if p.nomad != nil {
+		p.nomad.Commit()
+	}
+}
+
+// source answers the templates of one vault block; every is their poll interval.
+func (p *pass) source(vaultName string, every time.Duration) template.Source {
+	return &source{pass: p, vault: vaultName, every: every}
+}
+
+type source struct {
+	*pass
+	vault string
+	every time.Duration
+}
+
+var _ template.Source = (*source)(nil)
+
+func (s *source) ask(ctx context.Context, req vault.Request) (*vault.Secret, error) {
+	reading, err := s.reading(ctx, s.vault)
+	if err != nil {
+		return nil, err
+	}
+	req.Every = s.every
+	return reading.Read(ctx, req)
+}
+
+func (s *source) Read(ctx context.Context, path string, query url.Values) (*template.Secret, error) {
+	return shown(s.ask(ctx, vault.Request{Op: vault.Read, Path: path, Query: query}))
+}
+
+func (s *source) Write(ctx context.Context, path string, data map[string]any) (*template.Secret, error) {
+	return shown(s.ask(ctx, vault.Request{Op: vault.Write, Path: path, Data: data}))
+}
+
+func (s *source) List(ctx context.Context, path string) ([]string, error) {
+	secret, err := s.ask(ctx, vault.Request{Op: vault.List, Path: path})
+	if errors.Is(err, vault.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	keys, _ := secret.Data["keys"].([]any)
+	for _, key := range keys {
+		if name, ok := key.(string); ok {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+func shown(secret *vault.Secret, err error) (*template.Secret, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &template.Secret{
+		RequestID:     secret.RequestID,
+		LeaseID:       secret.Lease.ID,
+		LeaseDuration: int(secret.Lease.TTL / time.Second),
+		Renewable:     secret.Lease.Renewable,
+		Data:          secret.Data,
+		Warnings:      secret.Warnings,
+	}, nil
+}

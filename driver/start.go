@@ -1,0 +1,305 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"nomad-driver-vault/driver/identity"
+	"nomad-driver-vault/driver/taskapi"
+	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/driver/vault"
+
+	"github.com/hashicorp/nomad/nomad/structs"
+	"github.com/hashicorp/nomad/plugins/drivers"
+)
+
+// handleVersion is that of the handle Nomad stores for us.
+const handleVersion = 1
+
+// handleState is what Nomad stores of a task for RecoverTask: no secrets. The job's config is in it because Nomad loses
+// the bytes of it when the agent restarts.
+type handleState struct {
+	Config       map[string]any // as the job wrote it, with the wrapped driver's part
+	InnerVersion int
+	Inner        []byte // the wrapped driver's first handle, without the task's environment
+}
+
+// StartTask starts a task: decode and check, render the first generation, start the wrapped task. Whatever fails undoes
+// what came before. An error that waiting may cure is recoverable: Nomad starts the task again by the job's restart policy.
+// What the wrapped driver says is passed on unchanged.
+func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	d.Serve()
+	log := d.log(cfg)
+	t, err := d.newTask(cfg, log)
+	if err == nil {
+		err = t.check()
+	}
+	if err == nil {
+		err = t.claim()
+	}
+	if err != nil {
+		d.refuse(cfg, log, err)
+		return nil, nil, err
+	}
+	handle, network, err := t.start()
+	if err != nil {
+		t.say(notStarted, err)
+		t.undo()
+		return nil, nil, err
+	}
+	d.add(t)
+	return handle, network, nil
+}
+
+// notStarted is what the task's log has of a start that failed.
+const notStarted = "not started: %v"
+
+// refuse says why a task is not started of which nothing is there yet.
+func (d *Driver) refuse(cfg *drivers.TaskConfig, log *pipes, err error) {
+	_ = log.holdSoon() // both, or the log collector would wait for the other; where there is none, the agent has the error
+	text := fmt.Sprintf(notStarted, err)
+	log.say(text)
+	log.close()
+	d.logger.Info(text, "alloc_id", cfg.AllocID, "task", cfg.Name)
+}
+
+func (d *Driver) log(cfg *drivers.TaskConfig) *pipes {
+	return newPipes("["+d.name+"] ", cfg.StdoutPath, cfg.StderrPath)
+}
+
+// newTask decodes what the job's author wrote. It asks nobody and takes nothing.
+func (d *Driver) newTask(cfg *drivers.TaskConfig, log *pipes) (*task, error) {
+	if _, known := d.task(cfg.ID); known {
+		return nil, fmt.Errorf("task with ID %q already started", cfg.ID)
+	}
+	t := &task{d: d, cfg: cfg, op: d.configured(), pipes: log, retry: vault.Backoff{First: time.Second, Most: time.Minute},
+		stops: make(chan stopRequest), signals: make(chan signalRequest), done: make(chan struct{})}
+	if err := cfg.DecodeDriverConfig(&t.conf); err != nil {
+		return nil, fmt.Errorf("decode config block: %w", err)
+	}
+	if err := t.conf.validate(t.op.PollInterval); err != nil {
+		return nil, err
+	}
+	t.secrets = newSecrets(d, cfg, t.conf)
+	t.secrets.notify, t.secrets.opened = t.notice, t.save
+	var err error
+	if t.make, err = newRenderer(cfg, &t.conf, t.op, t.secrets); err != nil {
+		return nil, err
+	}
+	t.record = record{Key: t.secrets.key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.make.paths()}
+	return t, nil
+}
+
+// check is for what must be right before a start, and need not be any more when a running task is recovered.
+func (t *task) check() error {
+	if err := t.conf.permitted(t.op); err != nil {
+		return err
+	}
+	if err := t.op.checkUser(t.cfg.User); err != nil {
+		return err
+	}
+	if err := t.make.prepare(); err != nil {
+		return err
+	}
+	if err := t.pipes.holdSoon(); err != nil {
+		return structs.NewRecoverableError(err, true) // the next start has a new log collector
+	}
+	return nil
+}
+
+// claim takes over what the run before has left, once no process of that can be left. An error leaves it as it was.
+func (t *task) claim() error {
+	old := t.d.claim(t.secrets.key)
+	if old == nil {
+		return nil
+	}
+	if err := t.d.sweep(old); err != nil {
+		t.d.leave(old, t.op.Linger)
+		return structs.NewRecoverableError(err, true)
+	}
+	t.recovered = old.record.TaskID == t.cfg.ID
+	t.adopt(old)
+	return nil
+}
+
+// start does what has to be undone when it fails.
+func (t *task) start() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	t.ctx, t.cancel = context.WithCancel(t.d.ctx)
+	if t.recovered && t.pipes.unread("the plugin died while it started the task; starting anew", unreadWithin) {
+		return t.unstarted()
+	}
+	t.recovered = false
+	if err := t.renderFirst(); err != nil {
+		return nil, nil, classify(err)
+	}
+	network, err := t.launch()
+	if err != nil {
+		return nil, nil, err
+	}
+	handle, err := t.handle()
+	if err != nil {
+		return nil, nil, err
+	}
+	t.told(0)
+	return handle, network, nil
+}
+
+// unstarted starts a task that has ended already, in place of one whose output nobody would read: the agent starts it anew by
+// the job's restart policy, with a new log collector. An error would be final, since this start is the second that the agent
+// asks for (client/allocrunner/taskrunner/task_runner.go, runDriver).
+func (t *task) unstarted() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	exit := make(chan *drivers.ExitResult, 1)
+	exit <- &drivers.ExitResult{ExitCode: -1, Err: errNotRead}
+	t.exit = exit
+	handle, err := t.handle()
+	return handle, nil, err
+}
+
+// adopt takes over what the run before has left. What the job does not ask for any more is revoked.
+func (t *task) adopt(old *left) {
+	others := &left{record: record{Key: t.secrets.key}, secrets: t.secrets.adopt(old.secrets)}
+	if len(others.secrets.sessions) > 0 {
+		t.d.setAside(others)
+		go t.d.revokeAll(others)
+	}
+	t.save()
+}
+
+func (t *task) renderFirst() error {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(t.ctx, t.op.StartTimeout)
+	defer cancel()
+	first, err := t.make.render(ctx, nil, true)
+	if err != nil {
+		return err
+	}
+	t.reached("rendered")
+	if err := t.write(first); err != nil {
+		return err
+	}
+	t.reached("written")
+	t.current = first
+	if len(first.sums) > 0 {
+		summary := fmt.Sprintf("templates rendered: %d%s", len(t.conf.Templates), t.secrets.describe())
+		t.say("secrets ready after %s: %s", time.Since(began).Round(time.Millisecond), summary)
+		t.event("Secrets ready: %s", summary)
+	}
+	return nil
+}
+
+// write puts a generation's files in place.
+func (t *task) write(g *generation) error {
+	root, err := os.OpenRoot(t.cfg.AllocDir)
+	if err != nil {
+		return fmt.Errorf("open allocation directory: %w", err)
+	}
+	defer root.Close()
+	_, err = template.Write(root, g.files)
+	return err
+}
+
+// launch starts the wrapped task with the current generation.
+func (t *task) launch() (*drivers.DriverNetwork, error) {
+	cfg := t.cfg.Copy()
+	cfg.Env = t.current.taskEnv(t.cfg)
+	t.remember(func(r *record) { r.Launching = true })
+	t.reached("launching")
+	inner, network, err := t.d.inner.StartTask(cfg)
+	t.reached("launched")
+	if err != nil {
+		t.remember(func(r *record) { r.Launching = false })
+		return nil, err
+	}
+	t.remember(func(r *record) {
+		r.Launching, r.InnerVersion, r.Inner = false, inner.Version, inner.DriverState
+		r.use(t.current, t.conf.Templates) // with which it was started: nobody has to tell it after a crash
+	})
+	t.reached("known")
+	return network, t.watch()
+}
+
+// watch lets exit have the result of the process that runs now.
+func (t *task) watch() error {
+	ended, err := t.d.inner.WaitTask(t.ctx, t.cfg.ID)
+	if err != nil {
+		return err
+	}
+	exit := make(chan *drivers.ExitResult, 1)
+	go func() {
+		result := <-ended
+		if result == nil { // the channel was closed without one
+			result = &drivers.ExitResult{ExitCode: -1, Err: errors.New("the wrapped driver does not know how the task ended")}
+		}
+		exit <- result
+	}()
+	t.exit = exit
+	return nil
+}
+
+// handle is what Nomad keeps of us.
+func (t *task) handle() (*drivers.TaskHandle, error) {
+	var config map[string]any
+	if err := t.cfg.DecodeDriverConfig(&config); err != nil {
+		return nil, fmt.Errorf("decode config block: %w", err)
+	}
+	inner, err := withoutEnv(t.record.Inner)
+	if err != nil {
+		return nil, err
+	}
+	handle := drivers.NewTaskHandle(handleVersion)
+	handle.Config = t.cfg
+	handle.State = drivers.TaskStateRunning
+	return handle, handle.SetDriverState(handleState{Config: config, InnerVersion: t.record.InnerVersion, Inner: inner})
+}
+
+// withoutEnv returns the wrapped driver's state without the environment that exec and raw_exec keep in it, and recovery
+// does not need: what Nomad stores is on disk.
+func withoutEnv(inner []byte) ([]byte, error) {
+	if inner == nil {
+		return nil, nil
+	}
+	handle, fields := drivers.TaskHandle{DriverState: inner}, map[string]any{}
+	if err := handle.GetDriverState(&fields); err != nil {
+		return nil, fmt.Errorf("decode state of the wrapped driver: %w", err)
+	}
+	if config, ok := fields["TaskConfig"].(map[string]any); ok {
+		delete(config, "Env")
+	}
+	err := handle.SetDriverState(fields)
+	return handle.DriverState, err
+}
+
+// undo takes back a start that failed: no process, no file, no token, no lease is left. Where Vault does not answer, what
+// is left to revoke is tried again in the background. When the plugin ends, the next one finds what there is.
+func (t *task) undo() {
+	if t.d.ctx.Err() != nil {
+		return
+	}
+	_ = t.d.inner.DestroyTask(t.cfg.ID, true) // in case it was started; unknown otherwise
+	t.cancel()
+	t.pipes.close()
+	l := t.leaves()
+	t.d.own(l)
+	t.d.clear(l)
+	ctx, cancel := context.WithTimeout(t.d.ctx, undoWithin)
+	defer cancel()
+	if !t.d.revoke(ctx, l) {
+		go t.d.revokeAll(l)
+	}
+}
+
+// classify makes an error recoverable where waiting may cure it. It must be the outermost error: the agent asserts its
+// type, and errors.As is not asked (plugins/drivers/server.go).
+func classify(err error) error {
+	waits := []error{vault.ErrUnavailable, taskapi.ErrUnavailable, template.ErrAbsent, identity.ErrAbsent, identity.ErrMalformed,
+		identity.ErrExpired, context.DeadlineExceeded}
+	for _, class := range waits {
+		if errors.Is(err, class) {
+			return structs.NewRecoverableError(err, true)
+		}
+	}
+	return err
+}

@@ -1,0 +1,227 @@
+package driver
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"syscall"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
+)
+
+// store is the directory where what must survive this process is kept: tokens, leases and secrets, so it is in memory and
+// root's alone. One process at a time serves it.
+type store struct {
+	root   *os.Root
+	lock   *os.File
+	logger hclog.Logger
+}
+
+// recordVersion is that of the format of a record. Older ones are read as far as they go; newer ones are not ours to read.
+const recordVersion = 1
+
+// record is one task at rest.
+type record struct {
+	Version int
+	Key     string // taskKey
+	TaskID  string // of the run that the wrapped driver's handle belongs to
+
+	InnerVersion int
+	Inner        []byte // the wrapped driver's handle of the present process, nil before there is one
+	Launching    bool   // the wrapped driver was asked for a process whose handle is not here: there may be one
+
+	Told     map[string]checksum // of the generation that the process was started with or told of
+	Once     map[string][]byte   // output of templates that are rendered once
+	Sessions map[string]savedSession
+	AllocDir string
+	Files    []string // below AllocDir, to be removed in the end
+
+	file  string // in the directory
+	aside bool   // no run may claim it: it is to be revoked
+}
+
+type savedSession struct {
+	Login login
+	State []byte // vault.Session.Save
+}
+
+const (
+	tmpfsMagic = 0x01021994
+	ramfsMagic = 0x858458f6
+	lockName   = "lock"
+	liveSuffix = ".json"
+	asideName  = ".revoke"
+	tempSuffix = ".new"
+	recordMost = 64 << 20
+)
+
+// openStore makes the directory if need be, puts it into memory if it is not, and locks it. The error says why sessions
+// cannot be kept.
+func openStore(dir string, logger hclog.Logger) (*store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create state_dir: %w", err)
+	}
+	if err := ours(dir); err != nil {
+		return nil, err
+	}
+	if err := inMemory(dir); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open state_dir: %w", err)
+	}
+	lock, err := root.OpenFile(lockName, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		root.Close()
+		return nil, fmt.Errorf("lock state_dir: %w", err)
+	}
+	s := &store{root: root, lock: lock, logger: logger}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		s.close()
+		return nil, fmt.Errorf("lock state_dir, does another agent on this host use it?: %w", err)
+	}
+	return s, nil
+}
+
+// close lets another process serve the directory.
+func (s *store) close() {
+	s.root.Close()
+	s.lock.Close()
+}
+
+// ours refuses a directory that others could have prepared, and takes the others' rights from one that is ours.
+func ours(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return fmt.Errorf("look at state_dir: %w", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("state_dir is not a directory of user %d", os.Geteuid())
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return fmt.Errorf("protect state_dir: %w", err)
+	}
+	return nil
+}
+
+// inMemory mounts a tmpfs on a directory that is on disk, as Nomad does for secrets/.
+func inMemory(dir string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("look at the filesystem of state_dir: %w", err)
+	}
+	if fs.Type == tmpfsMagic || fs.Type == ramfsMagic {
+		return nil
+	}
+	err := unix.Mount("nomad-driver-vault", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOSUID, "mode=0700,size=256m")
+	if err != nil {
+		return fmt.Errorf("state_dir is on a disk and no tmpfs can be mounted there: %w", err)
+	}
+	return nil
+}
+
+// fileOf is where the record of a task is, which its next run may claim.
+func fileOf(key string) string { return stem(key) + liveSuffix }
+
+func stem(key string) string { return strings.ReplaceAll(key, "/", ".") }
+
+// save replaces the record of its task as a whole or not at all.
+func (s *store) save(r record) error { return s.write(fileOf(r.Key), r) }
+
+// setAside keeps a record, which no run may claim any more, until what is in it has been revoked. It returns the file.
+func (s *store) setAside(r record) (string, error) {
+	name := stem(r.Key) + "." + rand.Text() + asideName
+	return name, s.write(name, r)
+}
+
+func (s *store) write(name string, r record) error {
+	r.Version = recordVersion
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode state: %w", err)
+	}
+	temp := name + tempSuffix
+	if err = s.root.WriteFile(temp, data, 0o600); err == nil {
+		err = s.root.Rename(temp, name)
+	}
+	if err != nil {
+		_ = s.root.Remove(temp) // the error that matters is the one that made us remove it
+		return fmt.Errorf("write state: %w", err)
+	}
+	return nil
+}
+
+// read returns one record, which is believed only if it is a regular file that nobody but us can have written.
+func (s *store) read(name string) (r record, err error) {
+	info, err := s.root.Lstat(name) // os.Root follows links within the directory
+	if err != nil {
+		return record{}, err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.Mode().IsRegular() || int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 || st.Nlink != 1 {
+		return record{}, errors.New("it is not a regular file that only we can read")
+	}
+	f, err := s.root.Open(name)
+	if err != nil {
+		return record{}, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, recordMost))
+	if err != nil {
+		return record{}, err
+	}
+	return decodeRecord(name, data)
+}
+
+// decodeRecord reads what is in a file of that name.
+func decodeRecord(name string, data []byte) (r record, err error) {
+	if json.Unmarshal(data, &r) != nil { // whose error may quote a part of it
+		return record{}, errors.New("it is not a whole record")
+	}
+	r.file, r.aside = name, path.Ext(name) == asideName
+	switch {
+	case r.Version < 1 || r.Version > recordVersion:
+		return record{}, fmt.Errorf("its version %d is not one this plugin reads", r.Version)
+	case !r.aside && name != fileOf(r.Key), !strings.HasPrefix(name, stem(r.Key)+"."), !strings.Contains(r.Key, "/"):
+		return record{}, errors.New("it belongs to another task")
+	}
+	return r, nil
+}
+
+// remove forgets a record.
+func (s *store) remove(name string) {
+	if err := s.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.logger.Warn("cannot remove state", "file", name, "error", err)
+	}
+}
+
+// all returns every record that can be believed. Of the others the log says why they cannot: their sessions are lost.
+func (s *store) all() []record {
+	entries, err := fs.ReadDir(s.root.FS(), ".")
+	if err != nil {
+		s.logger.Warn("state is not usable, the sessions count as lost", "error", err)
+	}
+	var records []record
+	for _, entry := range entries {
+		switch name := entry.Name(); path.Ext(name) {
+		case tempSuffix: // of a write that a crash cut short
+			s.remove(name)
+		case liveSuffix, asideName:
+			r, err := s.read(name)
+			if err != nil {
+				s.logger.Warn("state is not usable, the session counts as lost", "file", name, "error", err)
+				continue
+			}
+			records = append(records, r)
+		}
+	}
+	return records
+}

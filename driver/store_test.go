@@ -1,0 +1,272 @@
+package driver
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
+)
+
+// full is a record with something in every field.
+var full = record{Version: recordVersion, Key: "alloc-1/web", TaskID: "alloc-1/web/1", InnerVersion: 2, Inner: []byte("inner"),
+	Told: map[string]checksum{"local/x": sum([]byte("x")), tokenSum("default"): sum([]byte("token"))},
+	Once: map[string][]byte{"local/once": {0xff, 0}}, AllocDir: "/alloc", Files: []string{"web/local/x"},
+	Sessions: map[string]savedSession{"default": {Login: login{"default", "app", "", "vault", ""}, State: []byte("{}")}}}
+
+// opened is a store in memory, and its log.
+func opened(t testing.TB, dir string) (*store, *bytes.Buffer) {
+	var log bytes.Buffer
+	s, err := openStore(dir, hclog.New(&hclog.LoggerOptions{Output: &log}))
+	must.NoError(t, err)
+	t.Cleanup(s.close)
+	return s, &log
+}
+
+func TestRecordsAreReadAsTheyWereWritten(t *testing.T) {
+	dir := memory(t)
+	s, log := opened(t, dir)
+	must.NoError(t, s.save(full))
+	aside := full
+	name, err := s.setAside(full)
+	must.NoError(t, err)
+	live := full
+	live.file, aside.file, aside.aside = fileOf(full.Key), name, true
+	must.True(t, same(s.all(), live, aside))
+	s.remove(name)
+	s.remove(name)
+	must.True(t, same(s.all(), live))
+	must.Eq(t, "", log.String())
+	info, err := os.Stat(filepath.Join(dir, live.file))
+	must.NoError(t, err)
+	must.Eq(t, 0o600, info.Mode())
+}
+
+// same ignores the order.
+func same(have []record, want ...record) bool {
+	slices.SortFunc(have, func(a, b record) int { return cmp.Compare(len(a.file), len(b.file)) })
+	return reflect.DeepEqual(have, want)
+}
+
+func TestRecordThatCannotBeBelievedIsIgnoredWithOneWarning(t *testing.T) {
+	good, err := json.Marshal(full)
+	must.NoError(t, err)
+	name := fileOf(full.Key)
+	write := func(data string, mode os.FileMode) func(string) error {
+		return func(dir string) error {
+			path := filepath.Join(dir, name)
+			if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
+				return err
+			}
+			return os.Chmod(path, mode)
+		}
+	}
+	for how, test := range map[string]struct {
+		make func(dir string) error
+		says string
+	}{
+		"empty":             {write("", 0o600), "it is not a whole record"},
+		"garbage":           {write("\x00\xff\xfe", 0o600), "it is not a whole record"},
+		"cut short":         {write(string(good[:len(good)/2]), 0o600), "it is not a whole record"},
+		"with more behind":  {write(string(good)+"{}", 0o600), "it is not a whole record"},
+		"of other types":    {write(`{"Version":1,"Key":7}`, 0o600), "it is not a whole record"},
+		"of a newer plugin": {write(strings.Replace(string(good), `"Version":1`, `"Version":2`, 1), 0o600), "its version 2 is not one this plugin reads"},
+		"without a version": {write(`{}`, 0o600), "its version 0 is not one"},
+		"of another task":   {write(strings.Replace(string(good), "alloc-1/web", "alloc-1/db", 1), 0o600), "it belongs to another task"},
+		"world-readable":    {write(string(good), 0o644), "it is not a regular file that only we can read"},
+		"group-writable":    {write(string(good), 0o620), "it is not a regular file that only we can read"},
+		"a link": {func(dir string) error {
+			if err := write(string(good), 0o600)(dir); err != nil {
+				return err
+			}
+			if err := os.Rename(filepath.Join(dir, name), filepath.Join(dir, "other")); err != nil {
+				return err
+			}
+			return os.Symlink("other", filepath.Join(dir, name))
+		}, "it is not a regular file that only we can read"},
+		"a hard link": {func(dir string) error {
+			if err := write(string(good), 0o600)(dir); err != nil {
+				return err
+			}
+			return os.Link(filepath.Join(dir, name), filepath.Join(dir, "other"))
+		}, "it is not a regular file that only we can read"},
+		"a directory": {func(dir string) error { return os.Mkdir(filepath.Join(dir, name), 0o700) }, "it is not a regular file"},
+		"a pipe":      {func(dir string) error { return unix.Mkfifo(filepath.Join(dir, name), 0o600) }, "it is not a regular file"},
+		"another user's": {func(dir string) error {
+			if err := write(string(good), 0o600)(dir); err != nil {
+				return err
+			}
+			needRoot(t)
+			return os.Chown(filepath.Join(dir, name), 65534, 65534)
+		}, "it is not a regular file that only we can read"},
+	} {
+		t.Run(how, func(t *testing.T) {
+			dir := memory(t)
+			s, log := opened(t, dir)
+			must.NoError(t, test.make(dir))
+			must.SliceEmpty(t, s.all())
+			must.Eq(t, 1, strings.Count(log.String(), "\n"), must.Sprint(log.String()))
+			must.StrContains(t, log.String(), "state is not usable, the session counts as lost: file="+name)
+			must.StrContains(t, log.String(), test.says)
+		})
+	}
+}
+
+func TestOthersFilesAreLeftAloneAndHalfWrittenOnesRemoved(t *testing.T) {
+	dir := memory(t)
+	s, log := opened(t, dir)
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "README"), nil, 0o600))
+	must.NoError(t, os.WriteFile(filepath.Join(dir, fileOf("a/b")+tempSuffix), []byte("{"), 0o600))
+	must.SliceEmpty(t, s.all())
+	must.Eq(t, "", log.String())
+	entries, err := os.ReadDir(dir)
+	must.NoError(t, err)
+	must.Len(t, 2, entries)
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal("this test has to run as root")
+	}
+	t.Skip("needs root")
+}
+
+func TestStateDirThatIsNotOursIsRefused(t *testing.T) {
+	for how, test := range map[string]struct {
+		make func(t *testing.T, dir string)
+		says string
+	}{
+		"a link": {func(t *testing.T, dir string) { must.NoError(t, os.Symlink(memory(t), dir)) }, "state_dir is not a directory of user"},
+		"a file": {func(t *testing.T, dir string) { must.NoError(t, os.WriteFile(dir, nil, 0o600)) }, "create state_dir: "},
+		"another user's": {func(t *testing.T, dir string) {
+			needRoot(t)
+			must.NoError(t, os.Mkdir(dir, 0o700))
+			must.NoError(t, os.Chown(dir, 65534, 65534))
+		}, "state_dir is not a directory of user"},
+		"in use": {func(t *testing.T, dir string) { opened(t, dir) }, "lock state_dir, does another agent on this host use it?"},
+	} {
+		t.Run(how, func(t *testing.T) {
+			dir := filepath.Join(memory(t), "state")
+			test.make(t, dir)
+			before := descriptors(t)
+			_, err := openStore(dir, hclog.NewNullLogger())
+			must.ErrorContains(t, err, test.says)
+			must.Eq(t, before, descriptors(t))
+		})
+	}
+}
+
+func TestStateDirIsMadeOurs(t *testing.T) {
+	dir := filepath.Join(memory(t), "a/b")
+	must.NoError(t, os.MkdirAll(dir, 0o777))
+	must.NoError(t, os.Chmod(dir, 0o777))
+	s, _ := opened(t, dir)
+	info, err := os.Stat(dir)
+	must.NoError(t, err)
+	must.Eq(t, 0o700, info.Mode().Perm())
+	s.close()
+	opened(t, dir) // it is free again
+}
+
+func TestStateDirOnADiskGetsATmpfs(t *testing.T) {
+	needRoot(t)
+	dir := filepath.Join(t.TempDir(), "state")
+	var fs unix.Statfs_t
+	must.NoError(t, unix.Statfs(filepath.Dir(dir), &fs))
+	if fs.Type == tmpfsMagic {
+		must.Eq(t, "", os.Getenv("CI"), must.Sprint("this test needs a temporary directory on a disk"))
+		t.Skip("needs a temporary directory on a disk")
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
+	for range 2 { // the second time it is there
+		s, err := openStore(dir, hclog.NewNullLogger())
+		must.NoError(t, err)
+		must.NoError(t, s.save(full))
+		must.NoError(t, unix.Statfs(dir, &fs))
+		must.Eq(t, tmpfsMagic, int(fs.Type))
+		must.Len(t, 1, s.all())
+		s.close()
+	}
+	must.NoError(t, unix.Unmount(dir, 0))
+	entries, err := os.ReadDir(dir)
+	must.NoError(t, err)
+	must.SliceEmpty(t, entries, must.Sprint("nothing was written to the disk"))
+}
+
+// Without a state directory tasks run, and what is lost is told in one line.
+func TestTasksRunWithoutAStateDir(t *testing.T) {
+	for how, test := range map[string]struct {
+		lose func(h *host) // before the plugin starts
+		take func(h *host) // while a task runs
+		says string
+	}{
+		"in use":  {lose: func(h *host) { opened(h, h.config.StateDir) }, says: "sessions will not survive a restart of this plugin"},
+		"removed": {take: func(h *host) { must.NoError(h, os.RemoveAll(h.config.StateDir)) }, says: "state is not saved"},
+		"full": {lose: func(h *host) {
+			needRoot(h.T)
+			must.NoError(h, unix.Mount("test", h.config.StateDir, "tmpfs", 0, "size=4k"))
+			h.Cleanup(func() { must.NoError(h, unix.Unmount(h.config.StateDir, 0)) })
+			must.NoError(h, os.WriteFile(filepath.Join(h.config.StateDir, "filler"), make([]byte, 4096), 0o600))
+		}, says: "state is not saved"},
+	} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.crash()
+				if test.lose != nil {
+					test.lose(h)
+				}
+				h.boot()
+				h.write("green")
+				r := h.start(whole + block("local/color", kv, onSignal))
+				if test.take != nil {
+					test.take(h)
+				}
+				for _, color := range []string{"blue", "red"} {
+					h.write(color)
+					after(noticed)
+					must.Eq(t, []string{"signal SIGHUP"}, r.did())
+				}
+				must.Eq(t, 1, h.logged(test.says))
+				h.kill()
+				after(time.Second)
+			})
+		})
+	}
+}
+
+func FuzzDecodeRecord(f *testing.F) {
+	good, err := json.Marshal(full)
+	must.NoError(f, err)
+	name := fileOf(full.Key)
+	for _, seed := range [][]byte{good, nil, []byte("{}"), []byte("null"), good[:100], bytes.Replace(good, []byte("alloc"), []byte("../.."), 1)} {
+		f.Add(name, seed)
+	}
+	f.Add(stem(full.Key)+".x"+asideName, good)
+	f.Fuzz(func(t *testing.T, name string, data []byte) {
+		r, err := decodeRecord(name, data)
+		if err != nil {
+			must.True(t, reflect.DeepEqual(record{}, r))
+			return
+		}
+		again, err := json.Marshal(r)
+		must.NoError(t, err)
+		same, err := decodeRecord(name, again)
+		must.NoError(t, err)
+		twice, err := json.Marshal(same)
+		must.NoError(t, err)
+		must.Eq(t, string(again), string(twice))
+	})
+}

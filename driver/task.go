@@ -1,0 +1,233 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"nomad-driver-vault/driver/vault"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+)
+
+// stopLinger is how long the secrets of a task that was asked to stop wait for its next start: nomad alloc restart starts
+// it at once.
+const stopLinger = 2 * time.Second
+
+// task is one task from its start to its end. run is the only goroutine that acts on it and owns the fields that say so;
+// the others do not change after the start.
+type task struct {
+	d       *Driver
+	cfg     *drivers.TaskConfig // as Nomad gave it: without our secrets
+	conf    TaskConfig
+	op      Config
+	secrets *secrets
+	make    *renderer
+	pipes   *pipes
+	ctx     context.Context // ended with the task: what waits for Vault, Nomad or the process gives up
+	cancel  context.CancelFunc
+
+	stops   chan stopRequest
+	signals chan signalRequest
+	done    chan struct{} // closed when the task has ended for good; result is set then
+	result  *drivers.ExitResult
+
+	// owned by run
+	exit     <-chan *drivers.ExitResult // of the present process
+	current  *generation                // the newest one on disk
+	pending  change                     // what the process has not been told yet
+	splay    <-chan time.Time           // fires when it is to be told
+	quiet    <-chan time.Time           // fires when to render: no change has come for a while
+	latest   time.Time                  // when to render though changes keep coming
+	rendered chan rendered              // of the attempt under way, nil when there is none
+	unreadAt time.Time                  // since when a restart waits for a log collector
+	retry    vault.Backoff
+	trouble  string // what kept the last attempt from becoming a generation
+	stopped  bool   // Nomad asked for the end
+
+	recovered bool // taken over from a plugin process before this one, whose death may have ended the log collector's work
+
+	saving  sync.Mutex // guards what follows; run alone changes the record, others save it too
+	record  record
+	unsaved bool // the last attempt to save it did not succeed
+	over    bool // it is another's to save
+}
+
+type stopRequest struct {
+	timeout time.Duration
+	signal  string
+	reply   chan error
+}
+
+type signalRequest struct {
+	name  string
+	reply chan error
+}
+
+// state is where the task's goroutine stands; it returns where to go next, nil at the end.
+type state func() state
+
+// add makes the task known and lets it run.
+func (d *Driver) add(t *task) {
+	d.mu.Lock()
+	d.tasks[t.cfg.ID] = t
+	d.mu.Unlock()
+	go t.run()
+}
+
+func (t *task) run() {
+	for next := t.running; next != nil; {
+		next = next()
+	}
+	t.cancel()
+	if t.rendered != nil {
+		<-t.rendered
+	}
+	if t.d.ctx.Err() == nil {
+		t.finish()
+	}
+}
+
+// running waits for whatever comes first. Nothing here waits for Vault: rendering has a goroutine of its own.
+func (t *task) running() state {
+	select {
+	case <-t.d.ctx.Done():
+		return nil
+	case result := <-t.exit:
+		return t.ended(result)
+	case request := <-t.stops:
+		return t.stopping(request, t.running)
+	case request := <-t.signals:
+		t.forward(request)
+	case <-t.secrets.changed:
+		t.save()
+		t.settle()
+	case <-t.quiet:
+		t.render()
+	case r := <-t.rendered:
+		t.take(r)
+	case <-t.splay:
+		return t.act
+	}
+	return t.running
+}
+
+// reached is for tests: see fault.go.
+func (t *task) reached(step string) { reached(t.record.Key, step) }
+
+// stopping does what Nomad asked. An error leaves the task where it was, and Nomad asks again.
+func (t *task) stopping(request stopRequest, back state) state {
+	t.reached("stopping")
+	err := ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, request.timeout, request.signal))
+	if err != nil {
+		request.reply <- err
+		return back
+	}
+	t.stopped = true
+	request.reply <- nil
+	select {
+	case result := <-t.exit:
+		return t.ended(result)
+	case <-t.d.ctx.Done():
+		return nil
+	}
+}
+
+func (t *task) forward(request signalRequest) {
+	request.reply <- t.d.inner.SignalTask(t.cfg.ID, request.name)
+}
+
+func (t *task) ended(result *drivers.ExitResult) state {
+	t.result = result
+	return nil
+}
+
+// fail ends the task with an error of ours.
+func (t *task) fail(err error) state {
+	_ = t.d.inner.DestroyTask(t.cfg.ID, true) // there may be no process any more
+	return t.ended(&drivers.ExitResult{ExitCode: -1, Err: err})
+}
+
+// finish gives up what belongs to this run and publishes the result. The log pipes are closed before, so that Nomad's log
+// collector sees the end; the secrets wait for the next run.
+func (t *task) finish() {
+	t.reached("ended")
+	t.secrets.pause()
+	t.pipes.close()
+	linger := t.op.Linger
+	if t.stopped {
+		linger = min(linger, stopLinger)
+	}
+	t.d.leave(t.leaves(), linger)
+	t.reached("left")
+	close(t.done)
+}
+
+// errPluginEnds answers what comes while the plugin ends. Nomad asks the next plugin process.
+var errPluginEnds = errors.New("the plugin is ending")
+
+// stop asks run to stop the task, and waits until it has ended for good: who starts it anew must find what it left.
+func (t *task) stop(timeout time.Duration, signal string) error {
+	request := stopRequest{timeout, signal, make(chan error, 1)}
+	select {
+	case t.stops <- request:
+		if err := <-request.reply; err != nil {
+			return err
+		}
+	case <-t.done:
+		return nil
+	case <-t.d.ctx.Done():
+		return errPluginEnds
+	}
+	select {
+	case <-t.done:
+		return nil
+	case <-t.d.ctx.Done():
+		return errPluginEnds
+	}
+}
+
+// signal asks run to pass a signal on. Between the two processes of a restart it waits for the new one.
+func (t *task) signal(name string) error {
+	request := signalRequest{name, make(chan error, 1)}
+	select {
+	case t.signals <- request:
+		return <-request.reply
+	case <-t.done:
+		return fmt.Errorf("send %s: the task has ended", name)
+	case <-t.d.ctx.Done():
+		return errPluginEnds
+	}
+}
+
+// stats forwards the statistics of one process after the other; in may be nil.
+func (t *task) stats(ctx context.Context, in <-chan *drivers.TaskResourceUsage, out chan<- *drivers.TaskResourceUsage, interval time.Duration) {
+	defer close(out)
+	for {
+		if in != nil && !copyAll(ctx, in, out) {
+			return
+		}
+		select { // the process ended: until there is another, or none for good
+		case <-ctx.Done():
+			return
+		case <-t.done:
+			return
+		case <-time.After(time.Second):
+		}
+		in, _ = t.d.inner.TaskStats(ctx, t.cfg.ID, interval)
+	}
+}
+
+// copyAll forwards one stream to its end; false means that ctx ended before.
+func copyAll(ctx context.Context, in <-chan *drivers.TaskResourceUsage, out chan<- *drivers.TaskResourceUsage) bool {
+	for usage := range in {
+		select {
+		case out <- usage:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}

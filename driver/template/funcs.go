@@ -1,0 +1,415 @@
+package template
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/url"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/hashicorp/consul-template/dependency"
+)
+
+// maxLoop is how many numbers the function loop may yield in one execution: a
+// list that long takes 8 MiB.
+const maxLoop = 1 << 20
+
+const (
+	readsConsul = "reads Consul, which nomad-driver-vault does not: "
+	notHere     = "is not available in nomad-driver-vault: "
+)
+
+// refusedFuncs are consul-template's functions that templates may not use, each
+// with the reason and what to use instead. Nomad denies the first three by
+// default as well (client option template.function_denylist).
+var refusedFuncs = map[string]string{
+	"plugin":          notHere + "it runs a program as root on the host; run it in the task",
+	"writeToFile":     notHere + "it writes outside the task's directory; add a template block with its own destination",
+	"executeTemplate": notHere + `it has no limit of depth; use {{ template "name" . }}`,
+	"spew_dump":       notHere + "it prints on the plugin's own output; use toJSON",
+	"spew_printf":     notHere + "it prints on the plugin's own output; use printf",
+	"spew_sdump":      notHere + "use toJSON",
+	"spew_sprintf":    notHere + "use printf",
+	"sockaddr":        notHere + `it reads the host's network interfaces; use {{ env "NOMAD_IP_<label>" }}`,
+
+	"key":              readsConsul + "use secret or nomadVar",
+	"keyExists":        readsConsul + "use nomadVarExists",
+	"keyOrDefault":     readsConsul + "use nomadVarExists and nomadVar",
+	"ls":               readsConsul + "use secrets or nomadVarList",
+	"safeLs":           readsConsul + "use nomadVarListSafe",
+	"tree":             readsConsul + "use nomadVarList",
+	"safeTree":         readsConsul + "use nomadVarListSafe",
+	"service":          readsConsul + "use nomadService",
+	"services":         readsConsul + "use nomadServices",
+	"connect":          readsConsul + "use nomadService",
+	"exportedServices": readsConsul + "use nomadServices",
+	"importedServices": readsConsul + "use nomadServices",
+	"node":             readsConsul + `use env, e.g. {{ env "node.unique.name" }}`,
+	"nodes":            readsConsul + "use nomadService",
+	"datacenters":      readsConsul + `use {{ env "NOMAD_DC" }}`,
+	"partitions":       readsConsul + "write the names into the template",
+	"peerings":         readsConsul + "write the names into the template",
+	"caRoots":          readsConsul + "use secret with Vault's PKI engine",
+	"caLeaf":           readsConsul + "use pkiCert with Vault's PKI engine",
+}
+
+func refusal(name string) error {
+	return fmt.Errorf("function %q %s", name, refusedFuncs[name])
+}
+
+// execution is one execution of one template: its functions, and what they
+// have seen.
+type execution struct {
+	ctx    context.Context
+	in     Input
+	looped uint64 // numbers that loop has yielded
+
+	printed, turned, called, deep int // so far: bytes, turns of ranges, calls of templates, and of those that call themselves
+
+	// cause is the error of the call that ended the execution, if that was a
+	// call to the Source or the file system. consul-template passes on no more
+	// than an error's text.
+	cause error
+
+	secrets []readSecret
+	hidden  map[string]bool // values that no error may show
+}
+
+func newExecution(ctx context.Context, in Input) *execution {
+	return &execution{ctx: ctx, in: in, hidden: make(map[string]bool)}
+}
+
+// readSecret is a secret the template was given, by the path it asked for.
+type readSecret struct {
+	path string
+	data map[string]any
+}
+
+// funcs are the functions that replace consul-template's own.
+func (x *execution) funcs() map[string]any {
+	m := map[string]any{
+		"secret":           x.secret,
+		"secrets":          x.list,
+		"pkiCert":          x.pkiCert,
+		"env":              x.env,
+		"mustEnv":          x.mustEnv,
+		"envOrDefault":     x.envOrDefault,
+		"file":             x.file,
+		"loop":             x.loop,
+		"nomadServices":    x.nomadServices,
+		"nomadService":     x.nomadService,
+		"nomadVar":         x.nomadVar,
+		"nomadVarExists":   x.nomadVarExists,
+		"nomadVarList":     x.nomadVarList,
+		"nomadVarListSafe": x.nomadVarListSafe,
+	}
+	for name := range refusedFuncs {
+		m[name] = func(...any) (any, error) { return nil, refusal(name) }
+	}
+	return m
+}
+
+// all are those, and the functions that keep an execution within bounds.
+func (x *execution) all() map[string]any {
+	m := x.funcs()
+	maps.Copy(m, x.counters())
+	maps.Copy(m, x.amplifiers())
+	return m
+}
+
+// fail remembers err, which a function is about to return, for explain to wrap.
+// It is shown as it is: errors about a function's arguments do not pass here,
+// since an argument can be a secret.
+func (x *execution) fail(err error) error {
+	x.cause = err
+	return err
+}
+
+// secret reads a path, or writes "key=value" arguments to it.
+func (x *execution) secret(args ...string) (any, error) {
+	if len(args) == 0 {
+		return nil, nil
+	}
+	if len(args) > 1 {
+		return x.write(args)
+	}
+	path, query, err := splitPath(args[0])
+	if err != nil {
+		return nil, err
+	}
+	s, err := x.in.Source.Read(x.ctx, path, query)
+	if err != nil {
+		return nil, x.fail(err)
+	}
+	return x.show(path, s), nil
+}
+
+// write sends args[1:] to the path args[0]. No answer is a nil secret, which
+// {{ with }} takes for false.
+func (x *execution) write(args []string) (*Secret, error) {
+	path := cleanPath(args[0])
+	if path == "" {
+		return nil, errors.New("the path is empty")
+	}
+	data, err := keyValues(args[1:])
+	if err != nil {
+		return nil, err
+	}
+	s, err := x.in.Source.Write(x.ctx, path, data)
+	if err != nil {
+		return nil, x.fail(err)
+	}
+	return x.show(path, s), nil
+}
+
+// show returns a copy of s for the template, and hides what is secret in it
+// from errors. A copy, because functions such as sprig_set change what they
+// are given and the Source keeps s for others.
+func (x *execution) show(path string, s *Secret) *Secret {
+	if s == nil {
+		return nil
+	}
+	c := *s
+	c.Data, _ = x.copyHidden(s.Data).(map[string]any)
+	c.Warnings = slices.Clone(s.Warnings)
+	if c.Auth != nil {
+		x.hide(c.Auth.ClientToken, c.Auth.Accessor)
+	}
+	if c.WrapInfo != nil {
+		x.hide(c.WrapInfo.Token, c.WrapInfo.WrappedAccessor)
+	}
+	x.secrets = append(x.secrets, readSecret{path, c.Data})
+	return &c
+}
+
+func (x *execution) list(path string) ([]string, error) {
+	path = cleanPath(path)
+	if path == "" {
+		return nil, nil
+	}
+	names, err := x.in.Source.List(x.ctx, path)
+	if err != nil {
+		return nil, x.fail(err)
+	}
+	return slices.Sorted(slices.Values(names)), nil
+}
+
+// pkiCert issues a certificate and returns it as consul-template does. Unlike
+// there, the certificate is never read back from the destination: the Source
+// remembers it.
+func (x *execution) pkiCert(args ...string) (any, error) {
+	if len(args) == 0 {
+		return nil, nil
+	}
+	path, _, err := splitPath(args[0])
+	if err != nil {
+		return nil, err
+	}
+	s, err := x.write(append([]string{path}, args[1:]...))
+	if err != nil {
+		return nil, err
+	}
+	if s == nil {
+		return nil, fmt.Errorf("no answer from Vault for %q: use a path such as pki/issue/<role>", path)
+	}
+	p := pems(s.Data)
+	if p.Cert == "" {
+		return nil, fmt.Errorf("no certificate in PEM form in Vault's answer for %q: use a path such as pki/issue/<role>, and no format argument", path)
+	}
+	return p, nil
+}
+
+// pems sorts the PEM blocks of a PKI answer: the key, the certificate, and the
+// authorities, the issuing one first.
+func pems(data map[string]any) (p dependency.PemEncoded) {
+	var text strings.Builder
+	for _, field := range []string{"issuing_ca", "ca_chain", "certificate", "private_key"} {
+		values, ok := data[field].([]any)
+		if !ok {
+			values = []any{data[field]}
+		}
+		for _, v := range values {
+			s, _ := v.(string)
+			text.WriteString(s + "\n")
+		}
+	}
+	for block, rest := pem.Decode([]byte(text.String())); block != nil; block, rest = pem.Decode(rest) {
+		addPEM(&p, block)
+	}
+	return p
+}
+
+func addPEM(p *dependency.PemEncoded, block *pem.Block) {
+	text := string(pem.EncodeToMemory(block))
+	if strings.HasSuffix(block.Type, "PRIVATE KEY") {
+		p.Key = text
+		return
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	switch {
+	case err != nil: // not a certificate: nothing that pkiCert shows
+	case !cert.IsCA:
+		p.Cert = text
+	case !p.CaChainContains(text):
+		p.CAChain = append(p.CAChain, text)
+		p.CA = p.CAChain[0]
+	}
+}
+
+func (x *execution) env(name string) string {
+	v := x.in.Env[name]
+	x.hideLong(v)
+	return v
+}
+
+func (x *execution) mustEnv(name string) (string, error) {
+	if v := x.env(name); v != "" {
+		return v, nil
+	}
+	return "", fmt.Errorf("environment variable %q is not set or empty: set it in the task's env block", name)
+}
+
+// envOrDefault returns def only for a variable that is not there: one that is
+// set to nothing was set on purpose.
+func (x *execution) envOrDefault(name, def string) string {
+	if _, ok := x.in.Env[name]; ok {
+		return x.env(name)
+	}
+	return def
+}
+
+// file returns the contents of one of the task's files.
+func (x *execution) file(path string) (string, error) {
+	if path = strings.TrimSpace(path); path == "" {
+		return "", nil
+	}
+	data, err := x.readTaskFile(path)
+	if err != nil {
+		return "", x.fail(fmt.Errorf("read file %q: %w", path, err))
+	}
+	x.hideLong(strings.TrimSpace(string(data)))
+	return string(data), nil
+}
+
+func (x *execution) readTaskFile(path string) ([]byte, error) {
+	name, err := TaskPath(path, x.in.Env)
+	if err != nil {
+		return nil, err
+	}
+	root := x.in.Root
+	if rest, shared := strings.CutPrefix(name, "alloc/"); shared {
+		root, name = x.in.Alloc, rest
+	}
+	if root == nil {
+		return nil, errors.New("the directory is not open to templates")
+	}
+	return readFile(root, name)
+}
+
+// readFile reads a regular file of at most MaxOutput bytes. It opens without
+// blocking: the task could have put a named pipe there.
+func readFile(root *os.Root, name string) ([]byte, error) {
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, cause(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, cause(err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("it is %s, not a regular file", kind(info))
+	}
+	data, err := io.ReadAll(io.LimitReader(f, MaxOutput+1))
+	if err == nil && len(data) > MaxOutput {
+		err = fmt.Errorf("it has more than %d bytes", MaxOutput)
+	}
+	return data, err
+}
+
+// loop returns the numbers from start, or 0, up to but not including stop. It
+// replaces consul-template's loop, which leaves a goroutine behind for every
+// {{ range }} that ends early, and has no limit.
+func (x *execution) loop(args ...any) ([]int64, error) {
+	if len(args) == 1 {
+		args = []any{0, args[0]}
+	}
+	if len(args) != 2 {
+		return nil, fmt.Errorf("%d arguments, where 1 or 2 are expected", len(args))
+	}
+	start, err := toInt64(args[0])
+	if err != nil {
+		return nil, err
+	}
+	stop, err := toInt64(args[1])
+	if err != nil || stop <= start {
+		return nil, err
+	}
+	count := uint64(stop) - uint64(start)
+	if count > maxLoop-x.looped {
+		return nil, fmt.Errorf("more than %d numbers in one template", maxLoop)
+	}
+	x.looped += count
+	numbers := make([]int64, count)
+	for i := range numbers {
+		numbers[i] = start + int64(i)
+	}
+	return numbers, nil
+}
+
+func toInt64(v any) (int64, error) {
+	switch r := reflect.ValueOf(v); {
+	case r.CanInt():
+		return r.Int(), nil
+	case r.CanUint():
+		return int64(r.Uint()), nil
+	case r.Kind() == reflect.String:
+		n, err := strconv.ParseInt(r.String(), 10, 64)
+		if err != nil {
+			return 0, errors.New("an argument is a string but not a whole number")
+		}
+		return n, nil
+	}
+	return 0, fmt.Errorf("an argument has the type %T, not a whole number", v)
+}
+
+func cleanPath(path string) string { return strings.Trim(strings.TrimSpace(path), "/") }
+
+// splitPath separates a Vault path from its query parameters.
+func splitPath(s string) (string, url.Values, error) {
+	u, err := url.Parse(cleanPath(s))
+	if err != nil {
+		return "", nil, fmt.Errorf("path %q: %w", s, errors.Unwrap(err))
+	}
+	if u.Path == "" {
+		return "", nil, errors.New("the path is empty")
+	}
+	return u.Path, u.Query(), nil
+}
+
+// keyValues reads "key=value" arguments. A wrong one is not quoted: it may be a
+// secret.
+func keyValues(args []string) (map[string]any, error) {
+	data := make(map[string]any)
+	for i, arg := range args {
+		if arg == "" {
+			continue
+		}
+		k, v, ok := strings.Cut(arg, "=")
+		if !ok {
+			return nil, fmt.Errorf("argument %d after the path is not key=value", i+1)
+		}
+		data[strings.TrimSpace(k)] = strings.TrimSpace(v)
+	}
+	return data, nil
+}

@@ -1,0 +1,124 @@
+package template
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"reflect"
+	"testing"
+
+	"github.com/hashicorp/consul-template/dependency"
+	"github.com/shoenig/test/must"
+)
+
+// errVault stands for an error of the vault package, which callers look for
+// through the chain.
+type errVault struct{ path string }
+
+func (e *errVault) Error() string { return fmt.Sprintf("read %q: permission denied", e.path) }
+
+// fakeSource answers from maps and writes down what it was asked.
+type fakeSource struct {
+	secrets   map[string]*Secret
+	services  []Service
+	variables map[string]*Variable
+	asked     []string
+}
+
+func (f *fakeSource) ask(format string, args ...any) {
+	f.asked = append(f.asked, fmt.Sprintf(format, args...))
+}
+
+func (f *fakeSource) Read(ctx context.Context, path string, query url.Values) (*Secret, error) {
+	f.ask("read %s %s", path, query.Encode())
+	if path == "hangs" {
+		<-ctx.Done()
+		return nil, fmt.Errorf("read %q: %w", path, ctx.Err())
+	}
+	if s, ok := f.secrets[path]; ok {
+		return s, nil
+	}
+	return nil, &errVault{path}
+}
+
+func (f *fakeSource) Write(_ context.Context, path string, data map[string]any) (*Secret, error) {
+	f.ask("write %s %v", path, data)
+	if s, ok := f.secrets[path]; ok {
+		return s, nil
+	}
+	return nil, &errVault{path}
+}
+
+func (f *fakeSource) List(_ context.Context, path string) ([]string, error) {
+	f.ask("list %s", path)
+	if path == "denied" {
+		return nil, &errVault{path}
+	}
+	return []string{"b", "a", "c/"}, nil
+}
+
+func (f *fakeSource) Services(_ context.Context, region string) ([]ServiceName, error) {
+	f.ask("services %s", region)
+	return []ServiceName{{Name: "web", Tags: []string{"v2", "a"}}, {Name: "db"}}, nil
+}
+
+func (f *fakeSource) Service(_ context.Context, q ServiceQuery) ([]Service, error) {
+	f.ask("service %+v", q)
+	return f.services, nil
+}
+
+func (f *fakeSource) Variable(_ context.Context, q VariableQuery) (*Variable, error) {
+	f.ask("variable %+v", q)
+	if q.Path == "broken" {
+		return nil, errors.New("read variable: 500")
+	}
+	return f.variables[q.Path], nil
+}
+
+func (f *fakeSource) Variables(_ context.Context, q VariableQuery) ([]Variable, error) {
+	f.ask("variables %+v", q)
+	if q.Path == "none" {
+		return nil, nil
+	}
+	return []Variable{{Namespace: "default", Path: "a/b", ModifyIndex: 7, ModifyTime: 1}}, nil
+}
+
+// newSource is a source with one secret of each kind.
+func newSource() *fakeSource {
+	return &fakeSource{
+		secrets: map[string]*Secret{
+			"kv/data/app": {Data: map[string]any{
+				"data":     map[string]any{"password": "hunter2", "pin": "7", "odd": "-+", "half": `se"cret`, "multi": "line1\nline2"},
+				"metadata": map[string]any{"version": json.Number("3")},
+			}},
+			"kv1/app":      {Data: map[string]any{"user": "sam", "list": []any{"x-first", "x-second"}}},
+			"database/api": {LeaseID: "database/api/1", LeaseDuration: 20, Renewable: true, RequestID: "r1", Data: map[string]any{"username": "v-api-1"}, Warnings: []string{"w"}},
+			"auth/login":   {Auth: &SecretAuth{ClientToken: "hvs.token", LeaseDuration: 60}},
+			"kv1/written":  nil,
+		},
+		services: []Service{
+			{Name: "web", Address: "10.0.0.1", Port: 80, Tags: []string{"v2", "blue"}, ID: "i1", Node: "n1", JobID: "j", AllocID: "a", Datacenter: "dc1"},
+			{Name: "web", Address: "10.0.0.2", Port: 81, Tags: []string{"green"}},
+		},
+		variables: map[string]*Variable{
+			"nomad/jobs/app": {Namespace: "default", Path: "nomad/jobs/app", CreateIndex: 4, ModifyIndex: 9, Items: map[string]string{"user": "u1", "pass": "variable-secret"}},
+		},
+	}
+}
+
+func TestSecretHasTheFieldsTemplatesKnow(t *testing.T) {
+	for _, pair := range [][2]any{
+		{Secret{}, dependency.Secret{}},
+		{SecretAuth{}, dependency.SecretAuth{}},
+		{SecretWrapInfo{}, dependency.SecretWrapInfo{}},
+	} {
+		a, b := reflect.TypeOf(pair[0]), reflect.TypeOf(pair[1])
+		must.Eq(t, b.NumField(), a.NumField())
+		for i := range b.NumField() {
+			must.Eq(t, b.Field(i).Name, a.Field(i).Name)
+			must.Eq(t, b.Field(i).Type.Kind(), a.Field(i).Type.Kind())
+		}
+	}
+}

@@ -1,0 +1,133 @@
+package vault
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/api"
+)
+
+// Cluster is how one Vault is reached and logged in to: a vault "name" {} block of the plugin's config, with the field
+// names of the agent's own vault block (https://developer.hashicorp.com/nomad/docs/configuration/vault).
+type Cluster struct {
+	Name      string // the block's label; "default" when a task names none
+	Address   string // https://vault.example:8200
+	Namespace string // default for tasks that name none
+	AuthPath  string // jwt_auth_backend_path: where the JWT auth method is mounted
+	Role      string // create_from_role: for tasks that name none; empty: the auth method's own default role
+
+	CAFile, CAPath, CertFile, KeyFile, TLSServerName string
+	TLSSkipVerify                                    bool
+
+	// Dial connects to the address; nil: over the network. No config sets it: vaulttest.Server does.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+const (
+	// maxConns bounds the sockets to one cluster whatever the number of tasks: HTTP/2 needs one, HTTP/1.1 behind some
+	// load balancers needs a few.
+	maxConns = 16
+	// silence is how long a shared HTTP/2 connection may say nothing before it is asked whether it is there, and then how
+	// long it may take to answer. A firewall that forgot the connection would otherwise hold every task's requests until
+	// TCP gives up, after a quarter of an hour.
+	silence = 15 * time.Second
+)
+
+// Client talks to one cluster for every task of the plugin: one transport, and what is known of the cluster's mounts.
+type Client struct {
+	cluster Cluster
+	base    *api.Client
+	sched   *Scheduler
+	logger  hclog.Logger
+	mounts  mounts
+}
+
+// NewClient prepares a client without talking to Vault. An error is a mistake in the cluster's configuration and names
+// the field.
+func NewClient(c Cluster, sched *Scheduler, logger hclog.Logger) (*Client, error) {
+	u, err := url.Parse(c.Address)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, fmt.Errorf("vault %q: address %q is not a URL such as https://vault.example:8200", c.Name, c.Address)
+	}
+	if u.User != nil {
+		return nil, fmt.Errorf("vault %q: address holds a user name or password: leave them out", c.Name)
+	}
+	conf := api.DefaultConfig()
+	if conf.Error != nil {
+		return nil, fmt.Errorf("vault %q: read VAULT_ environment: %w", c.Name, conf.Error)
+	}
+	conf.Address = c.Address
+	conf.MaxRetries = 0 // the library repeats any verb: a repeated read of database/creds mints a second user
+	err = conf.ConfigureTLS(&api.TLSConfig{CACert: c.CAFile, CAPath: c.CAPath, ClientCert: c.CertFile,
+		ClientKey: c.KeyFile, TLSServerName: c.TLSServerName, Insecure: c.TLSSkipVerify})
+	if err != nil {
+		return nil, fmt.Errorf("vault %q: ca_file, ca_path, cert_file or key_file: %w", c.Name, err)
+	}
+	transport := conf.HttpClient.Transport.(*http.Transport)
+	c.shape(transport)
+	conf.HttpClient.Transport = onceTransport{transport}
+	base, err := api.NewClient(conf)
+	if err != nil {
+		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
+	}
+	return &Client{cluster: c, base: base, sched: sched, logger: logger.With("vault", c.Name)}, nil
+}
+
+// shape makes the transport one that many tasks can share.
+func (c *Cluster) shape(t *http.Transport) {
+	t.MaxConnsPerHost, t.MaxIdleConnsPerHost = maxConns, maxConns
+	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: silence, PingTimeout: silence}
+	if c.Dial != nil {
+		t.DialContext = c.Dial
+	}
+}
+
+// onceTransport sends the request of a context made by once one time only. net/http by itself repeats a GET whose answer
+// was lost on a kept connection, and a second GET of database/creds is a second user.
+type onceTransport struct{ *http.Transport }
+
+func (t onceTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Context().Value(onceKey{}) != nil && r.Method == http.MethodGet {
+		r = r.WithContext(r.Context())                               // a copy: a RoundTripper must not change what it is given
+		r.Body, r.GetBody = io.NopCloser(strings.NewReader("")), nil // a body that cannot be had twice is not sent twice
+	}
+	return t.Transport.RoundTrip(r)
+}
+
+type onceKey struct{}
+
+func once(ctx context.Context) context.Context { return context.WithValue(ctx, onceKey{}, true) }
+
+// Cluster returns the configuration the client was made from.
+func (c *Client) Cluster() Cluster { return c.cluster }
+
+// Close ends the idle connections; sessions must have been closed before.
+func (c *Client) Close() { c.base.CloneConfig().HttpClient.CloseIdleConnections() }
+
+// answers asks Vault what costs nothing. It is nil for a Vault that is sealed or on standby, too.
+func (c *Client) answers(ctx context.Context) error {
+	as, err := c.as("", "")
+	if err != nil {
+		return err
+	}
+	_, err = as.Sys().HealthWithContext(ctx)
+	return c.fail("look up health", err)
+}
+
+// as returns an API client that speaks for one token in one namespace over the shared transport.
+func (c *Client) as(token, namespace string) (*api.Client, error) {
+	clone, err := c.base.Clone()
+	if err != nil {
+		return nil, fmt.Errorf("clone vault client: %w", err)
+	}
+	clone.SetToken(token)
+	clone.SetNamespace(namespace)
+	return clone, nil
+}

@@ -1,0 +1,127 @@
+package vault
+
+import (
+	"slices"
+	"time"
+)
+
+// mintsPerLife bounds how often a lease may be issued anew within the life of one: a renewal that always fails must not
+// become a stream of new database users (consul-template #2165 mints ten a second).
+const mintsPerLife = 4
+
+// upkeep is when a token or a secret next wants attention, and how the last attempts went.
+type upkeep struct {
+	at      time.Time // zero: never
+	patient Backoff
+	class   error // of the last failure, nil after a success
+}
+
+// newUpkeep retries at the pace of a task that runs with what it has.
+func newUpkeep() upkeep { return upkeep{patient: Backoff{First: time.Second, Most: time.Minute}} }
+
+func (u *upkeep) due(now time.Time) bool { return !u.at.IsZero() && !u.at.After(now) }
+
+// well notes a success and when to come back.
+func (u *upkeep) well(at time.Time) {
+	u.at, u.class = at, nil
+	u.patient.Reset()
+}
+
+// item is one question and its newest answer. The session's mu guards it.
+type item struct {
+	upkeep
+	asking turn // taken while Vault is asked, so that a reading and a step do not both issue a lease
+
+	req    Request
+	secret *Secret     // newest
+	lease  Lease       // of secret, as renewed since
+	gone   bool        // the lease has ended before its time, or is about to with its token
+	renew  bool        // what to do when it is due: renew, or else read anew
+	used   *Secret     // what the committed reading shows; nil when that did not ask
+	held   []*item     // leases of older answers, which used or a reading under way may show: renewed and never read anew
+	reader int         // number of the latest reading that asked
+	minted []time.Time // when leases were issued for this question, the latest mintsPerLife
+}
+
+// op is what errors say was tried.
+func (it *item) op() string { return string(it.req.Op) + " " + it.secret.Path }
+
+// plan sets when the item next wants attention.
+func (it *item) plan(now time.Time) {
+	it.at, it.renew = it.secret.Kind.due(it.lease, it.req.Every)
+	switch {
+	case it.gone && it.req.Every > 0:
+		it.at, it.renew = now, false
+	case it.gone: // read once, and over
+		it.at, it.renew, it.class = time.Time{}, false, nil
+	}
+}
+
+// hold keeps a lease renewed whatever becomes of the item: the process may use it until a newer one is committed. Those that
+// have ended it forgets, but for the one in use, which Vault may know better.
+func (it *item) hold(l Lease, now time.Time) {
+	it.held = slices.DeleteFunc(it.held, func(old *item) bool {
+		return old.lease.Expired(now) && old.lease.ID != it.used.leaseID()
+	})
+	if l.ID == "" || slices.ContainsFunc(it.held, func(old *item) bool { return old.lease.ID == l.ID }) {
+		return
+	}
+	old := &item{secret: &Secret{Path: it.secret.Path, Kind: Leased, Lease: l}, lease: l, upkeep: newUpkeep(), asking: newTurn()}
+	old.plan(now)
+	it.held = append(it.held, old)
+}
+
+// install makes secret the newest answer and plans what comes next. An answer that says the same as the one before keeps
+// that one's identity, so that nothing is rendered for it. It reports whether this one says something new.
+func (it *item) install(secret *Secret, now time.Time) (changed bool) {
+	if secret.issued() {
+		it.mint(now)
+	}
+	if changed = it.secret == nil || !it.secret.says(secret); changed {
+		it.hold(it.lease, now)
+		it.secret = secret
+	}
+	it.lease, it.gone = secret.Lease, false
+	it.well(time.Time{})
+	it.plan(now)
+	return changed
+}
+
+// mint counts that a lease was issued, or may have been.
+func (it *item) mint(now time.Time) {
+	it.minted = append(it.minted, now)
+	it.minted = it.minted[max(0, len(it.minted)-mintsPerLife):]
+}
+
+// budget is how long to wait before one more lease may be issued.
+func (it *item) budget(now time.Time) time.Duration {
+	if !it.secret.issued() || len(it.minted) < mintsPerLife {
+		return 0
+	}
+	return it.minted[0].Add(it.lease.TTL).Sub(now)
+}
+
+// usable reports that the newest answer may still be what Vault would say. A static role's password is, even past the time
+// of its rotation: a Vault that is down does not rotate.
+func (it *item) usable(now time.Time) bool {
+	return !it.gone && (it.secret.Kind == Rotating || !it.lease.Expired(now))
+}
+
+// good reports that the newest answer can be shown to a reading as it is: nothing says that it has ended, and it is no
+// copy of something to look at afresh.
+func (it *item) good(fresh bool, now time.Time) bool {
+	if it.gone || it.lease.Expired(now) {
+		return it.budget(now) > 0 // the last known good, until another may be issued
+	}
+	return !fresh || (it.secret.Kind != Polled && it.secret.Kind != Rotating)
+}
+
+// leases are the IDs of all that was issued for the item and may be in use.
+func (it *item) leases() (ids []string) {
+	for _, one := range append([]*item{it}, it.held...) {
+		if one.lease.ID != "" {
+			ids = append(ids, one.lease.ID)
+		}
+	}
+	return ids
+}

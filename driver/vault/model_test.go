@@ -1,0 +1,422 @@
+package vault_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/vaulttest"
+)
+
+// What TestModel makes of a session has to hold whatever happens to it.
+const (
+	perLife    = 4    // leases that may be issued for a question in the life of one
+	perHour    = 2000 // requests of a session: a storm would be ten a second
+	perTrouble = 12   // problems told for each thing that happens: one for each question, and some
+)
+
+// TestModel lives the lives of a few hundred tasks at random: readings and commits, faults and outages, revocations, changed
+// roles, lost identities, crashes. MODEL_RUNS says how many; MODEL_SEED repeats one of them that many times, as the jitter of
+// leases and pauses is not the seed's.
+func TestModel(t *testing.T) {
+	t.Parallel()
+	runs, seed := fromEnv(t, "MODEL_RUNS", 60), fromEnv(t, "MODEL_SEED", 0)
+	for i := range runs {
+		one := uint64(seed)
+		if seed == 0 {
+			one = rand.Uint64() >> 1
+		}
+		t.Run(fmt.Sprintf("%d", i), func(t *testing.T) {
+			bubble(t, func(b *bench) { live(b, one) })
+		})
+	}
+}
+
+func fromEnv(t *testing.T, name string, otherwise int) int {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	must.NoError(t, err)
+	return n
+}
+
+// model is a task that uses a session, its operator, and what both know.
+type model struct {
+	*bench
+	*rand.Rand
+	s     *vault.Session
+	reqs  []vault.Request
+	story strings.Builder // what happened, told when it ends badly
+
+	users  map[string]string // in use, by path
+	token  string            // in use
+	next   *generation       // read, and not committed yet
+	faults []trouble         // in force
+	calm   time.Time         // since when there is none
+	events int               // what happened so far
+	batch  bool              // there was a batch token, which takes no lease with it
+
+	asked  sync.Mutex // guards what the session's goroutines need, too
+	jwt    func(context.Context) (string, error)
+	logins []time.Time
+
+	dies  []time.Time // when the plugin did
+	calls int         // up to hour
+	hour  time.Time
+}
+
+// generation is what a reading showed.
+type generation struct {
+	r       *vault.Reading
+	answers []*vault.Secret
+}
+
+// trouble ends by itself at some time.
+type trouble struct {
+	until time.Time
+	mend  func()
+}
+
+var tokenRoles = []vaulttest.Role{
+	{TTL: time.Hour}, {TTL: time.Hour, Revoke: true}, {TTL: 2 * time.Hour, Revoke: true}, {TTL: time.Hour, MaxTTL: 3 * time.Hour, Revoke: true},
+	{TTL: 20 * time.Minute, Fixed: true}, {TTL: 2 * time.Hour, Fixed: true, Revoke: true}, {TTL: 30 * time.Minute, Batch: true, Revoke: true},
+	{TTL: 10 * time.Minute, MaxTTL: 20 * time.Minute, Revoke: true}, {TTL: 2 * time.Hour, Fixed: true, Bare: true},
+}
+
+var credsRoles = []vaulttest.Creds{
+	{TTL: time.Hour}, {TTL: 5 * time.Minute}, {TTL: time.Hour, MaxTTL: time.Hour}, {TTL: 20 * time.Minute, Fixed: true},
+	{TTL: 10 * time.Minute, MaxTTL: 2 * time.Hour}, {TTL: 2 * time.Hour},
+}
+
+// failures are the ways in which a request can fail. Vault refuses only what policies and roles can be wrong about: of a token
+// that is denied everything it says that it is gone.
+var failures = func() (all []vaulttest.Fault) {
+	engines := []string{"GET database/", "GET secret/", "PUT sys/leases/renew"}
+	for _, match := range append(engines, "", "PUT auth/", "GET auth/", "PUT sys/leases/revoke", "GET sys/") {
+		for _, f := range []vaulttest.Fault{{Status: 500}, {Status: 502}, {Status: 503}, {Status: 429}, {Hang: true}, {Reset: true},
+			{Lose: true}, {Slow: 5 * time.Second}, {Slow: 50 * time.Second}, {Slow: 70 * time.Second}, {Body: `{"lease_id": "data`}} {
+			f.Match = match
+			all = append(all, f)
+		}
+	}
+	for _, match := range engines {
+		for _, status := range []int{400, 403, 404} {
+			all = append(all, vaulttest.Fault{Match: match, Status: status})
+		}
+	}
+	return all
+}()
+
+func one[T any](m *model, all []T) T { return all[m.IntN(len(all))] }
+
+// live is one life.
+func live(b *bench, seed uint64) {
+	m := &model{bench: b, Rand: rand.New(rand.NewPCG(seed, 0)), users: map[string]string{}}
+	defer func() {
+		if b.Failed() {
+			b.Logf("MODEL_SEED=%d\n%s", seed, m.story.String())
+		}
+	}()
+	m.setUp()
+	for range 20 {
+		m.happens()
+		m.pass(one(m, []time.Duration{time.Second, 20 * time.Second, 2 * time.Minute, 10 * time.Minute, 40 * time.Minute, 3 * time.Hour}))
+	}
+	if m.IntN(3) > 0 {
+		m.recover()
+		m.budget()
+	}
+	m.end()
+}
+
+func (m *model) setUp() {
+	for _, name := range []string{"one", "two"} {
+		m.Creds[name] = one(m, credsRoles)
+		m.reqs = append(m.reqs, read("database/creds/"+name))
+	}
+	m.Put("secret/a", map[string]any{"k": "1"})
+	m.Static("app", 40*time.Minute)
+	m.reqs = append(m.reqs, read("secret/a"), read("database/static-creds/app"))
+	for i := range m.reqs {
+		m.reqs[i].Every = 10 * time.Minute
+	}
+	m.changeRole()
+	m.heal()
+	options := m.options()
+	s, err := m.client.Open(m.Context(), options)
+	must.NoError(m, err)
+	m.s, m.calm, m.hour = s, time.Now(), time.Now()
+	m.read(time.Minute)
+	m.commit(0)
+}
+
+func (m *model) options() vault.Options {
+	return vault.Options{Notify: m.note, Login: vault.Login{Role: "app", JWT: func(ctx context.Context) (string, error) {
+		m.asked.Lock()
+		m.logins = append(m.logins, time.Now())
+		jwt := m.jwt
+		m.asked.Unlock()
+		return jwt(ctx)
+	}}}
+}
+
+func (m *model) heal() {
+	m.identifies(func(context.Context) (string, error) { return m.JWT, nil })
+}
+
+// identifies changes where the session gets the task's JWT from.
+func (m *model) identifies(jwt func(context.Context) (string, error)) {
+	m.asked.Lock()
+	defer m.asked.Unlock()
+	m.jwt = jwt
+}
+
+func (m *model) tell(format string, args ...any) {
+	m.events++
+	fmt.Fprintf(&m.story, "%s "+format+"\n", append([]any{time.Now().Format("02 15:04:05")}, args...)...)
+}
+
+// happens does one thing that can happen.
+func (m *model) happens() {
+	switch m.IntN(12) {
+	case 0, 1, 2:
+		m.read(one(m, []time.Duration{time.Second, time.Minute}))
+	case 3, 4:
+		m.commit(one(m, []time.Duration{-1, 0, time.Minute}))
+	case 5, 6:
+		f := one(m, failures)
+		m.fails(fmt.Sprintf("%+v", f), m.Break(f))
+	case 7:
+		m.Down(true)
+		m.fails("down", func() { m.Down(false) })
+	case 8:
+		m.revokes()
+	case 9:
+		m.changeRole()
+	case 10:
+		m.losesIdentity()
+	case 11:
+		m.crashes()
+	}
+}
+
+// read makes what would be the next generation, and asks for some of it twice.
+func (m *model) read(patience time.Duration) {
+	m.tell("read within %s", patience)
+	ctx, cancel := context.WithTimeout(m.Context(), patience)
+	defer cancel()
+	g := &generation{r: m.s.Begin(m.IntN(2) == 0)}
+	for _, req := range m.reqs {
+		answer, err := g.r.Read(ctx, req)
+		if err != nil {
+			m.tell("%v", err)
+			return
+		}
+		g.answers = append(g.answers, answer)
+	}
+	m.next = g
+}
+
+// commit makes what was read last what is in use.
+func (m *model) commit(grace time.Duration) {
+	if m.next == nil {
+		return
+	}
+	m.same()
+	m.next.r.Commit(grace)
+	m.token = m.next.r.Token()
+	for i, req := range m.reqs {
+		if name, ok := m.next.answers[i].Data["username"].(string); ok && strings.Contains(req.Path, "/creds/") {
+			m.users[req.Path] = name
+		}
+	}
+	m.next = nil
+	m.tell("commit with grace %s: %v", grace, m.users)
+}
+
+// same asks a reading for everything once more.
+func (m *model) same() {
+	for i, req := range m.reqs {
+		again, err := m.next.r.Read(m.Context(), req)
+		must.NoError(m, err)
+		must.True(m, again == m.next.answers[i], must.Sprint("one reading gave two answers"))
+	}
+}
+
+func (m *model) fails(what string, mend func()) {
+	t := trouble{time.Now().Add(one(m, []time.Duration{time.Second, time.Minute, 15 * time.Minute, 2 * time.Hour, 8 * time.Hour})), mend}
+	m.faults = append(m.faults, t)
+	m.tell("until %s: %s", t.until.Format("15:04:05"), what)
+}
+
+// revokes is the operator's doing, at some moment of what comes next.
+func (m *model) revokes() {
+	what := map[string]func(){"all tokens": m.RevokeTokens, "all leases": m.RevokeLeases}
+	for _, user := range m.users {
+		what[user] = func() { m.RevokeLease(user) }
+	}
+	name := one(m, []string{"all tokens", "all leases", m.users[m.reqs[0].Path], m.users[m.reqs[1].Path]})
+	m.tell("soon revoked: %s", name)
+	time.AfterFunc(time.Duration(m.IntN(int(time.Minute))), what[name])
+}
+
+func (m *model) changeRole() {
+	role := one(m, tokenRoles)
+	m.batch = m.batch || role.Batch
+	m.tell("role %+v", role)
+	m.SetRole("app", role)
+}
+
+// losesIdentity makes the task's JWT expired, missing, or late.
+func (m *model) losesIdentity() {
+	m.identifies(one(m, []func(context.Context) (string, error){
+		func(context.Context) (string, error) { return "expired", nil },
+		func(context.Context) (string, error) { return "", errors.New("no identity") },
+		func(ctx context.Context) (string, error) { <-ctx.Done(); return "", ctx.Err() },
+	}))
+	m.fails("no identity", m.heal)
+}
+
+// crashes ends the plugin, and starts another one at once or later.
+func (m *model) crashes() {
+	away := one(m, []time.Duration{0, time.Minute, time.Hour})
+	m.tell("crash, and back after %s", away)
+	synctest.Wait()
+	state := m.save(m.s)
+	m.crash()
+	m.dies = append(m.dies, time.Now())
+	if time.Sleep(away); away > 0 {
+		m.calm = time.Now()
+	}
+	m.notices, m.next, m.events = nil, nil, 1
+	s, err := m.client.Adopt(state, m.options())
+	must.NoError(m, err)
+	m.s = s
+}
+
+// pass lets time pass and looks whether all is well.
+func (m *model) pass(d time.Duration) {
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		time.Sleep(min(30*time.Second, time.Until(end)))
+		synctest.Wait()
+		m.mend(time.Now())
+		m.check()
+	}
+}
+
+// mend ends the troubles whose time has come.
+func (m *model) mend(now time.Time) {
+	var rest []trouble
+	for _, f := range m.faults {
+		if m.calm = now; now.Before(f.until) {
+			rest = append(rest, f)
+		} else {
+			f.mend()
+		}
+	}
+	m.faults = rest
+}
+
+func (m *model) check() {
+	now := time.Now()
+	neglected := m.Neglected()
+	for path, user := range m.users {
+		ended, is := neglected[user]
+		life := m.Creds[strings.TrimPrefix(path, "database/creds/")].TTL
+		must.False(m, is && ended.Sub(m.calm) > life, must.Sprintf("%s is in use, and was not renewed", user))
+	}
+	outages := m.told(vault.Outage) - m.told(vault.Recovered)
+	must.Between(m, 0, outages, 1)
+	news := m.events + m.told(vault.Replaced) // another token may be told other things
+	must.LessEq(m, perTrouble*news, m.told(vault.Problem), must.Sprint("the same is told again and again"))
+	if now.Sub(m.hour) >= time.Hour {
+		calls := m.Calls("")
+		must.LessEq(m, perHour, calls-m.calls, must.Sprint("a storm of requests"))
+		m.calls, m.hour = calls, now
+	}
+}
+
+// recover ends all trouble. From then on the task does what it is told at once, and after the longest life of a lease and of
+// a token everything in use is alive and stays so.
+func (m *model) recover() {
+	m.tell("all is well again")
+	m.mend(time.Now().Add(24 * time.Hour))
+	m.calm = time.Now()
+	m.read(time.Minute)
+	m.commit(0)
+	story := m.story.String()
+	defer func() { m.story.Reset(); m.story.WriteString(story) }()
+	const settled = 3 * time.Hour
+	for began := time.Now(); time.Since(began) < settled+time.Hour; {
+		m.pass(30 * time.Second)
+		if changed(m.s) {
+			m.read(time.Minute)
+			m.commit(0)
+		}
+		if time.Since(began) > settled {
+			for _, user := range m.users {
+				must.SliceContains(m, m.Users(), user)
+			}
+			must.SliceContains(m, m.Tokens(), m.token)
+		}
+	}
+}
+
+// budget looks at all the credentials that were issued. A token that is replaced takes the leases of the one before with it,
+// and a plugin that dies may have asked for one.
+func (m *model) budget() {
+	for name, creds := range maps.All(m.Creds) {
+		issued := m.Issued(name)
+		for i, first := range issued {
+			n, allowed := 0, perLife
+			for _, at := range issued[i:] {
+				if at.Sub(first) < creds.TTL {
+					n++
+				}
+			}
+			for _, at := range m.logins {
+				if since := at.Sub(first); since > -creds.TTL && since < creds.TTL {
+					allowed += perLife
+				}
+			}
+			for _, at := range m.dies {
+				if since := at.Sub(first); since > 0 && since < creds.TTL {
+					allowed++
+				}
+			}
+			must.LessEq(m, allowed, n, must.Sprintf("leases of %s issued within the life of one from %s", name, first.Format("02 15:04:05")))
+		}
+	}
+}
+
+// end closes the session, in trouble first.
+func (m *model) end() {
+	if m.IntN(2) == 0 {
+		m.happens()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		m.tell("close: %v", m.s.Close(ctx))
+	}
+	m.mend(time.Now().Add(24 * time.Hour))
+	m.tell("close")
+	must.NoError(m, m.s.Close(context.Background()))
+	must.Len(m, 0, m.Leaked())
+	if m.batch {
+		time.Sleep(30 * time.Minute) // the life of a batch token
+	}
+	must.Len(m, 0, m.Users())
+}

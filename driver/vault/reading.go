@@ -1,0 +1,233 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Reading is one pass over a session's answers: the same question gets the same answer however often it is asked, and
+// the whole becomes one generation of the task. It may be used by several goroutines, which all have to be done before
+// Commit.
+type Reading struct {
+	s         *Session
+	n         int // the session's first, second ... reading
+	fresh     bool
+	token     *token
+	mu        sync.Mutex
+	questions map[string]*question
+}
+
+// question is one that a reading was asked.
+type question struct {
+	every  time.Duration // the shortest that was asked for; the reading's mu guards it
+	done   chan struct{} // closed when the answer is there
+	secret *Secret
+	err    error
+}
+
+// Begin starts a reading. With fresh set, secrets without a lease are read again even when an answer is at hand: a task
+// that starts anew sees what is in Vault now, and its leases are kept.
+func (s *Session) Begin(fresh bool) *Reading {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.readings++
+	return &Reading{s: s, n: s.readings, fresh: fresh, token: s.token, questions: map[string]*question{}}
+}
+
+// Token returns the Vault token as of the beginning of the reading.
+func (r *Reading) Token() string { return r.token.Value }
+
+// Read answers req, from what the session has or from Vault. It repeats the request until ctx ends as long as waiting
+// can help; errors match the classes of this package. An error is the reading's answer, too: to ask again takes another
+// reading.
+func (r *Reading) Read(ctx context.Context, req Request) (*Secret, error) {
+	req.Path = clean(req.Path)
+	key := req.key()
+	r.mu.Lock()
+	q, asked := r.questions[key]
+	if !asked {
+		q = &question{done: make(chan struct{})}
+		r.questions[key] = q
+	}
+	q.every = shorter(q.every, req.Every)
+	r.mu.Unlock()
+	if !asked {
+		q.secret, q.err = r.answer(ctx, key, req)
+		close(q.done)
+	}
+	select {
+	case <-q.done:
+		return q.secret, q.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%s %s: %w", req.Op, req.Path, ctx.Err())
+	}
+}
+
+// shorter returns the shorter of two intervals, of which zero means never.
+func shorter(a, b time.Duration) time.Duration {
+	if a == 0 || (b != 0 && b < a) {
+		return b
+	}
+	return a
+}
+
+// answer returns the session's answer to req, asking Vault when there is none that will do.
+func (r *Reading) answer(ctx context.Context, key string, req Request) (*Secret, error) {
+	it := r.item(key)
+	if it == nil {
+		return r.first(ctx, key, req)
+	}
+	if have, good, _ := r.newest(it); good {
+		return have, nil
+	}
+	if err := it.asking.take(ctx); err != nil {
+		return nil, fmt.Errorf("%s %s: %w", req.Op, req.Path, err)
+	}
+	defer it.asking.pass()
+	have, good, usable := r.newest(it)
+	switch {
+	case good: // a step was there before us
+		return have, nil
+	case !usable:
+		return r.first(ctx, key, req)
+	}
+	secret, by, err := r.s.fetch(ctx, req)
+	if unasked(err) {
+		return have, nil // last known good: an outage does not keep a task from starting again
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r.keep(key, req, secret, by)
+}
+
+// item returns what the session has of a question, and notes that this reading wants it.
+func (r *Reading) item(key string) *item {
+	r.s.mu.Lock()
+	defer r.s.mu.Unlock()
+	it := r.s.items[key]
+	if it != nil {
+		it.reader = max(it.reader, r.n)
+	}
+	return it
+}
+
+// newest returns the item's newest answer, whether the reading can show it as it is, and whether it can where there is no
+// better one.
+func (r *Reading) newest(it *item) (secret *Secret, good, usable bool) {
+	now := time.Now()
+	r.s.mu.Lock()
+	defer r.s.mu.Unlock()
+	return it.secret, it.good(r.fresh, now), it.usable(now)
+}
+
+// first asks Vault for what the session does not have, as long as waiting can help.
+func (r *Reading) first(ctx context.Context, key string, req Request) (*Secret, error) {
+	var secret *Secret
+	var by *token
+	answers := func(ctx context.Context) error { return r.s.lookUp(ctx, r.s.current()) }
+	more := func(err error) bool { return r.s.missed(key, err) }
+	err := sparingly(ctx, answers, more, func() (err error) {
+		secret, by, err = r.s.fetch(ctx, req)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r.keep(key, req, secret, by)
+}
+
+// final ends the patience with an error.
+func final(err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		e.Final, e.Hint = true, "answers get lost on their way, look at what stands before Vault"
+	}
+	return err
+}
+
+// keep makes secret the session's newest answer to req.
+func (r *Reading) keep(key string, req Request, secret *Secret, by *token) (*Secret, error) {
+	s := r.s
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil, ErrClosed
+	}
+	it := s.items[key]
+	if it == nil {
+		it = &item{req: req, upkeep: newUpkeep(), asking: newTurn()}
+		s.items[key] = it
+	}
+	it.reader = max(it.reader, r.n)
+	s.install(it, secret, by)
+	newest := it.secret
+	s.mu.Unlock()
+	s.wake()
+	return newest, nil
+}
+
+// Commit says that the reading is what the task uses from now on. What neither it nor a later reading asked is forgotten;
+// a lease or a token that it replaces is revoked after grace, in which the process changes over, or left to end when grace
+// is negative. A change that came between Begin and Commit makes Changed ready again.
+func (r *Reading) Commit(grace time.Duration) {
+	s, now := r.s, time.Now()
+	s.mu.Lock()
+	s.used = r.token.N
+	for key, it := range s.items {
+		r.settle(it, r.shown(key), now, grace)
+	}
+	s.retire(now, grace)
+	behind := s.behind()
+	s.mu.Unlock()
+	if behind {
+		s.nudge()
+	}
+	s.chore.Wake(now)
+}
+
+// shown is the reading's answer to a question, nil when it has none.
+func (r *Reading) shown(key string) *question {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if q := r.questions[key]; q != nil && q.secret != nil {
+		return q
+	}
+	return nil
+}
+
+// settle makes q, which may be nil, what the task uses of an item. Call with the session's mu held.
+func (r *Reading) settle(it *item, q *question, now time.Time, grace time.Duration) {
+	s, before := r.s, it.used
+	if it.used = nil; q != nil {
+		it.used = q.secret
+	}
+	if it.reader > r.n { // a later reading may show any answer
+		return
+	}
+	release := func(old *item) bool {
+		switch old.lease.ID {
+		case it.used.leaseID():
+			return false
+		case before.leaseID():
+			s.spend(old.lease.ID, now, grace)
+		default:
+			s.spend(old.lease.ID, now, 0)
+		}
+		return true
+	}
+	it.held = slices.DeleteFunc(it.held, release)
+	switch {
+	case q == nil:
+		release(it)
+		delete(s.items, it.req.key())
+		delete(s.told, it.op())
+	case it.req.Every != q.every:
+		it.req.Every = q.every
+		it.plan(now)
+	}
+}

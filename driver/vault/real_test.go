@@ -1,0 +1,636 @@
+package vault_test
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/api"
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/vault"
+)
+
+// real is a Vault that the tests share: what its messages are is what this package has to understand.
+type real struct {
+	address, dir string
+	root         *api.Client
+	key          *ecdsa.PrivateKey
+	keys         map[string]func() *ecdsa.PrivateKey // of auth methods with other keys
+}
+
+// realVault starts the Vault of VAULT_BIN, or else of the repository's bin folder, with TLS when the folder is to have its
+// certificates. It ends with the test.
+func realVault(t *testing.T, tls bool) *real {
+	t.Helper()
+	binary := os.Getenv("VAULT_BIN")
+	if binary == "" {
+		binary, _ = filepath.Abs("../../bin/vault")
+	}
+	if _, err := os.Stat(binary); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("no Vault to test with: %v", err)
+		}
+		t.Skip("needs a Vault: set VAULT_BIN, or build bin/vault")
+	}
+	v := &real{dir: t.TempDir()}
+	port := freePort(t)
+	v.address = "http://" + port
+	args := []string{"server", "-dev", "-dev-no-store-token", "-dev-root-token-id=root", "-dev-listen-address=" + port}
+	if tls {
+		v.address = "https://" + port
+		args = append(args, "-dev-tls", "-dev-tls-cert-dir="+v.dir)
+	}
+	var output bytes.Buffer
+	cmd := exec.Command(binary, args...)
+	cmd.Env = []string{"HOME=" + v.dir, "PATH=" + os.Getenv("PATH")}
+	cmd.Stdout, cmd.Stderr = &output, &output
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	must.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	v.connect(t, tls)
+	return v
+}
+
+func freePort(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// connect waits until the server answers.
+func (v *real) connect(t *testing.T, tls bool) {
+	deadline := time.Now().Add(30 * time.Second)
+	conf := api.DefaultConfig()
+	conf.Address = v.address
+	if tls {
+		for {
+			if err := conf.ConfigureTLS(&api.TLSConfig{CACert: v.ca()}); err == nil {
+				break
+			}
+			must.True(t, time.Now().Before(deadline), must.Sprint("Vault wrote no certificates"))
+			<-time.After(20 * time.Millisecond)
+		}
+	}
+	var err error
+	v.root, err = api.NewClient(conf)
+	must.NoError(t, err)
+	v.root.SetToken("root")
+	for {
+		if health, err := v.root.Sys().Health(); err == nil && health.Initialized && !health.Sealed {
+			return
+		}
+		must.True(t, time.Now().Before(deadline), must.Sprint("Vault does not answer"))
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+func (v *real) ca() string { return filepath.Join(v.dir, "vault-ca.pem") }
+
+func (v *real) write(t *testing.T, path string, data map[string]any) {
+	_, err := v.root.Logical().Write(path, data)
+	must.NoError(t, err, must.Sprint(path))
+}
+
+// setUp enables the JWT auth method as an operator does for Nomad, and some engines.
+func (v *real) setUp(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	v.key = key
+	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	must.NoError(t, err)
+	public := string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	must.NoError(t, v.root.Sys().EnableAuthWithOptions("jwt-nomad", &api.EnableAuthOptions{Type: "jwt"}))
+	v.write(t, "auth/jwt-nomad/config", map[string]any{"jwt_validation_pubkeys": public, "bound_issuer": "nomad"})
+	must.NoError(t, v.root.Sys().PutPolicy("app", `
+		path "secret/data/app*"  { capabilities = ["read", "create", "update"] }
+		path "secret/data/none"  { capabilities = ["read"] }
+		path "secret/metadata/*" { capabilities = ["list", "read"] }
+		path "kv1/*"             { capabilities = ["read", "list"] }
+		path "pki/issue/app"     { capabilities = ["update"] }
+		path "+/issue/leased"    { capabilities = ["update"] }
+		path "transit/*"         { capabilities = ["create", "update"] }
+		path "nowhere/*"         { capabilities = ["read", "create", "update"] }
+		path "sys/leases/revoke" { capabilities = ["update"] }`))
+	must.NoError(t, v.root.Sys().Mount("kv1", &api.MountInput{Type: "kv", Options: map[string]string{"version": "1"}}))
+	must.NoError(t, v.root.Sys().Mount("transit", &api.MountInput{Type: "transit"}))
+	v.pki(t, "pki")
+	v.role(t, "app", nil)
+}
+
+// pki mounts an engine that issues certificates: by its role "leased" with leases.
+func (v *real) pki(t *testing.T, mount string) {
+	must.NoError(t, v.root.Sys().Mount(mount, &api.MountInput{Type: "pki"}))
+	v.write(t, mount+"/root/generate/internal", map[string]any{"common_name": "root", "key_type": "ec"})
+	for _, role := range []string{"app", "leased"} {
+		v.write(t, mount+"/roles/"+role, map[string]any{"allowed_domains": "example.com", "allow_subdomains": true,
+			"max_ttl": "1h", "key_type": "ec", "generate_lease": role == "leased"})
+	}
+}
+
+// role makes a role like the one of Nomad's documentation, with changes.
+func (v *real) role(t *testing.T, name string, changes map[string]any) {
+	role := map[string]any{"role_type": "jwt", "bound_audiences": "vault.io", "user_claim": "/nomad_job_id",
+		"user_claim_json_pointer": true, "token_policies": "app", "token_ttl": "30m", "token_period": "30m"}
+	for key, value := range changes {
+		role[key] = value
+	}
+	v.write(t, "auth/jwt-nomad/role/"+name, role)
+}
+
+// jwt signs claims like Nomad's, with changes; a nil takes one away.
+func (v *real) jwt(t *testing.T, changes map[string]any) string {
+	return sign(t, v.key, claims(changes))
+}
+
+// jwtOf is signed with the key that an auth method knows at the moment.
+func (v *real) jwtOf(t *testing.T, mount string) string {
+	if key := v.keys[mount]; key != nil {
+		return sign(t, key(), claims(nil))
+	}
+	return v.jwt(t, nil)
+}
+
+func claims(changes map[string]any) map[string]any {
+	now := time.Now().Unix()
+	claims := map[string]any{"aud": "vault.io", "iss": "nomad", "sub": "global:default:job:group:task:vault",
+		"nomad_job_id": "job", "nomad_namespace": "default", "iat": now, "nbf": now, "exp": now + 3600}
+	for key, value := range changes {
+		if claims[key] = value; value == nil {
+			delete(claims, key)
+		}
+	}
+	return claims
+}
+
+// sign makes a JWT of RFC 7519 with ES256 of RFC 7518 §3.4.
+func sign(t *testing.T, key *ecdsa.PrivateKey, claims map[string]any) string {
+	payload, err := json.Marshal(claims)
+	must.NoError(t, err)
+	text := b64.EncodeToString([]byte(`{"alg":"ES256","typ":"JWT"}`)) + "." + b64.EncodeToString(payload)
+	hash := sha256.Sum256([]byte(text))
+	r, s, err := ecdsa.Sign(rand.Reader, key, hash[:])
+	must.NoError(t, err)
+	signature := make([]byte, 64)
+	r.FillBytes(signature[:32])
+	s.FillBytes(signature[32:])
+	return text + "." + b64.EncodeToString(signature)
+}
+
+// client returns a client of the cluster, which change may change.
+func (v *real) client(t *testing.T, change func(*vault.Cluster)) *vault.Client {
+	c := vault.Cluster{Name: "default", Address: v.address, AuthPath: "jwt-nomad"}
+	if change != nil {
+		change(&c)
+	}
+	sched := vault.NewScheduler(4)
+	client, err := vault.NewClient(c, sched, hclog.NewNullLogger())
+	must.NoError(t, err)
+	t.Cleanup(client.Close)
+	t.Cleanup(sched.Close)
+	return client
+}
+
+// open tries once only where a client would go on.
+func (v *real) open(t *testing.T, c *vault.Client, role, jwt string) (*vault.Session, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	tries := 0
+	identity := func(context.Context) (string, error) {
+		if tries++; tries > 1 {
+			cancel()
+		}
+		return jwt, nil
+	}
+	s, err := c.Open(ctx, vault.Options{Login: vault.Login{Role: role, JWT: identity}})
+	if err == nil {
+		t.Cleanup(func() { must.NoError(t, s.Close(context.Background())) })
+	}
+	return s, err
+}
+
+// refusal is what an error has to be.
+type refusal struct {
+	class     error
+	transient bool
+	says      []string
+}
+
+func (r refusal) check(t *testing.T, err error, secrets ...string) {
+	t.Helper()
+	must.Error(t, err)
+	t.Log(err)
+	must.ErrorIs(t, err, r.class)
+	must.Eq(t, r.transient, vault.Transient(err))
+	for _, part := range r.says {
+		must.StrContains(t, err.Error(), part)
+	}
+	must.StrNotContains(t, err.Error(), "\n")
+	for _, secret := range append(secrets, "hvs.") {
+		must.StrNotContains(t, err.Error(), secret)
+	}
+}
+
+func TestRealVaultRefusesLogins(t *testing.T) {
+	t.Parallel()
+	v := realVault(t, false)
+	v.setUp(t)
+	v.role(t, "claims", map[string]any{"bound_claims": map[string]any{"nomad_job_id": "other"}})
+	v.role(t, "claim-missing", map[string]any{"bound_claims": map[string]any{"nomad_task": "other"}})
+	v.role(t, "user", map[string]any{"user_claim": "/nomad_task"})
+	v.role(t, "subject", map[string]any{"bound_subject": "other"})
+	v.role(t, "cidrs", map[string]any{"token_bound_cidrs": "10.1.1.1/32"})
+	v.role(t, "no-audiences", map[string]any{"bound_audiences": "", "bound_subject": "global:default:job:group:task:vault"})
+	must.NoError(t, v.root.Sys().EnableAuthWithOptions("empty", &api.EnableAuthOptions{Type: "jwt"}))
+	must.NoError(t, v.root.Sys().EnableAuthWithOptions("approle", &api.EnableAuthOptions{Type: "approle"}))
+	v.unreachableKeys(t, "keyless")
+	stranger, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	now := time.Now().Unix()
+	denied := func(says ...string) refusal { return refusal{vault.ErrDenied, false, says} }
+	notYet := func(says ...string) refusal { return refusal{vault.ErrUnavailable, true, says} }
+	for name, test := range map[string]struct {
+		role, mount string
+		claims      map[string]any
+		key         *ecdsa.PrivateKey
+		want        refusal
+	}{
+		"unknown role":                  {role: "none", want: refusal{vault.ErrNotFound, false, []string{`role "none" could not be found`, "correct role in the task's vault block"}}},
+		"no role":                       {role: "", want: refusal{vault.ErrNotFound, false, []string{"missing role", "create_from_role"}}},
+		"another job":                   {role: "claims", want: denied(`claim "nomad_job_id" does not match`, `role "claims" of auth/jwt-nomad does not admit this job: see its bound_claims`)},
+		"a claim the job has not":       {role: "claim-missing", want: denied(`claim "nomad_task" is missing`, "see its bound_claims")},
+		"no user claim":                 {role: "user", want: denied("correct user_claim")},
+		"another subject":               {role: "subject", want: denied("see its bound_subject")},
+		"another node":                  {role: "cidrs", want: denied("token_bound_cidrs")},
+		"wrong audience":                {role: "app", claims: map[string]any{"aud": "other"}, want: denied("make aud of the task's identity block one of bound_audiences of role \"app\"")},
+		"no audience":                   {role: "app", claims: map[string]any{"aud": nil}, want: denied("make aud of the task's identity block")},
+		"a role without audiences":      {role: "no-audiences", want: denied("bound_audiences of role \"no-audiences\"")},
+		"another issuer":                {role: "app", claims: map[string]any{"iss": "other"}, want: denied("bound_issuer in auth/jwt-nomad/config")},
+		"expired":                       {role: "app", claims: map[string]any{"iat": now - 7200, "nbf": now - 7200, "exp": now - 3600}, want: notYet("waiting for Nomad to renew")},
+		"a clock that is late":          {role: "app", claims: map[string]any{"nbf": now + 3600, "exp": now + 7200}, want: notYet("compare the clocks")},
+		"a clock that is late, iat":     {role: "app", claims: map[string]any{"iat": now + 3600, "nbf": nil, "exp": now + 7200}, want: notYet("compare the clocks")},
+		"another cluster's key":         {role: "app", key: stranger, want: notYet("not signed with a key that Vault knows", "jwks_url in auth/jwt-nomad/config")},
+		"keys that Vault cannot get":    {role: "app", mount: "keyless", want: notYet("Vault must reach Nomad's keys", "jwks_url in auth/keyless/config")},
+		"nothing mounted":               {role: "app", mount: "none", want: denied("there is no JWT auth method at auth/none", "jwt_auth_backend_path")},
+		"another auth method":           {role: "app", mount: "approle", want: refusal{vault.ErrInvalid, false, []string{"is auth/approle a JWT auth method?"}}},
+		"an auth method without config": {role: "app", mount: "empty", want: refusal{vault.ErrInvalid, false, []string{"vault write auth/empty/config"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			jwt := v.jwt(t, test.claims)
+			if test.key != nil {
+				jwt = sign(t, test.key, map[string]any{"aud": "vault.io", "iss": "nomad", "nomad_job_id": "job", "exp": now + 300})
+			}
+			client := v.client(t, func(c *vault.Cluster) {
+				if test.mount != "" {
+					c.AuthPath = test.mount
+				}
+			})
+			_, err := v.open(t, client, test.role, jwt)
+			test.want.check(t, err, jwt)
+		})
+	}
+	v.key = stranger
+	_, err = v.open(t, v.client(t, nil), "app", "no.jwt.at.all")
+	refusal{vault.ErrInvalid, false, []string{"refused by Vault"}}.check(t, err, "no.jwt.at.all")
+}
+
+var b64 = base64.RawURLEncoding
+
+// rotatingKeys mounts an auth method that gets its keys over HTTP, as from Nomad's /.well-known/jwks.json (RFC 7517). Until
+// rotate is called they are those that the tests sign with.
+func (v *real) rotatingKeys(t *testing.T, mount string) (rotate func()) {
+	var keys atomic.Pointer[ecdsa.PrivateKey]
+	keys.Store(v.key)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		point, _ := keys.Load().PublicKey.Bytes() // 4, x, y
+		_ = json.NewEncoder(w).Encode(map[string]any{"keys": []any{map[string]any{"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig",
+			"x": b64.EncodeToString(point[1:33]), "y": b64.EncodeToString(point[33:])}}})
+	}))
+	t.Cleanup(server.Close)
+	must.NoError(t, v.root.Sys().EnableAuthWithOptions(mount, &api.EnableAuthOptions{Type: "jwt"}))
+	v.write(t, "auth/"+mount+"/config", map[string]any{"jwks_url": server.URL})
+	v.write(t, "auth/"+mount+"/role/app", map[string]any{"role_type": "jwt", "bound_audiences": "vault.io", "user_claim": "nomad_job_id",
+		"token_policies": "app", "token_period": "30m"})
+	next, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	v.keys = map[string]func() *ecdsa.PrivateKey{mount: keys.Load}
+	return func() { keys.Store(next) }
+}
+
+// unreachableKeys mounts an auth method whose JWKS server has gone since.
+func (v *real) unreachableKeys(t *testing.T, mount string) {
+	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"keys":[]}`)) }))
+	must.NoError(t, v.root.Sys().EnableAuthWithOptions(mount, &api.EnableAuthOptions{Type: "jwt"}))
+	v.write(t, "auth/"+mount+"/config", map[string]any{"jwks_url": keys.URL})
+	v.write(t, "auth/"+mount+"/role/app", map[string]any{"role_type": "jwt", "bound_audiences": "vault.io", "user_claim": "nomad_job_id"})
+	keys.Close()
+}
+
+func TestRealVaultAnswers(t *testing.T) {
+	t.Parallel()
+	v := realVault(t, false)
+	v.setUp(t)
+	hunter2 := map[string]any{"k": "hunter2"}
+	for _, name := range []string{"app", "app-deleted", "app-destroyed"} {
+		v.write(t, "secret/data/"+name, map[string]any{"data": hunter2})
+	}
+	_, err := v.root.Logical().Delete("secret/data/app-deleted")
+	must.NoError(t, err)
+	v.write(t, "secret/destroy/app-destroyed", map[string]any{"versions": []int{1}})
+	v.write(t, "kv1/app", hunter2)
+	s, err := v.open(t, v.client(t, nil), "app", v.jwt(t, nil))
+	must.NoError(t, err)
+	must.Eq(t, []string{"app", "default"}, s.Policies())
+
+	missing := func(says ...string) refusal { return refusal{vault.ErrNotFound, false, says} }
+	for name, test := range map[string]struct {
+		req  vault.Request
+		want refusal
+	}{
+		"policy missing":              {vault.Request{Op: vault.Read, Path: "secret/other"}, refusal{vault.ErrDenied, false, []string{`role "app" grants the policies [app default]`, `path "secret/data/other" { capabilities = ["read"] }`}}},
+		"policy missing for a list":   {vault.Request{Op: vault.List, Path: "transit/keys"}, refusal{vault.ErrDenied, false, []string{`path "transit/keys" { capabilities = ["list"] }`}}},
+		"policy missing for a write":  {vault.Request{Op: vault.Write, Path: "pki/issue/other"}, refusal{vault.ErrDenied, false, []string{`path "pki/issue/other" { capabilities = ["create", "update"] }`}}},
+		"nothing there":               {vault.Request{Op: vault.Read, Path: "secret/app-none"}, missing("read secret/data/app-none: not found in Vault", "write it first")},
+		"nothing there in KV v1":      {vault.Request{Op: vault.Read, Path: "kv1/none"}, missing("write it first")},
+		"nothing to list":             {vault.Request{Op: vault.List, Path: "kv1/none"}, missing("list kv1/none")},
+		"no such version":             {vault.Request{Op: vault.Read, Path: "secret/app", Query: url.Values{"version": {"9"}}}, missing("there is no version 9")},
+		"deleted":                     {vault.Request{Op: vault.Read, Path: "secret/app-deleted"}, missing("version 1 was deleted at 20", "undelete it")},
+		"destroyed":                   {vault.Request{Op: vault.Read, Path: "secret/data/app-destroyed"}, missing("version 1 is destroyed")},
+		"nothing mounted there":       {vault.Request{Op: vault.Read, Path: "nowhere/app"}, missing("no secrets engine is mounted there")},
+		"nothing mounted for a write": {vault.Request{Op: vault.Write, Path: "nowhere/app"}, missing("no secrets engine answers at that path")},
+		"what a role does not allow":  {vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"common_name": "evil.org"}}, refusal{vault.ErrInvalid, false, []string{"common name evil.org not allowed"}}},
+		"no such key":                 {vault.Request{Op: vault.Write, Path: "transit/decrypt/none", Data: map[string]any{"ciphertext": "hunter2"}}, refusal{vault.ErrInvalid, false, []string{"encryption key not found"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			_, err := s.Begin(false).Read(ctx, test.req)
+			test.want.check(t, err, "hunter2")
+		})
+	}
+	for name, test := range map[string]struct {
+		req  vault.Request
+		kind vault.Kind
+		path string
+	}{
+		"KV v2 by the API's path":     {vault.Request{Op: vault.Read, Path: "/secret/data/app"}, vault.Polled, "secret/data/app"},
+		"KV v2 by the command's path": {vault.Request{Op: vault.Read, Path: "secret/app"}, vault.Polled, "secret/data/app"},
+		"KV v2 metadata":              {vault.Request{Op: vault.Read, Path: "secret/metadata/app"}, vault.Polled, "secret/metadata/app"},
+		"a list of KV v2":             {vault.Request{Op: vault.List, Path: "secret"}, vault.Polled, "secret/metadata"},
+		"KV v1":                       {vault.Request{Op: vault.Read, Path: "kv1/app"}, vault.Polled, "kv1/app"},
+		"a write to KV v2":            {vault.Request{Op: vault.Write, Path: "secret/app-new", Data: hunter2}, vault.Fixed, "secret/data/app-new"},
+		"a write without an answer":   {vault.Request{Op: vault.Write, Path: "transit/keys/app"}, vault.Fixed, "transit/keys/app"},
+		"a certificate":               {vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"common_name": "a.example.com"}}, vault.Expiring, "pki/issue/app"},
+		"a certificate with a lease":  {vault.Request{Op: vault.Write, Path: "pki/issue/leased", Data: map[string]any{"common_name": "a.example.com"}}, vault.Leased, "pki/issue/leased"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			secret, err := s.Begin(false).Read(t.Context(), test.req)
+			must.NoError(t, err)
+			must.Eq(t, test.kind, secret.Kind)
+			must.Eq(t, test.path, secret.Path)
+		})
+	}
+}
+
+// A minute in the life of a session, in seconds: what the fake Vault promises of leases and tokens, the real one keeps.
+func TestRealVaultLeasesAndTokens(t *testing.T) {
+	t.Parallel()
+	v := realVault(t, false)
+	v.setUp(t)
+	v.role(t, "brief", map[string]any{"token_period": "", "token_ttl": "2s", "token_max_ttl": "4s"})
+	notices := make(chan vault.Notice, 100)
+	s, err := v.client(t, nil).Open(t.Context(), vault.Options{
+		Login:  vault.Login{Role: "brief", JWT: func(context.Context) (string, error) { return v.jwt(t, nil), nil }},
+		Notify: func(n vault.Notice) { notices <- n },
+	})
+	must.NoError(t, err)
+	cert := vault.Request{Op: vault.Write, Path: "pki/issue/leased", Data: map[string]any{"common_name": "a.example.com", "ttl": "3s"}, Every: time.Second}
+	generation := func() (token, lease string) {
+		r := s.Begin(false)
+		secret, err := r.Read(t.Context(), cert)
+		must.NoError(t, err)
+		r.Commit(0)
+		return r.Token(), secret.Lease.ID
+	}
+	token, lease := generation()
+	for replaced := 0; replaced < 2; {
+		select {
+		case <-s.Changed():
+		case <-time.After(20 * time.Second):
+			t.Fatal("nothing is replaced")
+		}
+		nextToken, nextLease := generation()
+		must.NotEq(t, lease, nextLease)
+		v.eventually(t, "the old lease lives on", func() bool { return !v.leaseLives(lease) })
+		if token != nextToken {
+			replaced++
+			v.eventually(t, "the old token lives on", func() bool { return !v.tokenLives(token) })
+		}
+		must.True(t, v.leaseLives(nextLease))
+		token, lease = nextToken, nextLease
+	}
+
+	must.NoError(t, v.root.Auth().Token().RevokeTree(token)) // from outside: the next request logs in again
+	_, err = s.Begin(true).Read(t.Context(), vault.Request{Op: vault.Read, Path: "secret/app-none"})
+	must.ErrorIs(t, err, vault.ErrNotFound)
+	now, _, _ := s.Token()
+	must.NotEq(t, token, now)
+	_, lease = generation()
+	must.NoError(t, s.Close(context.Background()))
+	must.False(t, v.tokenLives(now))
+	v.eventually(t, "the lease outlives its token", func() bool { return !v.leaseLives(lease) })
+	must.NoError(t, s.Close(context.Background()), must.Sprint("Vault knows that token no more"))
+	_, err = v.root.Sys().Renew(lease, 1)
+	must.ErrorContains(t, err, "lease not found", must.Sprint("by these words a session knows that a lease is gone"))
+	close(notices)
+	for n := range notices {
+		must.NotEq(t, vault.Outage, n.Kind, must.Sprint(n.Text))
+	}
+}
+
+// taken is what becomes of a session whose lease or token an operator takes away.
+type taken struct {
+	role, mount, pki string                           // empty: app, jwt-nomad, pki
+	take             func(t *testing.T, token string) // nil: it ends by itself
+	claims           map[string]any                   // of the first two identities afterwards
+	keeps            bool                             // the token
+	says             string                           // the problem that is told
+}
+
+// Whatever an operator does to what a session has, it finds its way to what it may have next.
+func TestRealVaultTakesAwayWhatIsInUse(t *testing.T) {
+	t.Parallel()
+	v := realVault(t, false)
+	v.setUp(t)
+	for _, mount := range []string{"pki2", "pki3", "pki4"} {
+		v.pki(t, mount)
+	}
+	v.role(t, "explicit", map[string]any{"token_period": "", "token_explicit_max_ttl": "3s"})
+	v.role(t, "batch", nil)
+	rotate := v.rotatingKeys(t, "rotating")
+	revoked := func(t *testing.T, token string) { must.NoError(t, v.root.Auth().Token().RevokeTree(token)) }
+	now := time.Now().Unix()
+	for name, test := range map[string]taken{
+		"its leases are revoked with their prefix": {pki: "pki2", keeps: true, take: func(t *testing.T, _ string) {
+			must.NoError(t, v.root.Sys().RevokePrefix("pki2/"))
+		}},
+		"its engine is mounted anew": {pki: "pki3", keeps: true, take: func(t *testing.T, _ string) {
+			must.NoError(t, v.root.Sys().Unmount("pki3"))
+			v.pki(t, "pki3")
+		}},
+		"its engine has gone for a while": {pki: "pki4", keeps: true, says: "write pki4/issue/leased: not found in Vault", take: func(t *testing.T, _ string) {
+			must.NoError(t, v.root.Sys().Unmount("pki4"))
+			time.AfterFunc(5*time.Second, func() { v.pki(t, "pki4") })
+		}},
+		"explicit_max_ttl is reached": {role: "explicit"},
+		"its role becomes batch": {role: "batch", take: func(t *testing.T, token string) {
+			v.role(t, "batch", map[string]any{"token_period": "", "token_type": "batch"})
+			revoked(t, token)
+		}},
+		"its token is revoked and its identity has expired": {take: revoked, says: "waiting for Nomad to renew the identity",
+			claims: map[string]any{"iat": now - 7200, "nbf": now - 7200, "exp": now - 3600}},
+		"its token is revoked and Nomad's clock is ten minutes fast": {take: revoked, says: "compare the clocks",
+			claims: map[string]any{"iat": now + 600, "nbf": now + 600, "exp": now + 4200}},
+		"its token is revoked and Nomad's keys are rotated": {mount: "rotating", take: func(t *testing.T, token string) {
+			rotate()
+			revoked(t, token)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test.survive(t, v)
+		})
+	}
+}
+
+func (test taken) survive(t *testing.T, v *real) {
+	var identities, told atomic.Int32
+	client := v.client(t, func(c *vault.Cluster) { c.AuthPath = cmp.Or(test.mount, c.AuthPath) })
+	s, err := client.Open(t.Context(), vault.Options{
+		Login: vault.Login{Role: cmp.Or(test.role, "app"), JWT: func(context.Context) (string, error) {
+			if n := identities.Add(1); test.claims != nil && (n == 2 || n == 3) {
+				return v.jwt(t, test.claims), nil
+			}
+			return v.jwtOf(t, test.mount), nil
+		}},
+		Notify: func(n vault.Notice) {
+			if test.says != "" && strings.Contains(n.Text, test.says) {
+				told.Add(1)
+			} else if n.Kind != vault.Replaced {
+				t.Errorf("told: %s", n.Text)
+			}
+		},
+	})
+	must.NoError(t, err)
+	cert := vault.Request{Op: vault.Write, Path: cmp.Or(test.pki, "pki") + "/issue/leased", Every: time.Second,
+		Data: map[string]any{"common_name": "a.example.com", "ttl": "4s"}}
+	generation := func() (token, lease string) {
+		r := s.Begin(false)
+		secret, err := r.Read(t.Context(), cert)
+		must.NoError(t, err)
+		r.Commit(0)
+		return r.Token(), secret.Lease.ID
+	}
+	token, lease := generation()
+	if test.take != nil {
+		test.take(t, token)
+	}
+	for next, one := token, lease; one == lease || !test.keeps && next == token; next, one = generation() {
+		select {
+		case <-s.Changed():
+		case <-time.After(20 * time.Second):
+			t.Fatal("nothing is replaced")
+		}
+	}
+	now, current := generation()
+	must.Eq(t, test.keeps, now == token)
+	must.True(t, v.leaseLives(current))
+	must.False(t, v.leaseLives(lease) && test.take != nil)
+	must.Eq(t, test.says != "", told.Load() == 1)
+	must.NoError(t, s.Close(context.Background()))
+}
+
+func (v *real) leaseLives(id string) bool {
+	_, err := v.root.Sys().Lookup(id)
+	return err == nil
+}
+
+func (v *real) tokenLives(token string) bool {
+	_, err := v.root.Auth().Token().Lookup(token)
+	return err == nil
+}
+
+func (v *real) eventually(t *testing.T, otherwise string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !is(); <-time.After(20 * time.Millisecond) {
+		must.True(t, time.Now().Before(deadline), must.Sprint(otherwise))
+	}
+}
+
+func TestRealVaultOutOfReach(t *testing.T) {
+	t.Parallel()
+	plain, secure := realVault(t, false), realVault(t, true)
+	secure.setUp(t)
+	swap := func(address, scheme string) string { return scheme + address[strings.Index(address, ":"):] }
+	for name, test := range map[string]struct {
+		change func(*vault.Cluster)
+		want   refusal
+	}{
+		"nobody listens":        {func(c *vault.Cluster) { c.Address = "http://" + freePort(t) }, refusal{vault.ErrUnavailable, true, []string{"connection refused", "address in the plugin's vault \"default\" block is http://127.0.0.1:"}}},
+		"no such host":          {func(c *vault.Cluster) { c.Address = "http://vault.invalid:8200" }, refusal{vault.ErrUnavailable, true, []string{"vault.invalid", "block is http://vault.invalid:8200"}}},
+		"authority not trusted": {func(c *vault.Cluster) { c.CAFile = "" }, refusal{vault.ErrUnavailable, false, []string{"unknown authority", "set ca_file or ca_path"}}},
+		"another name":          {func(c *vault.Cluster) { c.TLSServerName = "vault.example" }, refusal{vault.ErrUnavailable, false, []string{"not vault.example", "set tls_server_name"}}},
+		"https to http":         {func(c *vault.Cluster) { c.Address = swap(plain.address, "https") }, refusal{vault.ErrUnavailable, false, []string{"says https, the server speaks http"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client := secure.client(t, func(c *vault.Cluster) {
+				c.CAFile = secure.ca()
+				test.change(c)
+			})
+			_, err := secure.open(t, client, "app", secure.jwt(t, nil))
+			test.want.check(t, err)
+		})
+	}
+	t.Run("http to https", func(t *testing.T) {
+		client := secure.client(t, func(c *vault.Cluster) { c.Address = swap(secure.address, "http") })
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // the server breaks the connection before its answer is read
+		defer cancel()
+		identity := func(context.Context) (string, error) { return secure.jwt(t, nil), nil }
+		_, err := client.Open(ctx, vault.Options{Login: vault.Login{Role: "app", JWT: identity}})
+		must.StrContains(t, err.Error(), "https")
+	})
+	t.Run("in reach", func(t *testing.T) {
+		_, err := secure.open(t, secure.client(t, func(c *vault.Cluster) { c.CAFile = secure.ca() }), "app", secure.jwt(t, nil))
+		must.NoError(t, err)
+	})
+	t.Run("sealed", func(t *testing.T) {
+		must.NoError(t, secure.root.Sys().Seal())
+		_, err := secure.open(t, secure.client(t, func(c *vault.Cluster) { c.CAFile = secure.ca() }), "app", secure.jwt(t, nil))
+		refusal{vault.ErrUnavailable, true, []string{"Vault is sealed"}}.check(t, err)
+	})
+}

@@ -1,0 +1,174 @@
+package vault
+
+import (
+	"encoding/json"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// Op is what a Request does at its path.
+type Op string
+
+// The three operations a template can ask for.
+const (
+	Read  Op = "read"
+	Write Op = "write"
+	List  Op = "list"
+)
+
+// Request is one question to Vault. Two requests that differ in Every only are the same question.
+type Request struct {
+	Op    Op             `json:"op"`
+	Path  string         `json:"path"`
+	Query url.Values     `json:"query,omitempty"` // of a read: version=2
+	Data  map[string]any `json:"data,omitempty"`  // of a write
+
+	// Every is how often an answer without a lease is read again to notice a change; zero: never, and a lease that ends
+	// is then not replaced either (a template with once = true).
+	Every time.Duration `json:"every"`
+}
+
+// key identifies the question.
+func (r Request) key() string {
+	data, _ := json.Marshal(r.Data) // maps are marshalled in key order; what a template passes is strings
+	return string(r.Op) + " " + r.Path + "?" + r.Query.Encode() + " " + string(data)
+}
+
+// Secret is one answer of Vault. It is never changed after it was made: every generation that shows it shares it. It
+// does not print its data.
+type Secret struct {
+	Path      string         `json:"path"` // as Vault's API has it, with a KV v2 mount's data/
+	RequestID string         `json:"request_id,omitempty"`
+	Data      map[string]any `json:"data"`
+	Warnings  []string       `json:"warnings,omitempty"`
+	Lease     Lease          `json:"lease"` // as granted
+	Kind      Kind           `json:"kind"`
+}
+
+// Kind is how a secret is kept current.
+type Kind string
+
+const (
+	// Leased secrets have a lease that is renewed or replaced.
+	Leased Kind = "leased"
+	// Expiring secrets say when they end without having a lease: certificates, signed tokens. They are replaced.
+	Expiring Kind = "expiring"
+	// Rotating secrets are changed by Vault at a time that it tells: database static roles.
+	Rotating Kind = "rotating"
+	// Polled secrets change whenever somebody writes them.
+	Polled Kind = "polled"
+	// Fixed answers have no end and asking again could create something: most writes.
+	Fixed Kind = "fixed"
+)
+
+// String keeps the data out of logs and error messages.
+func (s *Secret) String() string { return "[secret " + s.Path + "]" }
+
+// GoString is String, for %#v.
+func (s *Secret) GoString() string { return s.String() }
+
+// leaseID is empty where there is no secret, too.
+func (s *Secret) leaseID() string {
+	if s == nil {
+		return ""
+	}
+	return s.Lease.ID
+}
+
+// KVv2 reports whether the secret has the shape of a KV version 2 answer: fields below Data["data"].
+func (s *Secret) KVv2() bool {
+	_, data := s.Data["data"]
+	_, meta := s.Data["metadata"]
+	return data && meta
+}
+
+// issued reports that to read the secret again issues another one.
+func (s *Secret) issued() bool { return s.Kind == Leased || s.Kind == Expiring }
+
+// newSecret reads an answer to req. engine is the mount's type as Vault names it, empty when unknown.
+func newSecret(req Request, path, engine string, answer *api.Secret, now time.Time) *Secret {
+	s := &Secret{Path: path, RequestID: answer.RequestID, Data: answer.Data, Warnings: answer.Warnings}
+	if answer.LeaseID != "" {
+		s.Kind, s.Lease = Leased, newLease(answer.LeaseID, span(answer.LeaseDuration), answer.Renewable, now)
+		return s
+	}
+	end, rotation := ends(engine, answer.Data, now)
+	switch {
+	case end.After(now) && rotation:
+		s.Kind = Rotating
+	case end.After(now):
+		s.Kind = Expiring
+	case req.Op == Write:
+		s.Kind, end = Fixed, now
+	default:
+		s.Kind, end = Polled, now
+	}
+	s.Lease = newLease("", end.Sub(now), false, now)
+	return s
+}
+
+// ends finds the end that an answer without a lease tells in its data, and whether Vault itself rotates it then: pki's
+// "expiration" (https://developer.hashicorp.com/vault/api-docs/secret/pki#generate-certificate-and-key), "ttl" of
+// database static roles and of identity tokens. In a KV store such keys are somebody's data and mean nothing.
+func ends(engine string, data map[string]any, now time.Time) (end time.Time, rotation bool) {
+	if keeps(engine) {
+		return time.Time{}, false
+	}
+	if at := number(data["expiration"]); at > 0 {
+		return time.Unix(at, 0), false
+	}
+	ttl := span(int(number(data["ttl"])))
+	_, period := data["rotation_period"]
+	_, schedule := data["rotation_schedule"]
+	switch {
+	case period || schedule:
+		return now.Add(ttl + time.Second), true // the TTL is told in whole seconds: do not come a moment early
+	case ttl > 0:
+		return now.Add(ttl), false
+	}
+	return time.Time{}, false
+}
+
+// farAway bounds the seconds that an answer can tell to what a time.Duration holds.
+const farAway = 1 << 32
+
+func number(v any) int64 {
+	n, _ := v.(json.Number)
+	f, _ := n.Float64()
+	return int64(max(0, min(f, farAway)))
+}
+
+// span is a duration that Vault tells in seconds.
+func span(seconds int) time.Duration {
+	return time.Duration(max(0, min(seconds, farAway))) * time.Second
+}
+
+// due is when an answer of that kind next wants attention, and whether that is a renewal; zero means never. Nothing is
+// asked for again within a second, however short its life.
+func (k Kind) due(l Lease, every time.Duration) (at time.Time, renew bool) {
+	if at, renew = l.due(); k == Leased && renew {
+		return at, true
+	}
+	if every <= 0 {
+		return time.Time{}, false
+	}
+	switch k {
+	case Leased, Expiring:
+		if at.IsZero() {
+			return at, false
+		}
+		return later(at, l.Issued.Add(time.Second)), false
+	case Rotating:
+		return l.Ends.Add(fraction(5*time.Second, l.Jitter)), false
+	case Polled:
+		return l.Issued.Add(max(time.Second, fraction(every, 0.9+0.2*l.Jitter))), false
+	default:
+		return time.Time{}, false
+	}
+}
+
+// clean is the path as Vault's API has it: templates may write a leading slash.
+func clean(path string) string { return strings.Trim(path, "/ ") }

@@ -1,0 +1,344 @@
+// Package vault keeps what a task has from Vault alive: a Client for each cluster, a Session for each task (one token and
+// everything read with it), and one Scheduler that renews, polls and replaces for all of them.
+//
+// A Session answers each question once. Begin starts a Reading, a consistent pass over those answers; Commit says that a
+// reading is in use now, after which Changed tells when something it showed has been replaced. Nothing here acts on the
+// task, and nothing here prints a secret.
+package vault
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+)
+
+// NoticeKind says what a Notice is about.
+type NoticeKind int
+
+const (
+	// Outage: Vault cannot be reached, or not all of it; the last known good values stay in use.
+	Outage NoticeKind = iota
+	// Recovered: all that failed since an Outage works again.
+	Recovered
+	// Problem: one secret or the token cannot be kept current; the text says which and why. It is told once, until what
+	// failed succeeds.
+	Problem
+	// Replaced: the token was lost and a new one is in its place.
+	Replaced
+)
+
+// Notice is something the operator should read about a session, on one line. The text never holds a secret.
+type Notice struct {
+	Kind NoticeKind
+	Text string
+}
+
+// Options of a session.
+type Options struct {
+	Login Login
+	// Notify receives notices, one at a time, from the goroutine that met them; it must not block or call the session.
+	Notify func(Notice)
+	// Changed is what the method Changed returns: one channel, with room for one, may serve several sessions of a task.
+	// Nil: the session makes its own.
+	Changed chan struct{}
+}
+
+// Session is one Vault token and every secret read with it, kept current until Close.
+type Session struct {
+	client          *Client
+	role, namespace string
+	chore           *chore
+	logins          turn       // taken for a login, so that a token that many miss is replaced once
+	telling         sync.Mutex // held while notify runs
+
+	mu       sync.Mutex // guards what follows
+	jwt      func(context.Context) (string, error)
+	notify   func(Notice)
+	changed  chan struct{}
+	token    *token
+	lease    Lease   // of token, as renewed since
+	upkeep   upkeep  // of token
+	doubted  bool    // the token is from a saved state and Vault has not been asked whether it lives
+	refused  refusal // of the last login
+	items    map[string]*item
+	readings int       // how many were begun
+	used     int       // number of the token that the committed reading showed
+	news     bool      // something changed that Changed has not told yet
+	retired  []*token  // replaced, but in use
+	spent    []spent   // leases and tokens that nothing uses any more
+	leaves   bool      // the policies do not grant sys/leases/revoke: leases are left to end
+	downAt   time.Time // since when Vault cannot be reached, zero: it can
+	told     map[string]error
+	closed   bool
+}
+
+// turn is a lock that a waiter can give up on.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t turn) pass() { <-t }
+
+// ErrClosed is returned by a session that was closed.
+var ErrClosed = errors.New("vault session is closed")
+
+// Open logs in and returns a session. It tries until ctx ends as long as waiting can help; the error is then the last
+// one met.
+func (c *Client) Open(ctx context.Context, o Options) (*Session, error) {
+	s := c.newSession(o)
+	err := s.firstToken(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.lease, s.used = s.token.Lease, s.token.N
+	s.upkeep.at, _ = s.lease.due()
+	s.wake()
+	return s, nil
+}
+
+func (s *Session) firstToken(ctx context.Context) error {
+	return sparingly(ctx, s.client.answers, func(error) bool { return true }, func() error {
+		jwt, err := s.identity(ctx)
+		if err != nil {
+			return err
+		}
+		s.token, err = s.logIn(ctx, jwt, 1)
+		return err
+	})
+}
+
+func (c *Client) newSession(o Options) *Session {
+	s := &Session{client: c, role: o.Login.Role, namespace: o.Login.Namespace, logins: newTurn(),
+		jwt: o.Login.JWT, notify: o.Notify, changed: o.Changed, upkeep: newUpkeep(), items: map[string]*item{}}
+	if s.namespace == "" {
+		s.namespace = c.cluster.Namespace
+	}
+	if s.role == "" {
+		s.role = c.cluster.Role
+	}
+	if s.changed == nil {
+		s.changed = make(chan struct{}, 1)
+	}
+	s.chore = c.sched.add(s.step)
+	return s
+}
+
+// patiently repeats try while waiting can help and ctx lasts. An attempt that ctx cut short says less than the one before
+// it.
+func patiently(ctx context.Context, try func() error) error {
+	quick := Backoff{First: 200 * time.Millisecond, Most: 5 * time.Second}
+	var before error
+	for {
+		err := try()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil && before != nil:
+			return before
+		case ctx.Err() != nil || !Transient(err):
+			return err
+		}
+		if before = err; !sleep(ctx, quick.Next()) {
+			return err
+		}
+	}
+}
+
+// sparingly is patiently for what leaves something behind when its answer gets lost: a lease, or a token that nobody can revoke
+// any more. After that it goes on only when Vault is known to answer, and not more often than the budget of a lease; more is
+// told of each loss and says whether the budget allows another.
+func sparingly(ctx context.Context, answers func(context.Context) error, more func(error) bool, try func() error) error {
+	var last error
+	misses := 0
+	return patiently(ctx, func() error {
+		if misses > 0 {
+			switch err := answers(ctx); {
+			case Transient(err):
+				return last
+			case unasked(err): // it knows better why
+				return err
+			}
+		}
+		if last = try(); !lost(last) {
+			return last
+		}
+		if misses++; misses < mintsPerLife && more(last) {
+			return last
+		}
+		return final(last)
+	})
+}
+
+// sleep waits for d; false means that ctx ended before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Changed is ready when a newer answer than the committed reading showed has come, or a newer token. It is a level, not
+// a count: one receive may stand for many changes, and who receives and then commits nothing has to look again unasked.
+func (s *Session) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+// Token returns the token in use, its accessor and the namespace it lives in.
+func (s *Session) Token() (value, accessor, namespace string) {
+	t := s.current()
+	return t.Value, t.Accessor, s.namespace
+}
+
+// Policies returns the names of the policies that the login granted.
+func (s *Session) Policies() []string { return s.current().Policies }
+
+func (s *Session) current() *token {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.token
+}
+
+// Listen replaces who is told of notices and changes, and the source of identities: a session that outlives a run of its
+// task serves the next one. Role and namespace stay what they were.
+func (s *Session) Listen(o Options) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.notify, s.jwt = o.Notify, o.Login.JWT
+	if o.Changed != nil {
+		s.changed = o.Changed
+	}
+}
+
+func (s *Session) tell(kind NoticeKind, text string) {
+	s.mu.Lock()
+	notify := s.notify
+	s.mu.Unlock()
+	if notify == nil {
+		return
+	}
+	s.telling.Lock()
+	defer s.telling.Unlock()
+	notify(Notice{kind, text})
+}
+
+func (s *Session) nudge() {
+	s.mu.Lock()
+	changed := s.changed
+	s.mu.Unlock()
+	select {
+	case changed <- struct{}{}:
+	default:
+	}
+}
+
+// behind reports that the committed reading does not show the newest token and answers. Call with mu held.
+func (s *Session) behind() bool {
+	if s.used != s.token.N {
+		return true
+	}
+	for _, it := range s.items {
+		if it.used != nil && it.used != it.secret {
+			return true
+		}
+	}
+	return false
+}
+
+// wake asks the scheduler to run step when the earliest thing is due.
+func (s *Session) wake() {
+	s.mu.Lock()
+	at := s.next()
+	s.mu.Unlock()
+	if !at.IsZero() {
+		s.chore.Wake(at)
+	}
+}
+
+// next is the earliest deadline of the session. Call with mu held.
+func (s *Session) next() time.Time {
+	at := s.upkeep.at
+	for it := range s.kept {
+		at = earlier(at, it.at)
+	}
+	for _, sp := range s.spent {
+		at = earlier(at, sp.After)
+	}
+	return at
+}
+
+// Close revokes the session's tokens, and with them every lease, and returns when nothing of the session runs any more.
+// The error, when it is ErrUnavailable, means that something may live on until its TTL; Close may be called again. It is nil
+// where Vault does not answer but every token is past its TTL.
+func (s *Session) Close(ctx context.Context) error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.chore.End()
+	tokens, leases := s.belongings()
+	var first error
+	for _, id := range leases {
+		if err := s.revokeLease(ctx, s.current(), id); err != nil {
+			first = err
+			break
+		}
+	}
+	for _, t := range tokens {
+		if err := s.revoke(ctx, t); err != nil && first == nil {
+			first = err
+		}
+	}
+	if unasked(first) && s.ended(tokens, time.Now()) {
+		return nil
+	}
+	return first
+}
+
+// ended reports that each of the session's tokens is past its end, and its leases with it.
+func (s *Session) ended(tokens []*token, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !slices.ContainsFunc(tokens, func(t *token) bool {
+		lease := t.Lease
+		if t == s.token {
+			lease = s.lease
+		}
+		return !lease.Expired(now)
+	})
+}
+
+// belongings is every token of the session, and of the leases those that no token takes with it when it is revoked.
+func (s *Session) belongings() (tokens []*token, leases []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tokens = append([]*token{s.token}, s.retired...)
+	for _, sp := range s.spent {
+		if sp.Token != nil {
+			tokens = append(tokens, sp.Token)
+		} else if s.token.batch() {
+			leases = append(leases, sp.ID)
+		}
+	}
+	if s.token.batch() && !s.leaves {
+		for _, it := range s.items {
+			leases = append(leases, it.leases()...)
+		}
+	}
+	return tokens, leases
+}

@@ -1,0 +1,132 @@
+package vault
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// saved is a session at rest: all that it takes to go on with the same token and the same leases in another process.
+type saved struct {
+	Cluster   string      `json:"cluster"`
+	Role      string      `json:"role"`
+	Namespace string      `json:"namespace"`
+	Token     *token      `json:"token"`
+	Lease     Lease       `json:"lease"` // of the token
+	Used      int         `json:"used"`
+	Items     []savedItem `json:"items,omitempty"`
+	Retired   []*token    `json:"retired,omitempty"`
+	Spent     []spent     `json:"spent,omitempty"`
+	Leaves    bool        `json:"leaves,omitempty"`
+}
+
+type savedItem struct {
+	Request Request     `json:"request"`
+	Secret  *Secret     `json:"secret"`
+	Lease   Lease       `json:"lease"`
+	Gone    bool        `json:"gone,omitempty"`
+	InUse   bool        `json:"in_use,omitempty"`
+	Used    *Secret     `json:"used,omitempty"` // only where it differs from Secret
+	Held    []Lease     `json:"held,omitempty"`
+	Minted  []time.Time `json:"minted,omitempty"`
+}
+
+// Save returns the session for Adopt. It holds the token and every secret: it belongs in memory-backed files that only
+// root can read, and nowhere else.
+func (s *Session) Save() ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := saved{Cluster: s.client.cluster.Name, Role: s.role, Namespace: s.namespace, Token: s.token, Lease: s.lease,
+		Used: s.used, Retired: s.retired, Spent: s.spent, Leaves: s.leaves}
+	for _, it := range s.items {
+		one := savedItem{Request: it.req, Secret: it.secret, Lease: it.lease, Gone: it.gone,
+			InUse: it.used != nil, Minted: it.minted}
+		for _, old := range it.held {
+			one.Held = append(one.Held, old.lease)
+		}
+		if it.used != it.secret {
+			one.Used = it.used
+		}
+		out.Items = append(out.Items, one)
+	}
+	return json.Marshal(out)
+}
+
+// Adopt returns the session that Save described, without asking Vault: the same token, leases and secrets, as the
+// process before this one used them. What Vault thinks of them is asked next, in the background. An error means that the
+// state is not usable, or was not this login's, and a new session must be opened.
+func (c *Client) Adopt(state []byte, o Options) (*Session, error) {
+	in, err := decode(state)
+	if err != nil {
+		return nil, fmt.Errorf("decode saved session: %w", err)
+	}
+	s := c.newSession(o)
+	if in.Cluster != c.cluster.Name || in.Role != s.role || in.Namespace != s.namespace {
+		s.chore.End()
+		return nil, fmt.Errorf("adopt session: it belongs to role %q in namespace %q of vault %q", in.Role, in.Namespace, in.Cluster)
+	}
+	s.resume(in, time.Now())
+	if s.behind() {
+		s.nudge()
+	}
+	s.wake()
+	return s, nil
+}
+
+// decode returns a state that is complete, as far as it can be seen.
+func decode(state []byte) (*saved, error) {
+	var in saved
+	dec := json.NewDecoder(bytes.NewReader(state))
+	dec.UseNumber() // as vault/api decodes answers, so that a secret compares equal to itself
+	if err := dec.Decode(&in); err != nil {
+		return nil, err
+	}
+	if dec.More() {
+		return nil, errors.New("something follows it")
+	}
+	tokens := append([]*token{in.Token}, in.Retired...)
+	for _, t := range tokens {
+		if t == nil || t.Value == "" {
+			return nil, errors.New("it lacks a token")
+		}
+	}
+	for _, one := range in.Items {
+		if one.Secret == nil {
+			return nil, fmt.Errorf("it has no answer to %s %s", one.Request.Op, one.Request.Path)
+		}
+	}
+	return &in, nil
+}
+
+// verifyWithin spreads the first requests of sessions that were adopted together.
+const verifyWithin = 3 * time.Second
+
+// resume takes over what was saved, and makes due what only Vault can tell: whether the token and the leases still live.
+func (s *Session) resume(in *saved, now time.Time) {
+	s.token, s.lease, s.used, s.leaves = in.Token, in.Lease.resumed(now), in.Used, in.Leaves
+	s.retired, s.spent = in.Retired, in.Spent
+	s.doubted, s.upkeep.at = true, now.Add(fraction(verifyWithin, s.lease.Jitter))
+	for _, one := range in.Items {
+		it := &item{req: one.Request, secret: one.Secret, lease: one.Lease.resumed(now), gone: one.Gone,
+			minted: one.Minted, upkeep: newUpkeep(), asking: newTurn()}
+		if it.used = one.Used; it.used == nil && one.InUse {
+			it.used = one.Secret
+		}
+		for _, l := range one.Held {
+			if l.ID == it.used.leaseID() {
+				it.hold(l.resumed(now), now)
+			} else { // no reading of that process can commit any more
+				s.spend(l.ID, now, 0)
+			}
+		}
+		it.plan(now)
+		s.items[it.req.key()] = it
+	}
+	for it := range s.kept {
+		if it.renew {
+			it.at = now.Add(fraction(verifyWithin, it.lease.Jitter))
+		}
+	}
+}

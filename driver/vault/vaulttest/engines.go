@@ -1,0 +1,243 @@
+package vaulttest
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// serve acts on a request. Call with mu held.
+func (s *Server) serve(r *http.Request, path string, body map[string]any) answer {
+	if path == "auth/jwt-nomad/login" {
+		return s.login(body)
+	}
+	value := r.Header.Get("X-Vault-Token")
+	t := s.tokens[value]
+	if t == nil || !time.Now().Before(t.ends) {
+		return denied("\t* invalid token\n")
+	}
+	if !t.role.grants(path) {
+		return denied("")
+	}
+	t.used = true
+	engine, rest, _ := strings.Cut(path, "/")
+	switch engine {
+	case "auth":
+		return s.self(rest, value, t)
+	case "sys":
+		return s.sys(rest, body)
+	case "secret":
+		return s.kv2(r, rest)
+	case "kv":
+		return s.kv1(r, rest)
+	case "database":
+		return s.database(rest, value, t)
+	case "pki":
+		return s.pki(body)
+	}
+	return refuse(http.StatusNotFound, fmt.Sprintf("no handler for route %q. route entry not found.", path))
+}
+
+func (r Role) grants(path string) bool {
+	if strings.HasPrefix(path, "sys/leases/revoke") && !r.Revoke {
+		return false
+	}
+	return !slices.ContainsFunc(r.Deny, func(prefix string) bool { return strings.HasPrefix(path, prefix) })
+}
+
+func (s *Server) login(body map[string]any) answer {
+	name, _ := body["role"].(string)
+	role, ok := s.Roles[name]
+	if !ok {
+		return refuse(http.StatusBadRequest, fmt.Sprintf("role %q could not be found", name))
+	}
+	if body["jwt"] != s.JWT {
+		return refuse(http.StatusBadRequest, "error validating token: invalid expiration time (exp) claim: token is expired")
+	}
+	s.serial++
+	t := &token{role: role, ends: time.Now().Add(role.TTL), max: limit(role.MaxTTL)}
+	if !role.Batch {
+		t.accessor = fmt.Sprintf("accessor-%d", s.serial)
+	}
+	value := fmt.Sprintf("hvs.%s-%d", Planted, s.serial)
+	s.tokens[value] = t
+	return reply(map[string]any{"auth": t.auth(value, role.TTL)})
+}
+
+func (t *token) auth(value string, ttl time.Duration) map[string]any {
+	policies := t.role.Policies
+	if !t.role.Bare {
+		policies = append([]string{"default"}, policies...)
+	}
+	return map[string]any{"client_token": value, "accessor": t.accessor, "policies": policies,
+		"lease_duration": seconds(ttl), "renewable": !t.role.Batch && !t.role.Fixed}
+}
+
+// limit is when something that is issued now must end at last.
+func limit(maxTTL time.Duration) time.Time {
+	if maxTTL == 0 {
+		maxTTL = 100 * 365 * 24 * time.Hour
+	}
+	return time.Now().Add(maxTTL)
+}
+
+// extend is what a renewal grants: ttl, cut where the maximum is nearer.
+func extend(ttl time.Duration, most time.Time) (granted time.Duration, ends time.Time) {
+	granted = min(ttl, time.Until(most))
+	return granted, time.Now().Add(granted)
+}
+
+func seconds(d time.Duration) int { return int(d / time.Second) }
+
+func (s *Server) self(path, value string, t *token) answer {
+	switch path {
+	case "token/lookup-self":
+		return reply(map[string]any{"data": map[string]any{"ttl": seconds(time.Until(t.ends))}})
+	case "token/revoke-self":
+		delete(s.tokens, value)
+		return answer{status: http.StatusNoContent}
+	case "token/renew-self":
+		if t.role.Batch || t.role.Fixed {
+			return refuse(http.StatusBadRequest, "lease is not renewable")
+		}
+		var granted time.Duration
+		granted, t.ends = extend(t.role.TTL, t.max)
+		return reply(map[string]any{"auth": t.auth(value, granted)})
+	}
+	return refuse(http.StatusNotFound, "unsupported path")
+}
+
+func (s *Server) sys(path string, body map[string]any) answer {
+	if of, ok := strings.CutPrefix(path, "internal/ui/mounts/"); ok {
+		return mountOf(of)
+	}
+	id, _ := body["lease_id"].(string)
+	l := s.leases[id]
+	switch path {
+	case "leases/revoke":
+		if l == nil {
+			return refuse(http.StatusBadRequest, "invalid lease")
+		}
+		l.ends = time.Time{}
+		return answer{status: http.StatusNoContent}
+	case "leases/renew":
+		if l == nil || !s.lives(l) {
+			return refuse(http.StatusBadRequest, "lease not found")
+		}
+		if l.creds.Fixed {
+			return refuse(http.StatusBadRequest, "lease is not renewable")
+		}
+		var granted time.Duration
+		granted, l.ends = extend(l.creds.TTL, l.max)
+		return reply(map[string]any{"lease_id": id, "renewable": true, "lease_duration": seconds(granted)})
+	}
+	return refuse(http.StatusNotFound, "unsupported path")
+}
+
+func mountOf(path string) answer {
+	engine, _, _ := strings.Cut(path, "/")
+	data := map[string]any{"path": engine + "/", "type": engine}
+	switch engine {
+	case "secret":
+		data["type"], data["options"] = "kv", map[string]any{"version": "2"}
+	case "kv":
+		data["options"] = map[string]any{"version": "1"}
+	case "database", "pki":
+	default:
+		return denied("")
+	}
+	return reply(map[string]any{"data": data})
+}
+
+func (s *Server) kv1(r *http.Request, path string) answer {
+	e := s.kv["kv/"+path]
+	switch {
+	case r.URL.Query().Has("list"):
+		return s.list("kv/" + path)
+	case e == nil:
+		return refuse(http.StatusNotFound)
+	default:
+		return reply(map[string]any{"request_id": s.request(), "data": e.data, "lease_duration": 2764800})
+	}
+}
+
+func (s *Server) kv2(r *http.Request, path string) answer {
+	if dir, ok := strings.CutPrefix(path, "metadata/"); ok && r.URL.Query().Has("list") {
+		return s.list("secret/" + dir)
+	}
+	name, ok := strings.CutPrefix(path, "data/")
+	if !ok {
+		return answer{http.StatusNotFound, map[string]any{"warnings": []string{
+			"Invalid path for a versioned K/V secrets engine. See the API docs for the appropriate API endpoints to use."}}}
+	}
+	e := s.kv["secret/"+name]
+	if e == nil {
+		return refuse(http.StatusNotFound)
+	}
+	meta := map[string]any{"version": e.version, "destroyed": e.destroyed, "deletion_time": ""}
+	if e.deleted {
+		meta["deletion_time"] = "2026-01-02T03:04:05Z"
+		return answer{http.StatusNotFound, map[string]any{"data": map[string]any{"data": nil, "metadata": meta}}}
+	}
+	return reply(map[string]any{"request_id": s.request(), "data": map[string]any{"data": e.data, "metadata": meta}})
+}
+
+func (s *Server) list(dir string) answer {
+	var keys []string
+	for path := range maps.Keys(s.kv) {
+		if name, ok := strings.CutPrefix(path, strings.TrimSuffix(dir, "/")+"/"); ok {
+			keys = append(keys, name)
+		}
+	}
+	if keys == nil {
+		return refuse(http.StatusNotFound)
+	}
+	slices.Sort(keys)
+	return reply(map[string]any{"data": map[string]any{"keys": keys}})
+}
+
+func (s *Server) request() string {
+	s.serial++
+	return fmt.Sprintf("request-%d", s.serial)
+}
+
+func (s *Server) database(path, value string, t *token) answer {
+	if name, ok := strings.CutPrefix(path, "static-creds/"); ok && s.static[name] > 0 {
+		return s.staticCreds(name)
+	}
+	name, _ := strings.CutPrefix(path, "creds/")
+	creds, ok := s.Creds[name]
+	if !ok {
+		return refuse(http.StatusBadRequest, fmt.Sprintf("unknown role: %s", name))
+	}
+	s.serial++
+	id := fmt.Sprintf("database/creds/%s/%d", name, s.serial)
+	l := &lease{token: value, creds: creds, issued: time.Now(), ends: time.Now().Add(creds.TTL), max: limit(creds.MaxTTL)}
+	if t.role.Batch && t.ends.Before(l.max) {
+		l.max = t.ends
+	}
+	s.leases[id] = l
+	return reply(map[string]any{"request_id": s.request(), "lease_id": id, "lease_duration": seconds(creds.TTL), "renewable": !creds.Fixed,
+		"data": map[string]any{"username": user(id), "password": Planted + user(id)}})
+}
+
+func (s *Server) staticCreds(name string) answer {
+	period := s.static[name]
+	age := time.Since(s.began)
+	return reply(map[string]any{"request_id": s.request(), "data": map[string]any{
+		"username": name, "password": fmt.Sprintf("%s-%d", Planted, age/period),
+		"ttl": seconds(period - age%period), "rotation_period": seconds(period)}})
+}
+
+func (s *Server) pki(body map[string]any) answer {
+	s.serial++
+	ttl := time.Hour
+	if text, ok := body["ttl"].(string); ok {
+		ttl, _ = time.ParseDuration(text)
+	}
+	return reply(map[string]any{"request_id": s.request(), "data": map[string]any{
+		"certificate": fmt.Sprintf("certificate %d", s.serial), "expiration": time.Now().Add(ttl).Unix()}})
+}

@@ -1,0 +1,433 @@
+// Package vaulttest is a Vault for tests: in memory and over net.Pipe, so that a testing/synctest bubble can hold both it
+// and the client, and a day passes in no time. It knows what package vault asks for: JWT logins, tokens, leases, KV v1
+// and v2, a database engine that counts its users, static roles and certificates. It can fail in every way that a real
+// one does. That it speaks like a real one is what the tests of package vault against bin/vault show.
+package vaulttest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"nomad-driver-vault/driver/vault"
+)
+
+// Planted is part of every token and password of the server: a test can look for it where no secret may be.
+const Planted = "hunter2"
+
+// Role of the JWT auth method.
+type Role struct {
+	TTL      time.Duration
+	MaxTTL   time.Duration // zero: tokens can be renewed for ever
+	Fixed    bool          // tokens cannot be renewed
+	Batch    bool
+	Bare     bool // tokens lack the default policy
+	Policies []string
+	Deny     []string // path prefixes that the policies do not grant
+	Revoke   bool     // they grant sys/leases/revoke, which Vault's default policy does not
+}
+
+// Creds is a role of the database engine: database/creds/<name>.
+type Creds struct {
+	TTL    time.Duration
+	MaxTTL time.Duration // zero: leases can be renewed for ever
+	Fixed  bool          // leases cannot be renewed
+}
+
+// Fault is how requests fail while it is in force. The zero Fault does nothing.
+type Fault struct {
+	Match  string        // method and path that a request must start with, as "GET database/creds/"; empty: all
+	Status int           // answer with this status, and the body that Vault has for it, without acting
+	Hang   bool          // never answer
+	Reset  bool          // break the connection without acting
+	Lose   bool          // act, and break the connection instead of answering
+	Slow   time.Duration // act, and answer only after that long
+	Body   string        // act, and answer this instead
+}
+
+// Server is one Vault, with mounts secret/ (KV v2), kv/ (KV v1), database/, pki/ and auth/jwt-nomad/. Its exported fields
+// are for set-up, before the first request.
+type Server struct {
+	JWT   string // what a login must present
+	Roles map[string]Role
+	Creds map[string]Creds
+
+	mu     sync.Mutex
+	kv     map[string]*entry // by path without data/
+	static map[string]time.Duration
+	began  time.Time // of static rotations
+	tokens map[string]*token
+	leases map[string]*lease
+	faults []*Fault
+	calls  []string
+	serial int
+	down   bool
+	conns  map[net.Conn]bool
+	accept chan net.Conn
+	done   chan struct{}
+}
+
+type token struct {
+	accessor  string
+	role      Role
+	ends, max time.Time
+	used      bool
+}
+
+type lease struct {
+	token             string
+	creds             Creds
+	issued, ends, max time.Time
+}
+
+type entry struct {
+	data               map[string]any
+	version            int
+	deleted, destroyed bool
+}
+
+// New starts a server that ends with the test. It has the role "app" of an hour, which can be renewed for ever, and
+// accepts the JWT "jwt".
+func New(t testing.TB) *Server {
+	s := &Server{JWT: "jwt", Roles: map[string]Role{"app": {TTL: time.Hour}}, Creds: map[string]Creds{},
+		kv: map[string]*entry{}, static: map[string]time.Duration{}, began: time.Now(), tokens: map[string]*token{},
+		leases: map[string]*lease{}, conns: map[net.Conn]bool{}, accept: make(chan net.Conn), done: make(chan struct{})}
+	serving := &http.Server{Handler: s, ConnState: s.connState}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = serving.Serve(listener{s})
+	}()
+	t.Cleanup(func() {
+		close(s.done)
+		_ = serving.Close()
+		<-ended
+	})
+	return s
+}
+
+// Cluster is how a client reaches the server.
+func (s *Server) Cluster() vault.Cluster {
+	return vault.Cluster{Name: "default", Address: "http://127.0.0.1:8200", AuthPath: "jwt-nomad", Dial: s.dial}
+}
+
+// Login is of the role, with the JWT that the server accepts when it is asked.
+func (s *Server) Login(role string) vault.Login {
+	return vault.Login{Role: role, JWT: func(context.Context) (string, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.JWT, nil
+	}}
+}
+
+// Put writes data in KV: below secret/ or kv/.
+func (s *Server) Put(path string, data map[string]any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := &entry{data: data, version: 1}
+	if old := s.kv[path]; old != nil {
+		e.version = old.version + 1
+	}
+	s.kv[path] = e
+}
+
+// Delete deletes what Put wrote, and destroys it for good when destroy is set.
+func (s *Server) Delete(path string, destroy bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if strings.HasPrefix(path, "kv/") {
+		delete(s.kv, path)
+		return
+	}
+	s.kv[path].deleted, s.kv[path].destroyed = true, destroy
+}
+
+// Static makes a static role of the database engine, whose password Vault rotates in that period.
+func (s *Server) Static(name string, period time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.static[name] = period
+}
+
+// SetRole changes a role for the tokens to come.
+func (s *Server) SetRole(name string, r Role) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Roles[name] = r
+}
+
+// Break puts a fault in force and returns what lifts it.
+func (s *Server) Break(f Fault) (mend func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = append(s.faults, &f)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.faults = slices.DeleteFunc(s.faults, func(one *Fault) bool { return one == &f })
+	}
+}
+
+// Down makes the server refuse and break connections, or take them again.
+func (s *Server) Down(down bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.down = down
+	for conn := range s.conns {
+		if down {
+			_ = conn.Close()
+		}
+	}
+}
+
+// Calls counts the requests so far that start with that method and path, as "PUT auth/", whatever became of them.
+func (s *Server) Calls(prefix string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, call := range s.calls {
+		if strings.HasPrefix(call, prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+// Logins counts login requests.
+func (s *Server) Logins() int { return s.Calls("PUT auth/jwt-nomad/login") }
+
+// Minted counts the leases that were issued.
+func (s *Server) Minted() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.leases)
+}
+
+// Users are the database users that exist, in no order: those whose leases have not ended.
+func (s *Server) Users() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var users []string
+	for id, l := range s.leases {
+		if s.lives(l) {
+			users = append(users, user(id))
+		}
+	}
+	return users
+}
+
+// Issued is when leases of a database role were issued, in order.
+func (s *Server) Issued(name string) (times []time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, l := range s.leases {
+		if strings.HasPrefix(id, "database/creds/"+name+"/") {
+			times = append(times, l.issued)
+		}
+	}
+	slices.SortFunc(times, time.Time.Compare)
+	return times
+}
+
+// Neglected are the database users whose lease has ended although a renewal would have extended it, and when it ended.
+func (s *Server) Neglected() map[string]time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	users := map[string]time.Time{}
+	for id, l := range s.leases {
+		t := s.tokens[l.token]
+		over := !l.ends.IsZero() && !time.Now().Before(l.ends)
+		if over && !l.creds.Fixed && l.ends.Before(l.max) && t != nil && l.ends.Before(t.ends) {
+			users[user(id)] = l.ends
+		}
+	}
+	return users
+}
+
+// Tokens are the values of the tokens that live, in no order.
+func (s *Server) Tokens() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var values []string
+	for value, t := range s.tokens {
+		if time.Now().Before(t.ends) {
+			values = append(values, value)
+		}
+	}
+	return values
+}
+
+// Leaked are the tokens that live although they could be revoked: no batch tokens, and none of which the client never heard.
+func (s *Server) Leaked() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var values []string
+	for value, t := range s.tokens {
+		if t.used && !t.role.Batch && time.Now().Before(t.ends) {
+			values = append(values, value)
+		}
+	}
+	return values
+}
+
+// RevokeTokens revokes every token, as an operator or a lost storage does it.
+func (s *Server) RevokeTokens() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.tokens)
+}
+
+// RevokeLease revokes one lease, as vault lease revoke does it.
+func (s *Server) RevokeLease(of string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, l := range s.leases {
+		if user(id) == of {
+			l.ends = time.Time{}
+		}
+	}
+}
+
+// RevokeLeases revokes every lease, as vault lease revoke -prefix does it.
+func (s *Server) RevokeLeases() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.leases {
+		l.ends = time.Time{}
+	}
+}
+
+func (s *Server) lives(l *lease) bool {
+	t := s.tokens[l.token]
+	return time.Now().Before(l.ends) && t != nil && time.Now().Before(t.ends)
+}
+
+func user(leaseID string) string { return "v-" + leaseID[strings.LastIndex(leaseID, "/")+1:] }
+
+type listener struct{ s *Server }
+
+func (l listener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.s.accept:
+		return conn, nil
+	case <-l.s.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l listener) Close() error   { return nil }
+func (l listener) Addr() net.Addr { return address }
+
+var address = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 8200}
+
+func (s *Server) dial(ctx context.Context, network, _ string) (net.Conn, error) {
+	s.mu.Lock()
+	down := s.down
+	s.mu.Unlock()
+	if down {
+		return nil, &net.OpError{Op: "dial", Net: network, Addr: address, Err: syscall.ECONNREFUSED}
+	}
+	client, server := net.Pipe()
+	select {
+	case s.accept <- server:
+		return client, nil
+	case <-s.done:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (s *Server) connState(conn net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		s.conns[conn] = true
+	case http.StateClosed:
+		delete(s.conns, conn)
+	}
+}
+
+// ServeHTTP answers as Vault's HTTP API does.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := strings.TrimPrefix(r.URL.Path, "/v1/")
+	fault := s.note(r.Method + " " + path)
+	switch {
+	case fault.Hang:
+		select {
+		case <-r.Context().Done():
+		case <-s.done:
+		}
+		panic(http.ErrAbortHandler)
+	case fault.Reset:
+		panic(http.ErrAbortHandler)
+	case fault.Status != 0:
+		write(w, refuse(fault.Status, http.StatusText(fault.Status)))
+		return
+	}
+	var body map[string]any
+	_ = json.NewDecoder(r.Body).Decode(&body)
+	s.mu.Lock()
+	a := s.serve(r, path, body)
+	s.mu.Unlock()
+	if fault.Slow > 0 {
+		select {
+		case <-time.After(fault.Slow):
+		case <-s.done:
+		}
+	}
+	switch {
+	case fault.Lose:
+		panic(http.ErrAbortHandler)
+	case fault.Body != "":
+		_, _ = w.Write([]byte(fault.Body))
+	default:
+		write(w, a)
+	}
+}
+
+// note counts the request and returns the fault in force for it.
+func (s *Server) note(call string) Fault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, call)
+	for _, f := range s.faults {
+		if strings.HasPrefix(call, f.Match) {
+			return *f
+		}
+	}
+	return Fault{}
+}
+
+// answer is a status and, unless that is 204, a body.
+type answer struct {
+	status int
+	body   map[string]any
+}
+
+func reply(body map[string]any) answer { return answer{http.StatusOK, body} }
+
+func refuse(status int, said ...string) answer {
+	return answer{status, map[string]any{"errors": said}}
+}
+
+func denied(more string) answer {
+	return refuse(http.StatusForbidden, fmt.Sprintf("1 error occurred:\n\t* permission denied\n%s\n", more))
+}
+
+func write(w http.ResponseWriter, a answer) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(a.status)
+	if a.status != http.StatusNoContent {
+		_ = json.NewEncoder(w).Encode(a.body)
+	}
+}

@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"context"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	nomad "github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/e2e/stack"
+)
+
+// examples are the jobs of example/ as they stand: what has to be there before, what the task prints then, what changes, and what it
+// prints after that.
+var examples = map[string]struct {
+	task          string
+	vars          func(*stack.Stack) map[string]string
+	put           func(ctx context.Context, s *stack.Stack, greeting string) error
+	before, after string
+}{
+	"exec.nomad.hcl":   {task: "hello", put: putKV("hello-exec"), before: "(?m)^good morning$", after: "(?m)^good night$"},
+	"docker.nomad.hcl": {task: "hello", put: putKV("hello-docker"), before: "(?m)^good morning$", after: "(?m)^good night$"},
+	"nomad-vars.nomad.hcl": {task: "hello", put: putVariable,
+		before: `(?m)^good morning from 127\.0\.0\.1:\d+$`, after: `(?m)^good night from 127\.0\.0\.1:\d+$`},
+	"database.nomad.hcl": {task: "query", before: "I am v-jwt-", vars: func(s *stack.Stack) map[string]string {
+		return map[string]string{"postgres_port": strconv.Itoa(s.Postgres.Port)}
+	}},
+}
+
+func putKV(job string) func(context.Context, *stack.Stack, string) error {
+	return func(ctx context.Context, s *stack.Stack, greeting string) error {
+		return s.Vault.Put(ctx, "kv/data/default/"+job+"/config", map[string]any{"data": map[string]any{"greeting": greeting}})
+	}
+}
+
+func putVariable(ctx context.Context, s *stack.Stack, greeting string) error {
+	_, _, err := s.Nomad.API.Variables().Update(&nomad.Variable{
+		Path: "nomad/jobs/hello-vars", Items: nomad.VariableItems{"greeting": greeting},
+	}, (&nomad.WriteOptions{}).WithContext(ctx))
+	return err
+}
+
+func TestExamplesRunAsTheyStand(t *testing.T) {
+	files, err := filepath.Glob("../example/*.nomad.hcl")
+	must.NoError(t, err)
+	must.SliceLen(t, len(examples), files, must.Sprint("a job of example/ without a test"))
+	for _, name := range slices.Sorted(maps.Keys(examples)) {
+		t.Run(name, func(t *testing.T) { runExample(t, common(t), name) })
+	}
+}
+
+func TestExampleOfAnAgentsConfigurationServesThePlugins(t *testing.T) {
+	s := own(t, stack.Options{AsInExamples: true})
+	for _, name := range []string{"exec.nomad.hcl", "docker.nomad.hcl"} {
+		t.Run(name, func(t *testing.T) { runExample(t, s, name) })
+	}
+}
+
+func runExample(t *testing.T, s *stack.Stack, name string) {
+	e := examples[name]
+	ctx := within(t, time.Minute)
+	if e.put != nil {
+		must.NoError(t, e.put(ctx, s, "good morning"))
+	}
+	spec, err := os.ReadFile(filepath.Join("../example", name))
+	must.NoError(t, err)
+	var vars map[string]string
+	if e.vars != nil {
+		vars = e.vars(s)
+	}
+	_, alloc := registerWith(t, s, string(spec), vars)
+	_, err = alloc.Log(ctx, e.task, "stdout", e.before, 1)
+	must.NoError(t, err)
+	if e.put == nil {
+		return
+	}
+	must.NoError(t, e.put(ctx, s, "good night"))
+	_, err = alloc.Log(ctx, e.task, "stdout", e.after, 1)
+	must.NoError(t, err)
+}

@@ -1,0 +1,513 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	nomad "github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/e2e/stack"
+)
+
+// A Vault outage is not an application outage: tasks that run go on with what they have, tasks that start wait, and both recover by
+// themselves. Every kind of trouble is that of one proxy before one Vault, and so of one cluster: all happen side by side.
+
+// startTimeout of the plugins here.
+const startTimeout = 15 * time.Second
+
+// What the tests wait for among a task's events.
+const (
+	outageBegins = "Vault unavailable: the last known good secrets stay in use"
+	outageEnds   = "Vault answers again after"
+)
+
+// An outage is what is wrong with a Vault while tasks run.
+type outage struct {
+	fault stack.Fault
+	tls   bool
+	acts  bool // Vault does what it is asked; only its answers do not arrive
+	hangs bool // the driver takes a minute to notice
+	slow  bool // all is well, if late
+	token bool // the token ends meanwhile, too
+}
+
+// How long the tasks' database credentials live, and those of a slow Vault.
+const (
+	outageTTL = 15 * time.Second
+	slowTTL   = 40 * time.Second
+)
+
+var outages = map[string]outage{
+	"refused":      {fault: stack.Refused},
+	"expired":      {fault: stack.Expired, tls: true},
+	"sealed":       {fault: stack.Sealed},
+	"sealed-token": {fault: stack.Sealed, token: true},
+	"standby":      {fault: stack.Standby},
+	"broken":       {fault: stack.Broken},
+	"gateway":      {fault: stack.Gateway},
+	"limited":      {fault: stack.Limited},
+	"hung":         {fault: stack.Hung, hangs: true},
+	"reset":        {fault: stack.Reset, acts: true},
+	"reset-stream": {fault: stack.Reset, acts: true, tls: true},
+	"truncated":    {fault: stack.Truncated, acts: true},
+	"lost":         {fault: stack.Lost, acts: true},
+	"slow":         {fault: stack.Slow(4 * time.Second), slow: true},
+}
+
+var drivers = []string{"exec", "docker"}
+
+// outageCases are tests of one task with a proxy of its own.
+var outageCases = map[string]func(*testing.T, *stack.Stack, *stack.Proxy, job){
+	"renewal":    failedRenewalKeepsTheLease(stack.Broken, "PUT /v1/sys/leases/renew"),
+	"untrusted":  failedRenewalKeepsTheLease(stack.Expired),
+	"lost-login": lostLoginsOfAStartStayWithinTheBudget,
+	"lost":       lostCredentialsStayWithinTheBudget,
+	"lost-start": lostCredentialsOfAStartStayWithinTheBudget,
+	"wait":       startWaits(stack.Refused),
+	"wait-seal":  startWaits(stack.Sealed),
+	"wait-hung":  startWaits(stack.Hung),
+	"vain":       startThatWaitedInVainIsMadeAgain,
+	"final":      whatWaitingCannotCureFailsAtOnce,
+	"stop":       stopDuringTheWait,
+	"stop-back":  stopDuringTheWaitBeforeVaultReturns,
+}
+
+func TestVaultOutages(t *testing.T) {
+	proxies := map[string]bool{} // each for the job of its name
+	var plugins []stack.Plugin
+	for _, driver := range drivers {
+		for name, o := range outages {
+			proxies["sit-"+name+"-"+driver] = o.tls
+		}
+		for name := range outageCases {
+			proxies["outage-"+name+"-"+driver] = name == "untrusted"
+		}
+		p := stack.Wrap(driver, "vault-"+driver)
+		p.Config += fmt.Sprintf("\nstart_timeout = %q\n", startTimeout)
+		plugins = append(plugins, p)
+	}
+	s := own(t, stack.Options{Postgres: true, Plugins: plugins, Proxies: proxies})
+	must.NoError(t, audit(t.Context(), s))
+	t.Run("cases", func(t *testing.T) { // ends when all are over, and the stack after it
+		t.Run("running", func(t *testing.T) {
+			t.Parallel()
+			runningTasksSitOutEveryFault(t, s)
+		})
+		for name, test := range outageCases {
+			for _, driver := range drivers {
+				t.Run(name+"-"+driver, func(t *testing.T) {
+					t.Parallel()
+					j := job{Name: "outage-" + name + "-" + driver, Driver: "vault-" + driver, Args: []string{"show", "/secrets/db.env"}}
+					test(t, s, s.Proxies[j.Name], j)
+				})
+			}
+		}
+	})
+}
+
+// behind adds to a job a template with database credentials that live for ttl at a time and for most in all, from Vault as it is behind
+// the proxy of the job's name.
+func behind(t *testing.T, s *stack.Stack, j job, ttl, most time.Duration) job {
+	t.Helper()
+	policy := fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] } %s`, j.Name, revokes)
+	j = withDatabase(t, s, j, most, policy, onSignal)
+	must.NoError(t, s.Vault.DatabaseRole(t.Context(), j.Name, ttl, most))
+	j.Config = strings.Replace(j.Config, "role =", fmt.Sprintf("cluster = %q\n role =", j.Name), 1)
+	return j
+}
+
+// A sitter is a running task, with database credentials and a static secret, that sits an outage out.
+type sitter struct {
+	job    job
+	alloc  *stack.Alloc
+	outage outage
+	proxy  *stack.Proxy
+	before string
+	user   string
+}
+
+func runningTasksSitOutEveryFault(t *testing.T, s *stack.Stack) {
+	ctx := within(t, 4*time.Minute)
+	var all []*sitter
+	for _, name := range slices.Sorted(maps.Keys(outages)) {
+		for _, driver := range drivers {
+			all = append(all, sits(t, s, name, driver))
+		}
+	}
+	for _, a := range all {
+		a.user = userIn(t, shown(t, ctx, a.alloc, a.job, "/secrets/db.env", 1)[0])
+		must.Eq(t, "green", shown(t, ctx, a.alloc, a.job, "/secrets/color", 1)[0])
+		a.before = a.now(t, ctx)
+	}
+	for _, a := range all {
+		must.NoError(t, a.proxy.Break(a.outage.fault))
+		put(t, s, a.job, map[string]any{"color": "blue"})
+	}
+	for _, hangs := range []bool{false, true} { // what hangs is noticed last, when the request is given up
+		for _, a := range all {
+			if a.outage.hangs == hangs && !a.outage.slow {
+				a.suffers(t, ctx, s)
+				must.NoError(t, a.proxy.Mend())
+			}
+		}
+	}
+	for _, a := range all {
+		a.recovers(t, ctx, s)
+	}
+}
+
+func sits(t *testing.T, s *stack.Stack, name, driver string) *sitter {
+	t.Helper()
+	a := &sitter{outage: outages[name]}
+	a.job = job{Name: "sit-" + name + "-" + driver, Driver: "vault-" + driver, Args: []string{"show", "/secrets/db.env", "/secrets/color"}}
+	a.proxy = s.Proxies[a.job.Name]
+	ttl := outageTTL
+	if a.outage.slow {
+		ttl = slowTTL
+	}
+	a.job = behind(t, s, a.job, ttl, time.Hour)
+	if a.outage.token {
+		must.NoError(t, s.Vault.Put(t.Context(), "auth/jwt-nomad/role/"+a.job.Name, map[string]any{"role_type": "jwt", "token_period": outageTTL.String()}))
+	}
+	a.job.Config += file("secrets/color", inJob(a.job, "color"), onSignal)
+	put(t, s, a.job, map[string]any{"color": "green"})
+	a.alloc = run(t, s, a.job)
+	return a
+}
+
+// userIn is the database user of a file with credentials.
+func userIn(t *testing.T, env string) string {
+	t.Helper()
+	name, _, found := strings.Cut(strings.TrimPrefix(env, "PGUSER="), "\n")
+	must.True(t, found)
+	return name
+}
+
+// now says all of the task that an outage must leave as it is.
+func (a *sitter) now(t *testing.T, ctx context.Context) string {
+	t.Helper()
+	return untouched(t, ctx, a.alloc, a.job, "secrets/db.env", "secrets/color")
+}
+
+// untouched says of a task what changes when somebody restarts it, tells it something or writes its files.
+func untouched(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job, files ...string) string {
+	t.Helper()
+	now := state(t, ctx, alloc, j)
+	text := fmt.Sprintf("process %d, %s, restarts %d, changes %v", application(t, alloc), now.State, now.Restarts, changes(t, ctx, alloc, j))
+	for _, name := range files {
+		info, err := os.Stat(alloc.Path(j.Name, name))
+		must.NoError(t, err)
+		content, err := os.ReadFile(alloc.Path(j.Name, name))
+		must.NoError(t, err)
+		text += fmt.Sprintf("\n%s: inode %d, %v, %v, %q", name, info.Sys().(*syscall.Stat_t).Ino, info.Mode(), info.ModTime(), content)
+	}
+	return text
+}
+
+// suffers waits until the outage has been noticed, and until the credentials have ended where Vault has not extended them.
+func (a *sitter) suffers(t *testing.T, ctx context.Context, s *stack.Stack) {
+	t.Helper()
+	_, err := a.alloc.Event(ctx, a.job.Name, outageBegins)
+	must.NoError(t, err)
+	if !a.outage.acts {
+		eventually(t, time.Until(deadline(ctx)), func() error { return gone(ctx, s, a.user) })
+	}
+	if a.outage.token {
+		eventually(t, time.Until(deadline(ctx)), func() error { return unrevoked(t, ctx, s, a.job.Name) })
+	}
+	must.Eq(t, a.before, a.now(t, ctx))
+	must.StrNotContains(t, a.log(t, ctx), "signal")
+	leases, err := s.Vault.Leases(ctx, a.job.Name)
+	must.NoError(t, err)
+	must.LessEq(t, 4, len(leases))
+}
+
+// recovers waits until all that has changed during the outage has come to the task, in one action, and until renewals go on.
+func (a *sitter) recovers(t *testing.T, ctx context.Context, s *stack.Stack) {
+	t.Helper()
+	must.Eq(t, "blue", shown(t, ctx, a.alloc, a.job, "/secrets/color", 2)[1], must.Sprint(a.job.Name))
+	user := userIn(t, shown(t, ctx, a.alloc, a.job, "/secrets/db.env", 2)[1])
+	if a.outage.slow {
+		must.Eq(t, a.user, user, must.Sprint("the lease was extended in time"))
+	} else {
+		_, err := a.alloc.Event(ctx, a.job.Name, outageEnds)
+		must.NoError(t, err)
+	}
+	if !a.outage.slow && !a.outage.acts {
+		must.NotEq(t, a.user, user, must.Sprint(a.job.Name, ": the credentials that have ended are replaced together with what else has changed"))
+	}
+	eventually(t, time.Until(deadline(ctx)), func() error { return renewed(ctx, s, a.job) })
+	must.Eq(t, 1, strings.Count(a.log(t, ctx), "signal hangup"), must.Sprint(a.job.Name, ": one action"))
+	must.SliceLen(t, 1, changes(t, ctx, a.alloc, a.job))
+	must.Len(t, 1, tokensOf(t, s, a.job.Name))
+	a.told(t, ctx)
+	unnoticed(t, ctx, a.alloc, a.job)
+}
+
+func (a *sitter) log(t *testing.T, ctx context.Context) string {
+	t.Helper()
+	log, err := a.alloc.Logs(ctx, a.job.Name, "stdout")
+	must.NoError(t, err)
+	return log
+}
+
+// told checks that the task's events have the beginning of the outage once, and its end once.
+func (a *sitter) told(t *testing.T, ctx context.Context) {
+	t.Helper()
+	want := 1
+	if a.outage.slow {
+		want = 0
+	}
+	told := outageEvents(t, ctx, a.alloc, a.job)
+	must.Eq(t, [2]int{want, want}, [2]int{told[outageBegins], told[outageEnds]}, must.Sprint(a.job.Name, ": beginnings and ends: ", told))
+}
+
+// outageEvents counts a task's events about outages.
+func outageEvents(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) map[string]int {
+	t.Helper()
+	counts := map[string]int{}
+	for _, e := range state(t, ctx, alloc, j).Events {
+		for _, text := range []string{outageBegins, outageEnds} {
+			if strings.Contains(e.DisplayMessage, text) {
+				counts[text]++
+			}
+		}
+	}
+	return counts
+}
+
+// renewed returns an error while no lease of the job's credentials has been extended.
+func renewed(ctx context.Context, s *stack.Stack, j job) error {
+	leases, err := s.Vault.Leases(ctx, j.Name)
+	if err != nil {
+		return err
+	}
+	for _, id := range leases {
+		lease, err := s.Vault.API.Logical().WriteWithContext(ctx, "sys/leases/lookup", map[string]any{"lease_id": "database/creds/" + j.Name + "/" + id})
+		if err == nil && lease.Data["last_renewal"] != nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("no lease of %s was extended: %v", j.Name, leases)
+}
+
+// failedRenewalKeepsTheLease: while the lease is good, a renewal that fails is made again, and costs nothing.
+func failedRenewalKeepsTheLease(fault stack.Fault, where ...string) func(*testing.T, *stack.Stack, *stack.Proxy, job) {
+	return func(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
+		ctx := within(t, 2*time.Minute)
+		j = behind(t, s, j, time.Minute, time.Hour)
+		alloc := run(t, s, j)
+		shown(t, ctx, alloc, j, "/secrets/db.env", 1)
+		before := untouched(t, ctx, alloc, j, "secrets/db.env")
+		leases, err := s.Vault.Leases(ctx, j.Name)
+		must.NoError(t, err)
+		must.NoError(t, proxy.Break(fault, where...))
+		_, err = alloc.Event(ctx, j.Name, outageBegins)
+		must.NoError(t, err)
+		eventually(t, 10*time.Second, func() error {
+			if n := proxy.Met(); n < 3 && len(where) > 0 {
+				return fmt.Errorf("the renewal was tried %d times, not yet 3", n)
+			}
+			return nil
+		})
+		must.Error(t, renewed(ctx, s, j))
+		must.NoError(t, proxy.Mend())
+		_, err = alloc.Event(ctx, j.Name, outageEnds)
+		must.NoError(t, err)
+		must.NoError(t, renewed(ctx, s, j))
+		now, err := s.Vault.Leases(ctx, j.Name)
+		must.NoError(t, err)
+		must.Eq(t, leases, now)
+		must.Eq(t, before, untouched(t, ctx, alloc, j, "secrets/db.env"))
+		must.Eq(t, map[string]int{outageBegins: 1, outageEnds: 1}, outageEvents(t, ctx, alloc, j))
+	}
+}
+
+// lostCredentialsStayWithinTheBudget: each answer that gets lost on its way has left a user in the database.
+func lostCredentialsStayWithinTheBudget(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
+	const ttl = 20 * time.Second
+	ctx := within(t, 3*time.Minute)
+	j = behind(t, s, j, ttl, ttl)
+	alloc := run(t, s, j)
+	user := userIn(t, shown(t, ctx, alloc, j, "/secrets/db.env", 1)[0])
+	before := untouched(t, ctx, alloc, j, "secrets/db.env")
+	must.NoError(t, proxy.Break(stack.Lost, "GET /v1/database/creds/"))
+	var minted []time.Time
+	seen := map[string]bool{}
+	eventually(t, 2*time.Minute, func() error {
+		leases, err := s.Vault.Leases(ctx, j.Name)
+		if err != nil {
+			return err
+		}
+		for _, id := range leases {
+			if !seen[id] {
+				seen[id], minted = true, append(minted, time.Now())
+			}
+		}
+		if len(minted) < 6 {
+			return fmt.Errorf("%d credentials have been issued, not yet 6", len(minted))
+		}
+		return nil
+	})
+	for i, at := range minted[4:] {
+		must.GreaterEq(t, ttl-3*time.Second, at.Sub(minted[i]), must.Sprintf("the fifth of five was issued in the life of the first: %v", minted))
+	}
+	must.Eq(t, before, untouched(t, ctx, alloc, j, "secrets/db.env"))
+	must.NoError(t, proxy.Mend())
+	must.NotEq(t, user, userIn(t, shown(t, ctx, alloc, j, "/secrets/db.env", 2)[1]))
+	_, err := alloc.Event(ctx, j.Name, outageEnds)
+	must.NoError(t, err)
+	must.Eq(t, map[string]int{outageBegins: 1, outageEnds: 1}, outageEvents(t, ctx, alloc, j))
+	must.SliceLen(t, 1, changed(t, ctx, alloc, j, 1))
+	unnoticed(t, ctx, alloc, j)
+}
+
+// lostCredentialsOfAStartStayWithinTheBudget: a start gives up in time, and takes back what it has not even heard of.
+func lostCredentialsOfAStartStayWithinTheBudget(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
+	j = behind(t, s, j, time.Hour, time.Hour)
+	must.NoError(t, proxy.Break(stack.Lost, "GET /v1/database/creds/"))
+	alloc := run(t, s, j)
+	message, took := failure(t, alloc, j.Name)
+	must.StrContains(t, message, "answers get lost on their way, look at what stands before Vault")
+	must.Less(t, startTimeout, took)
+	must.Eq(t, 4, watched(s, j).granted(t, "database/creds/"+j.Name))
+	eventually(t, 5*time.Second, func() error { return leftBehind(t, s, j.Name, alloc) })
+}
+
+// lostLoginsOfAStartStayWithinTheBudget: nobody but Vault knows of a token whose answer got lost.
+func lostLoginsOfAStartStayWithinTheBudget(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
+	j = behind(t, s, j, time.Hour, time.Hour)
+	must.NoError(t, proxy.Break(stack.Lost, "PUT /v1/auth/jwt-nomad/login"))
+	alloc := run(t, s, j)
+	message, _ := failure(t, alloc, j.Name)
+	must.StrContains(t, message, "answers get lost on their way, look at what stands before Vault")
+	must.LessEq(t, 4, len(tokensOf(t, s, j.Name)))
+	must.SliceEmpty(t, processes(alloc))
+}
+
+// startWaits: a task that starts during an outage is started when it is over.
+func startWaits(fault stack.Fault) func(*testing.T, *stack.Stack, *stack.Proxy, job) {
+	return func(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
+		ctx := within(t, time.Minute)
+		j = behind(t, s, j, time.Hour, time.Hour)
+		must.NoError(t, proxy.Break(fault))
+		alloc := run(t, s, j)
+		happened(t, ctx, alloc, j, nomad.TaskSetup)
+		outage := time.NewTimer(startTimeout / 3)
+		<-outage.C
+		must.Eq(t, "pending", state(t, ctx, alloc, j).State)
+		must.NoError(t, proxy.Mend())
+		shown(t, ctx, alloc, j, "/secrets/db.env", 1)
+		now := state(t, ctx, alloc, j)
+		must.SliceNotContainsFunc(t, now.Events, nomad.TaskDriverFailure, isEvent)
+		must.Len(t, 1, tokensOf(t, s, j.Name))
+		must.One(t, watched(s, j).granted(t, "database/creds/"+j.Name))
+	}
+}
+
+func isEvent(e *nomad.TaskEvent, kind string) bool { return e.Type == kind }
+
+// happened waits until the task has an event of that type, and returns when it was.
+func happened(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job, kind string) (at time.Time) {
+	t.Helper()
+	_, err := alloc.Wait(ctx, "event "+kind, func(a *nomad.Allocation) bool {
+		s := a.TaskStates[j.Name]
+		if s == nil {
+			return false
+		}
+		i := slices.IndexFunc(s.Events, func(e *nomad.TaskEvent) bool { return e.Type == kind })
+		if i >= 0 {
+			at = time.Unix(0, s.Events[i].Time)
+		}
+		return i >= 0
+	})
+	must.NoError(t, err)
+	return at
+}
+
+// startThatWaitedInVainIsMadeAgain: by Nomad, as the job's restart block says.
+func startThatWaitedInVainIsMadeAgain(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
+	ctx := within(t, 2*time.Minute)
+	j = behind(t, s, j, time.Hour, time.Hour)
+	j.Task += "restart {\n attempts = 3\n delay = \"1s\"\n interval = \"10m\"\n mode = \"fail\"\n }"
+	must.NoError(t, proxy.Break(stack.Sealed))
+	alloc := run(t, s, j)
+	failed := happened(t, ctx, alloc, j, nomad.TaskDriverFailure)
+	must.Between(t, startTimeout-time.Second, failed.Sub(happened(t, ctx, alloc, j, nomad.TaskSetup)), startTimeout+5*time.Second)
+	_, err := alloc.Event(ctx, j.Name, "Vault is sealed")
+	must.NoError(t, err)
+	must.NoError(t, proxy.Mend())
+	shown(t, ctx, alloc, j, "/secrets/db.env", 1)
+	must.Eq(t, 1, state(t, ctx, alloc, j).Restarts)
+	must.Len(t, 1, tokensOf(t, s, j.Name))
+}
+
+// whatWaitingCannotCureFailsAtOnce: also while Vault is away.
+func whatWaitingCannotCureFailsAtOnce(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
+	must.NoError(t, proxy.Break(stack.Refused))
+	j = behind(t, s, j, time.Hour, time.Hour)
+	j.Config += file("secrets/bad", "{{ with secret }", "")
+	alloc := run(t, s, j)
+	message, took := failure(t, alloc, j.Name)
+	must.StrContains(t, message, `template "secrets/bad"`)
+	must.Less(t, startTimeout, took)
+	must.NoError(t, leftBehind(t, s, j.Name, alloc))
+}
+
+// stopDuringTheWait: Nomad cannot interrupt a start, and waits for its end, which is not later than start_timeout.
+func stopDuringTheWait(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
+	ctx := within(t, time.Minute)
+	j, alloc := stoppedInTheWait(t, ctx, s, proxy, j)
+	last := stopped(t, ctx, alloc, j)
+	must.SliceNotContainsFunc(t, last.Events, nomad.TaskStarted, isEvent)
+	must.NoError(t, leftBehind(t, s, j.Name, alloc))
+}
+
+// stopDuringTheWaitBeforeVaultReturns: Nomad tells the driver of the stop when the start has returned, and not before, so that a start
+// that succeeds meanwhile has a process for a moment (client/allocrunner/taskrunner, Kill and runDriver).
+func stopDuringTheWaitBeforeVaultReturns(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
+	ctx := within(t, time.Minute)
+	j, alloc := stoppedInTheWait(t, ctx, s, proxy, j)
+	must.NoError(t, proxy.Mend())
+	stopped(t, ctx, alloc, j)
+	eventually(t, 5*time.Second, func() error { return leftBehind(t, s, j.Name, alloc) })
+}
+
+// stoppedInTheWait starts the job behind a Vault that hangs, and stops it as soon as its start waits.
+func stoppedInTheWait(t *testing.T, ctx context.Context, s *stack.Stack, proxy *stack.Proxy, j job) (job, *stack.Alloc) {
+	t.Helper()
+	j = behind(t, s, j, time.Hour, time.Hour)
+	must.NoError(t, proxy.Break(stack.Hung))
+	alloc := run(t, s, j)
+	eventually(t, startTimeout, func() error {
+		if proxy.Met() == 0 {
+			return errors.New("the start has not asked Vault yet")
+		}
+		return nil
+	})
+	_, _, err := s.Nomad.API.Jobs().Deregister(j.Name, false, (&nomad.WriteOptions{}).WithContext(ctx))
+	must.NoError(t, err)
+	happened(t, ctx, alloc, j, nomad.TaskKilling)
+	return j, alloc
+}
+
+// stopped waits for the end of the task, which comes within start_timeout of the stop, and returns its last state.
+func stopped(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) *nomad.TaskState {
+	t.Helper()
+	ended, err := alloc.Ended(ctx)
+	must.NoError(t, err)
+	last := ended.TaskStates[j.Name]
+	took := last.FinishedAt.Sub(happened(t, ctx, alloc, j, nomad.TaskKilling))
+	t.Logf("ended %v after the stop; started: %v", took, !last.StartedAt.IsZero())
+	must.Less(t, startTimeout+3*time.Second, took)
+	return last
+}

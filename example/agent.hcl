@@ -1,0 +1,85 @@
+# What a Nomad client has to have in its configuration to serve the plugin; a file of its own beside the others will do. Each option of
+# ours is here: those with a value have to be set or are worth a thought, the others stand behind # with their defaults. Options of the
+# wrapped driver go into the same config block, as in Nomad's own documentation of that driver.
+
+# nomad-driver-vault lies here with one link to it per driver: `make install` does that. The link's name tells it what to wrap.
+plugin_dir = "/opt/nomad/plugins"
+
+plugin "vault-exec" {
+  config {
+    # A Vault cluster. Tasks use the one named "default" unless they name another; write as many of these blocks as you have clusters.
+    vault "default" {
+      address               = "http://127.0.0.1:8200"
+      jwt_auth_backend_path = "jwt-nomad"       # where the JWT auth method is mounted, see vault.sh
+      create_from_role      = "nomad-workloads" # the role of tasks that name none
+
+      # namespace       = ""    # Vault Enterprise and HCP: the namespace of tasks that name none
+      # ca_file         = ""    # CA certificates (PEM) to trust in place of the system's: a file,
+      # ca_path         = ""    # or a folder of such files
+      # cert_file       = ""    # a client certificate, where Vault asks for one,
+      # key_file        = ""    # and its key
+      # tls_server_name = ""    # the name in Vault's certificate, where it is not that of the address
+      # tls_skip_verify = false # true trusts any certificate: never in production
+    }
+
+    # What is needed to go on after a restart of the agent: tokens and leases of the running tasks. Kept in memory (a tmpfs).
+    # state_dir = "/run/nomad-driver-vault/vault-exec"
+
+    # How long a start may wait for its identity, Vault and templates before it counts as failed; Nomad then tries again as the job's
+    # restart block says. `nomad job stop` waits for a start under way.
+    # start_timeout = "60s"
+
+    # How long after a task ended by itself its token and leases wait for the next start, which takes them over.
+    # linger = "60s"
+
+    # How often secrets without a lease (KV) are looked at, where a template has no poll_interval of its own; and the shortest that a
+    # template may ask for.
+    # poll_interval     = "30s"
+    # min_poll_interval = "5s"
+
+    # Users that no task may run as.
+    # denied_users = ["root"]
+
+    # What a task sees of the host: "bind" mounts the paths read-only, which takes milliseconds; "chroot" copies the client's
+    # chroot_env into each task, as Nomad's exec does.
+    # filesystem = "bind"
+    # paths = ["/run/systemd/resolve/resolv.conf", "/run/systemd/resolve/stub-resolv.conf", "/run/resolvconf/resolv.conf",
+    #          "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"]
+  }
+}
+
+plugin "vault-docker" {
+  config {
+    vault "default" {
+      address               = "http://127.0.0.1:8200"
+      jwt_auth_backend_path = "jwt-nomad"
+      create_from_role      = "nomad-workloads"
+    }
+
+    # As above: state_dir, start_timeout, linger, poll_interval, min_poll_interval. denied_users is empty here.
+    # gc.dangling_containers.enabled is false here, for the reason below.
+  }
+}
+
+# Two docker drivers on one Docker engine each take the other's containers for lost ones and remove them after five minutes. Ours
+# leaves them alone; Nomad's own has to be told.
+plugin "docker" {
+  config {
+    gc {
+      dangling_containers {
+        enabled = false
+      }
+    }
+  }
+}
+
+# Tasks without any isolation, as root unless they name a user. Leave this block out to have none.
+plugin "vault-raw_exec" {
+  config {
+    vault "default" {
+      address               = "http://127.0.0.1:8200"
+      jwt_auth_backend_path = "jwt-nomad"
+      create_from_role      = "nomad-workloads"
+    }
+  }
+}

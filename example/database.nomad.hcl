@@ -1,0 +1,54 @@
+# A PostgreSQL user of the task's own, made by Vault when it starts and dropped when it stops (set up with database.sh). The driver
+# renews the lease; when that can be renewed no more there is a new user, and the task is started again with it.
+#
+#   nomad job run -var postgres_port=5432 database.nomad.hcl
+variable "postgres_host" {
+  default = "127.0.0.1"
+}
+
+variable "postgres_port" {
+  default = "5432"
+}
+
+job "database" {
+  group "database" {
+    task "query" {
+      driver = "vault-exec"
+
+      identity {
+        name = "vault"
+        aud  = ["vault.io"]
+        file = true
+        ttl  = "1h"
+      }
+
+      env {
+        PGHOST     = var.postgres_host
+        PGPORT     = var.postgres_port
+        PGDATABASE = "postgres"
+      }
+
+      config {
+        command = "/bin/sh"
+        args    = ["-c", "trap exit INT; while psql -Atc \"select 'I am ' || current_user\"; do sleep 1; done"]
+
+        vault {
+          role = "database" # of Vault's auth method; it is bound to this very job
+        }
+
+        # Both values come from one read, and so from one lease: they always fit each other.
+        template {
+          data        = <<EOT
+{{ with secret "database/creds/database" }}
+PGUSER={{ .Data.username }}
+PGPASSWORD={{ .Data.password }}
+{{ end }}
+EOT
+          destination = "secrets/database.env"
+          env         = true
+          change_mode = "restart"
+        }
+      }
+    }
+  }
+}

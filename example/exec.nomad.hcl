@@ -1,0 +1,34 @@
+# A secret in a file. The task is told with SIGHUP when the secret has changed, and prints it, which yours had better not.
+#
+#   vault kv put -mount=kv default/hello-exec/config greeting="good morning"
+#   nomad job run exec.nomad.hcl
+job "hello-exec" {
+  group "hello" {
+    task "hello" {
+      driver = "vault-exec"
+
+      # Who the task is, signed by Nomad: what Vault trusts.
+      identity {
+        name = "vault"
+        aud  = ["vault.io"] # bound_audiences of Vault's role
+        file = true
+        ttl  = "1h"
+      }
+
+      config {
+        command = "/bin/sh"
+        args    = ["-c", "trap exit INT; trap 'cat secrets/greeting' HUP; cat secrets/greeting; while sleep 1; do :; done"]
+
+        # The job may have a vault block too; without one, it is the agent's default cluster and role.
+        template {
+          data          = "{{ with secret \"kv/data/default/hello-exec/config\" }}{{ .Data.data.greeting }}\n{{ end }}"
+          destination   = "secrets/greeting"
+          change_mode   = "signal"
+          change_signal = "SIGHUP"
+          splay         = "0s" # no random wait before the signal: this is the only task there is
+          poll_interval = "5s" # look for a new version this often
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"go/parser"
+	"go/token"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+const module = "nomad-driver-vault"
+
+// listed is what go list says of a package.
+type listed struct {
+	ImportPath, Dir        string
+	GoFiles, Imports, Deps []string
+}
+
+func ourPackages(t *testing.T) map[string]listed {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports,Deps", "./...").Output()
+	must.NoError(t, err)
+	all := make(map[string]listed)
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		err := d.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		must.NoError(t, err)
+		if !strings.HasPrefix(p.ImportPath, module+"/e2e") {
+			all[p.ImportPath] = p
+		}
+	}
+}
+
+// TestImportsPointOneWay keeps DESIGN's picture true: main -> plugin -> driver -> leaves.
+func TestImportsPointOneWay(t *testing.T) {
+	leaves := []string{"driver/identity", "driver/taskapi", "driver/template", "driver/vault"}
+	allowed := map[string][]string{
+		"":        {"plugin", "sigpipe"},
+		"sigpipe": nil,
+		"plugin":  {"driver", "driver/vault"}, // vault for the type of a cluster's configuration
+		"driver":  leaves,
+	}
+	for path, p := range ourPackages(t) {
+		from := strings.TrimPrefix(strings.TrimPrefix(path, module), "/")
+		for _, imported := range p.Imports {
+			to, ours := strings.CutPrefix(imported, module+"/")
+			if ours && !slices.Contains(allowed[from], to) && !isTestHelperOf(from, to) {
+				t.Errorf("%s imports %s", path, imported)
+			}
+		}
+	}
+}
+
+// isTestHelperOf allows a package such as driver/vault/vaulttest to import the one it stands in for.
+func isTestHelperOf(from, to string) bool { return from == to+"/"+filepath.Base(to)+"test" }
+
+func TestLeavesDoNotKnowNomad(t *testing.T) {
+	for path, p := range ourPackages(t) {
+		if !strings.HasPrefix(path, module+"/driver/") {
+			continue
+		}
+		for _, dep := range p.Deps {
+			if nomad(dep) && !strings.HasPrefix(dep, "github.com/hashicorp/nomad/api") {
+				t.Errorf("%s depends on %s", path, dep)
+			}
+		}
+	}
+}
+
+func nomad(path string) bool { return strings.HasPrefix(path, "github.com/hashicorp/nomad/") }
+
+// TestOneImporterEach pins the packages that only one of ours may import.
+func TestOneImporterEach(t *testing.T) {
+	owners := map[string]string{
+		"github.com/hashicorp/nomad/drivers/docker":  "plugin",
+		"github.com/hashicorp/nomad/drivers/exec":    "plugin",
+		"github.com/hashicorp/nomad/drivers/rawexec": "plugin",
+		"github.com/hashicorp/nomad/api":             "driver/taskapi",
+		"github.com/hashicorp/vault/api":             "driver/vault",
+		"github.com/hashicorp/consul-template":       "driver/template",
+	}
+	for path, p := range ourPackages(t) {
+		for _, imported := range p.Imports {
+			for library, owner := range owners {
+				if within(imported, library) && path != module+"/"+owner {
+					t.Errorf("%s imports %s, which is for %s alone", path, imported, owner)
+				}
+			}
+		}
+	}
+}
+
+func TestOnlyInnerGoImportsNomadsDrivers(t *testing.T) {
+	p := ourPackages(t)[module+"/plugin"]
+	for _, file := range p.GoFiles {
+		syntax, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil, parser.ImportsOnly)
+		must.NoError(t, err)
+		for _, imported := range syntax.Imports {
+			if within(strings.Trim(imported.Path.Value, `"`), "github.com/hashicorp/nomad/drivers") && file != "inner.go" {
+				t.Errorf("%s imports %s", file, imported.Path.Value)
+			}
+		}
+	}
+}
+
+func within(path, root string) bool { return path == root || strings.HasPrefix(path, root+"/") }

@@ -1,0 +1,108 @@
+// Command nomad-driver-vault is a Nomad task driver plugin: one of Nomad's own drivers, with what each of its tasks needs
+// from Vault. Nomad starts it from plugin_dir. Which driver it wraps is in the name it is started by, a link such as
+// vault-docker, or in the args of its plugin block.
+//
+// A first argument of executor, docker_logger or init never gets here: Nomad's drivers start this binary again with those
+// and take over in their packages' init functions.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/plugins"
+
+	"nomad-driver-vault/plugin"
+	_ "nomad-driver-vault/sigpipe" // initialises before the executor does
+)
+
+func main() {
+	o, err := parse(os.Args, os.Stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "nomad-driver-vault:", err)
+		os.Exit(2)
+	case o.version:
+		fmt.Println("nomad-driver-vault", plugin.Version)
+		return
+	}
+	if err := scrub(o.driver); err != nil {
+		fmt.Fprintln(os.Stderr, "nomad-driver-vault:", err)
+		os.Exit(1)
+	}
+	plugins.ServeCtx(func(ctx context.Context, logger hclog.Logger) any {
+		return plugin.New(ctx, logger, o.driver, o.name)
+	})
+}
+
+// options are what the command line asks for.
+type options struct {
+	driver  string // the wrapped driver, one of plugin.Drivers
+	name    string // what Nomad knows us by
+	version bool
+}
+
+// nameRule is what can stand in a job's driver field and in an attribute's name.
+var nameRule = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
+
+// parse reads the arguments, the program's own name first. An error names the flag.
+func parse(args []string, out io.Writer) (options, error) {
+	var o options
+	var linked string
+	if base := filepath.Base(args[0]); strings.HasPrefix(base, "vault-") {
+		linked = strings.TrimPrefix(base, "vault-")
+	}
+	flags := flag.NewFlagSet("nomad-driver-vault", flag.ContinueOnError)
+	flags.SetOutput(out)
+	flags.StringVar(&o.driver, "driver", linked, "the driver to wrap: "+strings.Join(plugin.Drivers(), ", "))
+	flags.StringVar(&o.name, "name", "", "the name jobs use (default \"vault-<driver>\")")
+	flags.BoolVar(&o.version, "version", false, "print the version and exit")
+	if err := flags.Parse(args[1:]); err != nil {
+		return o, err
+	}
+	if o.name == "" {
+		o.name = "vault-" + o.driver
+	}
+	switch {
+	case o.version:
+	case flags.NArg() > 0:
+		return o, fmt.Errorf("argument %q is not understood", flags.Arg(0))
+	case !slices.Contains(plugin.Drivers(), o.driver):
+		return o, fmt.Errorf("no driver to wrap: set -driver to one of %s, or start it by a link named vault-<driver>",
+			strings.Join(plugin.Drivers(), ", "))
+	case !nameRule.MatchString(o.name):
+		return o, fmt.Errorf("-name %q: use lower case letters, digits, - and _", o.name)
+	}
+	return o, nil
+}
+
+// scrub takes the agent's own Vault settings out of the environment, which the Vault API client would read on every
+// request, and hides its home directory, where a ~/.vault-token may lie. HOME is set and not unset because a library asks
+// getent for it in each executor otherwise; docker keeps it for its credential helpers.
+//
+// The environment of tasks is not made from ours: Nomad sends it with each task, and plugin adds the host's part only
+// where Nomad leaves it out.
+func scrub(driver string) error {
+	for _, entry := range os.Environ() {
+		if key, _, _ := strings.Cut(entry, "="); strings.HasPrefix(key, "VAULT_") {
+			if err := os.Unsetenv(key); err != nil {
+				return fmt.Errorf("unset %s: %w", key, err)
+			}
+		}
+	}
+	if driver == "docker" {
+		return nil
+	}
+	return os.Setenv("HOME", "/nonexistent")
+}

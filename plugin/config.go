@@ -1,0 +1,132 @@
+package plugin
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/nomad/plugins/base"
+	"github.com/hashicorp/nomad/plugins/shared/hclspec"
+
+	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/vault"
+)
+
+// config is our part of a plugin "vault-exec" { config {} } block. The wrapped driver decodes its own part from the same
+// bytes; each ignores the other's keys.
+type config struct {
+	Vault           map[string]cluster `codec:"vault"`
+	StateDir        string             `codec:"state_dir"`
+	StartTimeout    string             `codec:"start_timeout"`
+	Linger          string             `codec:"linger"`
+	PollInterval    string             `codec:"poll_interval"`
+	MinPollInterval string             `codec:"min_poll_interval"`
+	DeniedUsers     []string           `codec:"denied_users"`
+
+	Filesystem string `codec:"filesystem"` // exec only, see execConfig
+}
+
+// ConfigSpec returns the options that this plugin adds to those of the driver it wraps when it is published as name: what
+// an operator writes in the config block of a plugin block.
+func ConfigSpec(wraps, name string) map[string]*hclspec.Spec {
+	in := inners[wraps]
+	denied := in.deniedUsers
+	if denied == "" || wraps == name {
+		denied = "[]"
+	}
+	spec := map[string]*hclspec.Spec{
+		"vault":             hclspec.NewBlockMap("vault", []string{"name"}, hclspec.NewObject(clusterSpec)),
+		"state_dir":         text("state_dir", filepath.Join("/run/nomad-driver-vault", name)),
+		"start_timeout":     text("start_timeout", "60s"),
+		"linger":            text("linger", "60s"),
+		"poll_interval":     text("poll_interval", "30s"),
+		"min_poll_interval": text("min_poll_interval", "5s"),
+		"denied_users": hclspec.NewDefault(
+			hclspec.NewAttr("denied_users", "list(string)", false), hclspec.NewLiteral(denied)),
+	}
+	if in.options != nil {
+		maps.Copy(spec, in.options(wraps != name))
+	}
+	return spec
+}
+
+// cluster is one vault block, with the field names of the agent's own
+// (https://developer.hashicorp.com/nomad/docs/configuration/vault).
+type cluster struct {
+	Address       string `codec:"address"`
+	AuthPath      string `codec:"jwt_auth_backend_path"`
+	Role          string `codec:"create_from_role"`
+	Namespace     string `codec:"namespace"`
+	CAFile        string `codec:"ca_file"`
+	CAPath        string `codec:"ca_path"`
+	CertFile      string `codec:"cert_file"`
+	KeyFile       string `codec:"key_file"`
+	TLSServerName string `codec:"tls_server_name"`
+	TLSSkipVerify bool   `codec:"tls_skip_verify"`
+}
+
+var clusterSpec = map[string]*hclspec.Spec{
+	"address":               hclspec.NewAttr("address", "string", true),
+	"jwt_auth_backend_path": text("jwt_auth_backend_path", "jwt-nomad"),
+	"create_from_role":      hclspec.NewAttr("create_from_role", "string", false),
+	"namespace":             hclspec.NewAttr("namespace", "string", false),
+	"ca_file":               hclspec.NewAttr("ca_file", "string", false),
+	"ca_path":               hclspec.NewAttr("ca_path", "string", false),
+	"cert_file":             hclspec.NewAttr("cert_file", "string", false),
+	"key_file":              hclspec.NewAttr("key_file", "string", false),
+	"tls_server_name":       hclspec.NewAttr("tls_server_name", "string", false),
+	"tls_skip_verify":       hclspec.NewAttr("tls_skip_verify", "bool", false),
+}
+
+// text is an optional string with a default.
+func text(name, value string) *hclspec.Spec {
+	return hclspec.NewDefault(hclspec.NewAttr(name, "string", false), hclspec.NewLiteral(fmt.Sprintf("%q", value)))
+}
+
+// decode reads our part of the configuration. An error names the field.
+func decode(raw []byte) (config, error) {
+	var c config
+	if err := base.MsgPackDecode(raw, &c); err != nil {
+		return c, fmt.Errorf("decode plugin config: %w", err)
+	}
+	if !filepath.IsAbs(c.StateDir) {
+		return c, fmt.Errorf("plugin config: state_dir %q is not an absolute path", c.StateDir)
+	}
+	return c, nil
+}
+
+// forDriver is what package driver needs of it. An error names the field.
+func (c config) forDriver(name string) (driver.Config, error) {
+	out := driver.Config{Name: name, Clusters: c.clusters(), StateDir: c.StateDir, DeniedUsers: c.DeniedUsers}
+	for _, d := range []struct {
+		field, value string
+		to           *time.Duration
+	}{
+		{"start_timeout", c.StartTimeout, &out.StartTimeout},
+		{"linger", c.Linger, &out.Linger},
+		{"poll_interval", c.PollInterval, &out.PollInterval},
+		{"min_poll_interval", c.MinPollInterval, &out.MinPollInterval},
+	} {
+		var err error
+		if *d.to, err = time.ParseDuration(d.value); err != nil {
+			return out, fmt.Errorf("plugin config: %s %q is not a duration such as \"30s\"", d.field, d.value)
+		}
+	}
+	return out, nil
+}
+
+// clusters returns the vault blocks sorted by name.
+func (c config) clusters() []vault.Cluster {
+	var all []vault.Cluster
+	for _, name := range c.names() {
+		v := c.Vault[name]
+		all = append(all, vault.Cluster{Name: name, Address: v.Address, Namespace: v.Namespace, AuthPath: v.AuthPath,
+			Role: v.Role, CAFile: v.CAFile, CAPath: v.CAPath, CertFile: v.CertFile, KeyFile: v.KeyFile,
+			TLSServerName: v.TLSServerName, TLSSkipVerify: v.TLSSkipVerify})
+	}
+	return all
+}
+
+func (c config) names() []string { return slices.Sorted(maps.Keys(c.Vault)) }

@@ -1,0 +1,256 @@
+package plugin
+
+import (
+	"context"
+	"maps"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/helper/pluginutils/hclspecutils"
+	"github.com/hashicorp/nomad/helper/pluginutils/hclutils"
+	"github.com/hashicorp/nomad/plugins/base"
+	"github.com/hashicorp/nomad/plugins/shared/hclspec"
+	"github.com/shoenig/test/must"
+	"github.com/zclconf/go-cty/cty/msgpack"
+
+	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/vault"
+)
+
+func newPlugin(t *testing.T, wraps, name string) *Plugin {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	return New(ctx, hclog.NewNullLogger(), wraps, name)
+}
+
+// encoded takes the body of a config block the way of an agent's configuration: HCL, the plugin's schema, msgpack.
+func encoded(t *testing.T, schema *hclspec.Spec, body string) ([]byte, error) {
+	t.Helper()
+	spec, diagnostics := hclspecutils.Convert(schema)
+	must.False(t, diagnostics.HasErrors(), must.Sprint(diagnostics))
+	value, diagnostics, _ := hclutils.ParseHclInterface(hclutils.HclConfigToInterface(t, "config {"+body+"\n}"), spec, nil)
+	if diagnostics.HasErrors() {
+		return nil, diagnostics
+	}
+	return msgpack.Marshal(value, value.Type())
+}
+
+func configure(t *testing.T, p *Plugin, body string) error {
+	t.Helper()
+	schema, err := p.ConfigSchema()
+	must.NoError(t, err)
+	raw, err := encoded(t, schema, body)
+	if err != nil {
+		return err
+	}
+	return p.SetConfig(&base.Config{PluginConfig: raw, AgentConfig: &base.AgentConfig{}})
+}
+
+// options is the wrapped driver's view of a configuration.
+func options(t *testing.T, p *Plugin, body string) map[string]any {
+	t.Helper()
+	schema, err := p.ConfigSchema()
+	must.NoError(t, err)
+	raw, err := encoded(t, schema, body)
+	must.NoError(t, err)
+	var all map[string]any
+	must.NoError(t, base.MsgPackDecode(raw, &all))
+	return all
+}
+
+func decoded(t *testing.T, p *Plugin, body string) driver.Config {
+	t.Helper()
+	schema, err := p.ConfigSchema()
+	must.NoError(t, err)
+	raw, err := encoded(t, schema, body)
+	must.NoError(t, err)
+	own, err := decode(raw)
+	must.NoError(t, err)
+	c, err := own.forDriver(p.name)
+	must.NoError(t, err)
+	return c
+}
+
+func TestConfigDefaults(t *testing.T) {
+	for name, denied := range map[string][]string{"vault-exec": {"root"}, "vault-docker": {}, "vault-raw_exec": {}} {
+		t.Run(name, func(t *testing.T) {
+			must.Eq(t, driver.Config{
+				Name:            name,
+				StateDir:        "/run/nomad-driver-vault/" + name,
+				StartTimeout:    time.Minute,
+				Linger:          time.Minute,
+				PollInterval:    30 * time.Second,
+				MinPollInterval: 5 * time.Second,
+				DeniedUsers:     denied,
+			}, decoded(t, newPlugin(t, name[len("vault-"):], name), ""))
+		})
+	}
+}
+
+func TestConfigEveryField(t *testing.T) {
+	got := decoded(t, newPlugin(t, "docker", "vault-docker"), `
+		vault "west" { address = "https://west:8200" }
+		vault "default" {
+			address               = "https://vault:8200"
+			jwt_auth_backend_path = "jwt-prod"
+			create_from_role      = "nomad"
+			namespace             = "team"
+			ca_file               = "/ca.pem"
+			ca_path               = "/ca"
+			cert_file             = "/cert.pem"
+			key_file              = "/key.pem"
+			tls_server_name       = "vault.service"
+			tls_skip_verify       = true
+		}
+		state_dir         = "/var/lib/ndv"
+		start_timeout     = "2m"
+		linger            = "0s"
+		poll_interval     = "10s"
+		min_poll_interval = "1s"
+		denied_users      = ["root", "www"]`)
+	must.Eq(t, driver.Config{
+		Name: "vault-docker",
+		Clusters: []vault.Cluster{
+			{Name: "default", Address: "https://vault:8200", AuthPath: "jwt-prod", Role: "nomad", Namespace: "team",
+				CAFile: "/ca.pem", CAPath: "/ca", CertFile: "/cert.pem", KeyFile: "/key.pem",
+				TLSServerName: "vault.service", TLSSkipVerify: true},
+			{Name: "west", Address: "https://west:8200", AuthPath: "jwt-nomad"},
+		},
+		StateDir:        "/var/lib/ndv",
+		StartTimeout:    2 * time.Minute,
+		PollInterval:    10 * time.Second,
+		MinPollInterval: time.Second,
+		DeniedUsers:     []string{"root", "www"},
+	}, got)
+}
+
+func TestEveryOptionIsDecoded(t *testing.T) {
+	for sentence, c := range map[string]struct {
+		spec map[string]*hclspec.Spec
+		into []any
+	}{
+		"the options of exec":    {ConfigSpec("exec", "vault-exec"), []any{config{}, execConfig{}}},
+		"those of a vault block": {clusterSpec, []any{cluster{}}},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			tags := make(map[string]bool)
+			for _, v := range c.into {
+				for f := range reflect.TypeOf(v).Fields() {
+					tags[f.Tag.Get("codec")] = true
+				}
+			}
+			must.Eq(t, slices.Sorted(maps.Keys(c.spec)), slices.Sorted(maps.Keys(tags)))
+		})
+	}
+}
+
+func TestConfigErrorsNameTheField(t *testing.T) {
+	for sentence, c := range map[string]struct{ body, want string }{
+		"an unknown option":                   {`vaultt "x" {}`, "vaultt"},
+		"an unknown option of a vault block":  {`vault "x" { addres = "http://v" }`, "addres"},
+		"no address":                          {`vault "x" {}`, `"address" is required`},
+		"an address that is not a URL":        {`vault "x" { address = "vault:8200" }`, `vault "x": address "vault:8200"`},
+		"an authority file that is not there": {`vault "x" { address = "https://v" ca_file = "/none.pem" }`, `vault "x": ca_file`},
+		"two clusters of one name":            {`vault "x" { address = "http://v" } vault "x" { address = "http://w" }`, "Duplicate vault"},
+		"a word for a number":                 {`vault "x" { address = "http://v" tls_skip_verify = "maybe" }`, "tls_skip_verify"},
+		"a duration without a unit":           {`start_timeout = "60"`, `start_timeout "60" is not a duration such as "30s"`},
+		"an empty duration":                   {`linger = ""`, `linger "" is not a duration`},
+		"a bad interval":                      {`poll_interval = "soon"`, `poll_interval "soon"`},
+		"a bad floor":                         {`min_poll_interval = "x"`, `min_poll_interval "x"`},
+		"a start without time":                {`start_timeout = "0s"`, "start_timeout 0s"},
+		"an interval below its floor":         {`poll_interval = "2s"`, "poll_interval 2s is below min_poll_interval"},
+		"a relative state directory":          {`state_dir = "state"`, `state_dir "state" is not an absolute path`},
+		"an unknown file system":              {`filesystem = "overlay"`, `filesystem "overlay": set "bind" or "chroot"`},
+		"a relative path":                     {`paths = ["usr"]`, `paths: "usr"`},
+		"a path that is not clean":            {`paths = ["/usr/../etc"]`, `paths: "/usr/../etc"`},
+		"the host's root":                     {`paths = ["/"]`, `paths: "/"`},
+		"the task's own directory":            {`paths = ["/local/bin"]`, `paths: "/local/bin" would hide the task's own`},
+		"a file system of the kernel":         {`paths = ["/proc"]`, `paths: "/proc" would hide`},
+		"a wrong value of the wrapped one":    {`default_pid_mode = "some"`, "configure exec: default_pid_mode"},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			err := configure(t, newPlugin(t, "exec", "vault-exec"), c.body)
+			must.ErrorContains(t, err, c.want)
+		})
+	}
+}
+
+func TestSchemaKeepsTheWrappedDriversOptions(t *testing.T) {
+	for _, wraps := range Drivers() {
+		t.Run(wraps, func(t *testing.T) {
+			p := newPlugin(t, wraps, "vault-"+wraps)
+			for sentence, schemas := range map[string][2]func() (*hclspec.Spec, error){
+				"of the plugin": {p.inner.ConfigSchema, p.ConfigSchema},
+				"of a task":     {p.inner.TaskConfigSchema, p.TaskConfigSchema},
+			} {
+				inner, err := schemas[0]()
+				must.NoError(t, err)
+				before := len(inner.GetObject().Attributes)
+				merged, err := schemas[1]()
+				must.NoError(t, err)
+				for key, option := range inner.GetObject().Attributes {
+					if _, changed := map[string]bool{"gc": true, "enabled": true}[key]; changed {
+						must.NotNil(t, merged.GetObject().Attributes[key])
+						continue
+					}
+					must.EqOp(t, option, merged.GetObject().Attributes[key], must.Sprintf("option %s %s", key, sentence))
+				}
+				must.EqOp(t, before, len(inner.GetObject().Attributes), must.Sprint("the wrapped driver's own schema has changed"))
+				must.Greater(t, before, len(merged.GetObject().Attributes))
+			}
+		})
+	}
+}
+
+func TestOurOptionsAreNotTheWrappedDrivers(t *testing.T) {
+	for _, wraps := range Drivers() {
+		p := newPlugin(t, wraps, "vault-"+wraps)
+		inner, err := p.inner.ConfigSchema()
+		must.NoError(t, err)
+		for key := range ConfigSpec(wraps, p.name) {
+			must.MapNotContainsKey(t, inner.GetObject().Attributes, key)
+		}
+		inner, err = p.inner.TaskConfigSchema()
+		must.NoError(t, err)
+		for key := range driver.TaskConfigSpec() {
+			must.MapNotContainsKey(t, inner.GetObject().Attributes, key)
+		}
+	}
+}
+
+func TestDockerKeepsForeignContainersBesideTheBuiltIn(t *testing.T) {
+	for sentence, c := range map[string]struct {
+		name, body string
+		removes    bool
+	}{
+		"nothing set":                      {"vault-docker", ``, false},
+		"an empty gc block":                {"vault-docker", `gc {}`, false},
+		"another gc option":                {"vault-docker", `gc { image = false }`, false},
+		"an empty dangling block":          {"vault-docker", `gc { dangling_containers {} }`, false},
+		"another dangling option":          {"vault-docker", `gc { dangling_containers { period = "10m" } }`, false},
+		"asked for":                        {"vault-docker", `gc { dangling_containers { enabled = true } }`, true},
+		"published as docker":              {"docker", ``, true},
+		"published as docker, partly set":  {"docker", `gc { dangling_containers { period = "10m" } }`, true},
+		"published as docker, switched of": {"docker", `gc { dangling_containers { enabled = false } }`, false},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			gc := options(t, newPlugin(t, "docker", c.name), c.body)["gc"].(map[string]any)
+			must.Eq(t, "3m", gc["image_delay"].(string))
+			dangling := gc["dangling_containers"].(map[string]any)
+			must.Eq(t, c.removes, dangling["enabled"].(bool))
+			must.Eq(t, "5m", dangling["creation_grace"].(string))
+		})
+	}
+}
+
+func TestDefaultsUnderTheWrappedDriversNameAreItsOwn(t *testing.T) {
+	must.True(t, options(t, newPlugin(t, "raw_exec", "vault-raw_exec"), "")["enabled"].(bool))
+	must.False(t, options(t, newPlugin(t, "raw_exec", "raw_exec"), "")["enabled"].(bool))
+	must.Eq(t, "bind", options(t, newPlugin(t, "exec", "vault-exec"), "")["filesystem"].(string))
+	must.Eq(t, "chroot", options(t, newPlugin(t, "exec", "exec"), "")["filesystem"].(string))
+	must.SliceEmpty(t, options(t, newPlugin(t, "exec", "exec"), "")["denied_users"].([]any))
+}

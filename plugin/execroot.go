@@ -1,0 +1,205 @@
+package plugin
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/nomad/command/agent/host"
+	"github.com/hashicorp/nomad/plugins/base"
+	"github.com/hashicorp/nomad/plugins/drivers"
+	"github.com/hashicorp/nomad/plugins/drivers/fsisolation"
+	"github.com/hashicorp/nomad/plugins/shared/hclspec"
+)
+
+// The values of filesystem. An operator who publishes us as "exec" gets Nomad's own by default.
+const (
+	filesystemBind   = "bind"
+	filesystemChroot = "chroot"
+)
+
+// execConfig is what an operator can say about the root of exec tasks.
+type execConfig struct {
+	Filesystem string   `codec:"filesystem"`
+	Paths      []string `codec:"paths"`
+}
+
+// execPaths is what Nomad puts into a chroot (DefaultChrootEnv in client/config/config.go), less the sockets: Nomad copies
+// regular files only, while a directory bound from /run would show systemd-resolved's sockets to the task. The files are
+// what /etc/resolv.conf links to.
+var execPaths = []string{
+	"/run/systemd/resolve/resolv.conf", "/run/systemd/resolve/stub-resolv.conf", "/run/resolvconf/resolv.conf",
+	"/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64",
+}
+
+func execOptions(beside bool) map[string]*hclspec.Spec {
+	filesystem := filesystemBind
+	if !beside {
+		filesystem = filesystemChroot
+	}
+	return map[string]*hclspec.Spec{
+		"filesystem": text("filesystem", filesystem),
+		"paths": hclspec.NewDefault(hclspec.NewAttr("paths", "list(string)", false),
+			hclspec.NewLiteral(`["`+strings.Join(execPaths, `", "`)+`"]`)),
+	}
+}
+
+func (c execConfig) validate() error {
+	if c.Filesystem != filesystemBind && c.Filesystem != filesystemChroot {
+		return fmt.Errorf("plugin config: filesystem %q: set %q or %q", c.Filesystem, filesystemBind, filesystemChroot)
+	}
+	for _, p := range c.Paths {
+		if !filepath.IsAbs(p) || filepath.Clean(p) != p || p == "/" {
+			return fmt.Errorf("plugin config: paths: %q is not the absolute path of a directory or file below /", p)
+		}
+		switch strings.Split(p, "/")[1] {
+		case "alloc", "local", "secrets", "private", "tmp", "dev", "proc", "sys":
+			return fmt.Errorf("plugin config: paths: %q would hide the task's own; bind it elsewhere with a volume", p)
+		}
+	}
+	return nil
+}
+
+// execRoot is Nomad's exec with another root for its tasks: where Nomad links or copies every file of the host's /usr and
+// /etc into each task's directory, this one mounts the same directories into it, read-only. Isolation is the same as in
+// Nomad's exec: the mounts are made by the same executor, in the task's own mount namespace.
+//
+// Seen from the task three things differ. Host directories cannot be written to, not even by root. They show the host as
+// it is now, not as it was at the task's start. And set-user-ID programs keep that bit even where Nomad would have copied
+// them, which is where its data_dir is on another file system than /usr.
+type execRoot struct {
+	processDriver
+	execConfig
+	env map[string]string // the host's, as Nomad adds it for a chroot and leaves it out for an image
+}
+
+func newExecRoot(inner processDriver) *execRoot {
+	return &execRoot{processDriver: inner, env: hostEnv(os.Environ())}
+}
+
+// SetConfig reads filesystem and paths. An error names the field.
+func (r *execRoot) SetConfig(c *base.Config) error {
+	var own execConfig
+	if err := base.MsgPackDecode(c.PluginConfig, &own); err != nil {
+		return fmt.Errorf("decode plugin config: %w", err)
+	}
+	if err := own.validate(); err != nil {
+		return err
+	}
+	r.execConfig = own
+	return r.processDriver.SetConfig(c)
+}
+
+// Capabilities says that a task's root is not Nomad's to build, which is what image isolation means.
+func (r *execRoot) Capabilities() (*drivers.Capabilities, error) {
+	caps, err := r.processDriver.Capabilities()
+	if err != nil || r.Filesystem != filesystemBind {
+		return caps, err
+	}
+	bind := *caps
+	bind.FSIsolation = fsisolation.Image
+	return &bind, nil
+}
+
+// StartTask starts the task in a root of read-only mounts. The handle has the configuration as it was given, so that what
+// is added here is made anew, from the host of that day, whenever the task is started again.
+func (r *execRoot) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	if r.Filesystem != filesystemBind {
+		return r.processDriver.StartTask(cfg)
+	}
+	task, err := r.rooted(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	handle, network, err := r.processDriver.StartTask(task)
+	if handle != nil {
+		handle.Config = cfg
+	}
+	return handle, network, err
+}
+
+// rooted returns a copy of the task with what makes up for the chroot: mounts, environment and an absolute command.
+// Volumes come after ours, so that a job can mount over any of them. The allocation's directory, which Nomad leaves to
+// drivers with image isolation, comes first: the executor looks for a command in the order of mounts.
+func (r *execRoot) rooted(cfg *drivers.TaskConfig) (*drivers.TaskConfig, error) {
+	task := cfg.Copy()
+	dirs := cfg.TaskDir()
+	root, err := os.OpenRoot(dirs.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open task directory: %w", err)
+	}
+	defer root.Close()
+
+	l := &layout{root: root, visible: r.Paths, claims: claims(cfg)}
+	if l.submounts, err = submounts(); err != nil {
+		return nil, err
+	}
+	l.mounts = []*drivers.MountConfig{{HostPath: dirs.SharedAllocDir, TaskPath: "/alloc"}}
+	for _, p := range r.Paths {
+		if err := l.add(p); err != nil {
+			return nil, fmt.Errorf("lay out %s in the task's root: %w", p, err)
+		}
+	}
+	task.Mounts = append(l.mounts, task.Mounts...)
+
+	task.Env = maps.Clone(r.env)
+	maps.Copy(task.Env, cfg.Env)
+	return task, r.setCommand(task)
+}
+
+// setCommand replaces the task's command by the path at which the executor is to find it.
+func (r *execRoot) setCommand(task *drivers.TaskConfig) error {
+	var options map[string]any
+	if err := task.DecodeDriverConfig(&options); err != nil {
+		return fmt.Errorf("decode task config: %w", err)
+	}
+	name, _ := options["command"].(string)
+	dirs := task.TaskDir()
+	v := view{taskDir: dirs.Dir, allocDir: dirs.SharedAllocDir, mounts: task.Mounts}
+	command, err := v.find(name)
+	if err != nil {
+		return err
+	}
+	if command == "" {
+		return fmt.Errorf("config command %q not found: looked in %s", name, r.searched(name))
+	}
+	options["command"] = command
+	if err := task.EncodeConcreteDriverConfig(options); err != nil {
+		return fmt.Errorf("encode task config: %w", err)
+	}
+	return nil
+}
+
+// searched says, for an error message, where a command has been looked for.
+func (r *execRoot) searched(command string) string {
+	if !strings.Contains(command, "/") {
+		return "the task's directory, its local directory, " + strings.Join(commandDirs, ", ")
+	}
+	return "the task's own directories and volumes, and on the host in " + strings.Join(r.Paths, ", ") +
+		" (paths in the plugin's config)"
+}
+
+// defaultPath is for an agent without a PATH of its own, as systemd sets it.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// hostEnv returns what Nomad would add to the environment of a task in a chroot (setEnvvars in
+// client/allocrunner/taskrunner/task_dir_hook.go) from that of the agent, which the plugin inherits: all but the client's
+// default env.denylist; a denylist of the operator's own cannot be seen from here. What go-plugin added and what is about
+// the agent's Vault is left out, HOME is set by the executor.
+func hostEnv(environ []string) map[string]string {
+	env := map[string]string{"PATH": defaultPath}
+	for _, entry := range environ {
+		key, value, _ := strings.Cut(entry, "=")
+		switch {
+		case slices.Contains(host.DefaultEnvDenyList, key):
+		case key == "HOME", key == base.Handshake.MagicCookieKey:
+		case strings.HasPrefix(key, "PLUGIN_"), strings.HasPrefix(key, "VAULT_"):
+		default:
+			env[key] = value
+		}
+	}
+	return env
+}

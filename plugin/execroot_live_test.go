@@ -1,0 +1,203 @@
+package plugin
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/client/lib/cgroupslib"
+	"github.com/hashicorp/nomad/client/lib/numalib"
+	"github.com/hashicorp/nomad/helper/uuid"
+	"github.com/hashicorp/nomad/nomad/structs"
+	"github.com/hashicorp/nomad/plugins/base"
+	"github.com/hashicorp/nomad/plugins/drivers"
+	"github.com/hashicorp/nomad/plugins/drivers/testutils"
+	"github.com/shoenig/test/must"
+)
+
+// requireRoot names why a test is skipped on a laptop; in CI it is a failure.
+func requireRoot(t *testing.T) {
+	t.Helper()
+	switch {
+	case os.Geteuid() == 0:
+	case os.Getenv("CI") == "true":
+		t.Fatal("exec tasks need root")
+	default:
+		t.Skip("exec tasks need root")
+	}
+}
+
+// execDriver is the wrapped exec driver alone, without Vault, behind the gRPC connection it has in the agent. The
+// directories of its one task close the connection.
+func execDriver(t *testing.T, body string) *testutils.DriverHarness {
+	t.Helper()
+	requireRoot(t)
+	p := newPlugin(t, "exec", "vault-exec")
+	t.Setenv("TMPDIR", t.TempDir()) // the harness leaves its own directories behind
+	schema, err := p.ConfigSchema()
+	must.NoError(t, err)
+	raw, err := encoded(t, schema, body)
+	must.NoError(t, err)
+	h := testutils.NewDriverHarness(t, p.inner)
+	must.NoError(t, h.SetConfig(&base.Config{PluginConfig: raw, AgentConfig: &base.AgentConfig{
+		Driver: &base.ClientDriverConfig{Topology: numalib.Scan(numalib.PlatformScanners(false))}}}))
+	return h
+}
+
+// execTask is a task in directories of its own, not yet started.
+func execTask(t *testing.T, h *testutils.DriverHarness, options map[string]any) *drivers.TaskConfig {
+	t.Helper()
+	id := uuid.Generate()
+	cfg := &drivers.TaskConfig{
+		ID: uuid.Generate(), AllocID: id, Name: "app", Env: map[string]string{"GREETING": "hello", "NOMAD_ALLOC_ID": id},
+		StdoutPath: "/dev/null", StderrPath: "/dev/null",
+		Resources: &drivers.Resources{
+			NomadResources: &structs.AllocatedTaskResources{
+				Cpu:    structs.AllocatedCpuResources{CpuShares: 100},
+				Memory: structs.AllocatedMemoryResources{MemoryMB: 128},
+			},
+			LinuxResources: &drivers.LinuxResources{
+				CPUShares: 100, MemoryLimitBytes: 128 << 20,
+				CpusetCgroupPath: cgroupslib.LinuxResourcesPath(id, "app", false),
+			},
+		},
+	}
+	must.NoError(t, cfg.EncodeConcreteDriverConfig(options))
+	t.Cleanup(h.MkAllocDir(cfg, false))
+	h.MakeTaskCgroup(id, "app")
+	return cfg
+}
+
+// start starts a task that stays until the end of the test.
+func start(t *testing.T, h *testutils.DriverHarness, cfg *drivers.TaskConfig) *drivers.TaskHandle {
+	t.Helper()
+	handle, _, err := h.StartTask(cfg)
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = h.DestroyTask(cfg.ID, true) })
+	return handle
+}
+
+// run runs a shell command in the task, as nomad alloc exec does.
+func run(t *testing.T, h *testutils.DriverHarness, cfg *drivers.TaskConfig, command string) string {
+	t.Helper()
+	code, stdout, stderr := testutils.ExecTask(t, h, cfg.ID, command, false, "")
+	must.Zero(t, code, must.Sprintf("%s: %s%s", command, stdout, stderr))
+	return strings.TrimSpace(stdout)
+}
+
+var sleeper = map[string]any{"command": "sleep", "args": []string{"600"}}
+
+func TestExecTaskInABoundRoot(t *testing.T) {
+	h := execDriver(t, "")
+	cfg := execTask(t, h, sleeper)
+	cfg.DNS = &drivers.DNSConfig{Servers: []string{"192.0.2.53"}, Searches: []string{"example"}}
+	volume := t.TempDir()
+	write(t, volume, map[string]string{"conf": "from the volume"})
+	cfg.Mounts = []*drivers.MountConfig{{HostPath: volume, TaskPath: "/etc/app/conf.d"}}
+	before := cfg.Copy()
+	handle := start(t, h, cfg)
+
+	for command, want := range map[string]string{
+		"id -un":                     "nobody",
+		"echo $GREETING":             "hello",
+		"echo $PATH":                 os.Getenv("PATH"),
+		"echo $NOMAD_ALLOC_DIR":      "/alloc",
+		"cat /etc/app/conf.d/conf":   "from the volume",
+		"readlink /proc/1/root":      "/",
+		"cat /proc/1/comm":           "sleep",
+		"test ! -e /root; echo $?":   "0",
+		"test ! -e /var; echo $?":    "0",
+		"touch /usr/x; echo $?":      "1",
+		"touch /etc/ssl/x; echo $?":  "1",
+		"head -n1 /etc/passwd":       strings.TrimSpace(strings.SplitN(read(t, "/etc/passwd"), "\n", 2)[0]),
+		"echo x > /local/x; echo $?": "0",
+	} {
+		t.Run(command, func(t *testing.T) { must.Eq(t, want, run(t, h, cfg, command)) })
+	}
+	run(t, h, cfg, "echo shared > /alloc/data/file")
+	must.Eq(t, "shared\n", read(t, filepath.Join(cfg.AllocDir, "alloc/data/file")))
+	testutils.TestTaskDNSConfig(t, h, cfg.ID, cfg.DNS)
+	must.Eq(t, before.Mounts, handle.Config.Mounts)
+	must.Eq(t, before.Env, handle.Config.Env)
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	must.NoError(t, err)
+	return string(content)
+}
+
+// TestExecTaskIsAsConfinedAsInAChroot starts the same task in both roots and compares what the kernel says of it.
+func TestExecTaskIsAsConfinedAsInAChroot(t *testing.T) {
+	var seen [2]string
+	for i, filesystem := range []string{"bind", "chroot"} {
+		h := execDriver(t, `filesystem = "`+filesystem+`"`)
+		cfg := execTask(t, h, map[string]any{"command": "/bin/sleep", "args": []string{"600"}})
+		start(t, h, cfg)
+		for line := range strings.Lines(run(t, h, cfg, "cat /proc/1/status /proc/1/oom_score_adj /proc/1/limits")) {
+			switch field := strings.Fields(line)[0]; field {
+			case "Uid:", "Gid:", "Groups:", "NoNewPrivs:", "Seccomp:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "Max":
+				seen[i] += line
+			}
+		}
+		seen[i] += run(t, h, cfg, "for f in /dev/* /dev/pts/ptmx /sys/firmware; do stat -c '%n %F %a %u' $f; done")
+	}
+	must.StrContains(t, seen[0], "CapBnd:")
+	must.Eq(t, seen[1], seen[0])
+}
+
+func TestExecTaskStreaming(t *testing.T) {
+	h := execDriver(t, "")
+	cfg := execTask(t, h, sleeper)
+	start(t, h, cfg)
+	testutils.ExecTaskStreamingConformanceTests(t, h, cfg.ID)
+}
+
+func TestExecTaskStopsAndStartsAgain(t *testing.T) {
+	h := execDriver(t, "")
+	cfg := execTask(t, h, map[string]any{"command": "sh", "args": []string{"-c", "trap 'exit 7' HUP; while :; do sleep 0.1; done"}})
+	write(t, cfg.TaskDir().Dir, map[string]string{"etc/app.conf": "the job's"})
+	for range 2 {
+		_, _, err := h.StartTask(cfg)
+		must.NoError(t, err)
+		must.Eq(t, "the job's", run(t, h, cfg, "cat /etc/app.conf"))
+		must.Eq(t, "nobody", run(t, h, cfg, "id -un"))
+		result, err := h.WaitTask(context.Background(), cfg.ID)
+		must.NoError(t, err)
+		must.NoError(t, h.StopTask(cfg.ID, 10*time.Second, "SIGHUP"))
+		must.Eq(t, 7, (<-result).ExitCode)
+		must.NoError(t, h.DestroyTask(cfg.ID, false))
+	}
+}
+
+func TestExecTaskOfTheJobsOwnProgram(t *testing.T) {
+	h := execDriver(t, "")
+	cfg := execTask(t, h, map[string]any{"command": "local/run"})
+	script := filepath.Join(cfg.TaskDir().LocalDir, "run")
+	must.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\nexec sleep 600\n"), 0o600))
+	start(t, h, cfg)
+	must.Eq(t, "sleep", run(t, h, cfg, "cat /proc/1/comm"))
+}
+
+func TestExecTaskWithoutItsCommand(t *testing.T) {
+	h := execDriver(t, "")
+	_, _, err := h.StartTask(execTask(t, h, map[string]any{"command": "no-such-program"}))
+	must.ErrorContains(t, err, `config command "no-such-program" not found`)
+}
+
+// TestExecCannotChangeAHostsFile is why command.go is there: Nomad's executor, given this command in a root of mounts,
+// makes the file readable for everyone.
+func TestExecCannotChangeAHostsFile(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "key")
+	must.NoError(t, os.WriteFile(secret, []byte("k"), 0o600))
+	h := execDriver(t, "")
+	_, _, err := h.StartTask(execTask(t, h, map[string]any{"command": secret}))
+	must.ErrorContains(t, err, "not found")
+	info, err := os.Stat(secret)
+	must.NoError(t, err)
+	must.Eq(t, 0o600, info.Mode().Perm())
+}

@@ -1,0 +1,266 @@
+package plugin
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+	"github.com/shoenig/test/must"
+)
+
+// recorder is an exec driver that keeps the task it is asked to start.
+type recorder struct {
+	processDriver
+	started *drivers.TaskConfig
+}
+
+func (d *recorder) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	d.started = cfg
+	handle := drivers.NewTaskHandle(1)
+	handle.Config = cfg
+	return handle, nil, nil
+}
+
+// write makes files, with their directories, from their paths and contents. A path that ends in / is a directory, a
+// content that starts with -> a symbolic link.
+func write(t *testing.T, dir string, files map[string]string) {
+	t.Helper()
+	for name, content := range files {
+		path := filepath.Join(dir, name)
+		must.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		target, link := strings.CutPrefix(content, "->")
+		switch {
+		case strings.HasSuffix(name, "/"):
+			must.NoError(t, os.MkdirAll(path, 0o755))
+		case link:
+			must.NoError(t, os.Symlink(target, path))
+		default:
+			must.NoError(t, os.WriteFile(path, []byte(content), 0o755))
+		}
+	}
+}
+
+// testTask is an allocation with the directories that Nomad makes.
+func testTask(t *testing.T, command string) *drivers.TaskConfig {
+	t.Helper()
+	cfg := &drivers.TaskConfig{Name: "app", AllocDir: t.TempDir(), Env: map[string]string{"A": "task"}}
+	must.NoError(t, cfg.EncodeConcreteDriverConfig(map[string]any{"command": command, "args": []string{"-x"}}))
+	write(t, cfg.AllocDir, map[string]string{"alloc/data/": "", "app/local/": "", "app/secrets/": ""})
+	return cfg
+}
+
+func commandOf(t *testing.T, cfg *drivers.TaskConfig) string {
+	t.Helper()
+	var options struct {
+		Command string   `codec:"command"`
+		Args    []string `codec:"args"`
+	}
+	must.NoError(t, cfg.DecodeDriverConfig(&options))
+	must.Eq(t, []string{"-x"}, options.Args)
+	return options.Command
+}
+
+// paths lists where mounts go, relative to a host directory where they are below it.
+func paths(mounts []*drivers.MountConfig, host string) []string {
+	var all []string
+	for _, m := range mounts {
+		all = append(all, strings.TrimPrefix(m.TaskPath, host))
+	}
+	return all
+}
+
+func TestExecRootAddsWhatAChrootHas(t *testing.T) {
+	host := t.TempDir()
+	write(t, host, map[string]string{"etc/passwd": "root", "usr/bin/app": "binary"})
+	inner := &recorder{}
+	r := &execRoot{processDriver: inner, env: map[string]string{"A": "host", "LANG": "C"}, execConfig: execConfig{
+		Filesystem: "bind", Paths: []string{host + "/etc", host + "/lib32", host + "/usr"}}}
+	cfg := testTask(t, host+"/usr/bin/app")
+	cfg.Mounts = []*drivers.MountConfig{{HostPath: "/srv/data", TaskPath: "/data"}}
+	before := cfg.Copy()
+
+	handle, _, err := r.StartTask(cfg)
+	must.NoError(t, err)
+	must.EqOp(t, cfg, handle.Config)
+	must.Eq(t, before, cfg)
+	must.Eq(t, []*drivers.MountConfig{
+		{HostPath: cfg.AllocDir + "/alloc", TaskPath: "/alloc"},
+		{HostPath: host + "/etc", TaskPath: host + "/etc", Readonly: true},
+		{HostPath: host + "/usr", TaskPath: host + "/usr", Readonly: true},
+		{HostPath: "/srv/data", TaskPath: "/data"},
+	}, inner.started.Mounts)
+	must.Eq(t, map[string]string{"A": "task", "LANG": "C"}, inner.started.Env)
+	must.Eq(t, host+"/usr/bin/app", commandOf(t, inner.started))
+}
+
+func TestExecRootLeavesAChrootToNomad(t *testing.T) {
+	inner := &recorder{}
+	cfg := testTask(t, "anything")
+	_, _, err := (&execRoot{processDriver: inner, execConfig: execConfig{Filesystem: "chroot"}}).StartTask(cfg)
+	must.NoError(t, err)
+	must.EqOp(t, cfg, inner.started)
+}
+
+func TestHostEnv(t *testing.T) {
+	must.Eq(t, map[string]string{"PATH": "/bin", "LANG": "C", "NOMAD_ADDR": "http://n"}, hostEnv([]string{
+		"PATH=/bin", "LANG=C", "HOME=/root", "NOMAD_ADDR=http://n", "NOMAD_TOKEN=t", "AWS_SECRET_ACCESS_KEY=k",
+		"VAULT_TOKEN=t", "VAULT_ADDR=https://v", "PLUGIN_MIN_PORT=1", "NOMAD_PLUGIN_MAGIC_COOKIE=c"}))
+	must.Eq(t, map[string]string{"PATH": defaultPath}, hostEnv(nil))
+}
+
+func TestLayout(t *testing.T) {
+	etc := map[string]string{
+		"etc/passwd": "root", "etc/ssl/ca.pem": "ca", "etc/localtime": "->../usr/zone", "etc/resolv.conf": "->/run/none",
+	}
+	single := []string{"/etc/passwd", "/etc/ssl"}
+	for sentence, c := range map[string]struct {
+		claims []string
+		task   map[string]string // what is in the task's directory below the host directory's name
+		want   []string
+		link   string
+	}{
+		"a directory is one mount":                                 {want: []string{"/etc"}},
+		"a volume on a directory of the host leaves it one mount":  {claims: []string{"/etc/ssl"}, want: []string{"/etc"}},
+		"a volume over all of it leaves it one mount":              {claims: []string{"/etc"}, want: []string{"/etc"}},
+		"a volume elsewhere leaves it one mount":                   {claims: []string{"/etcetera/x"}, want: []string{"/etc"}},
+		"a volume where the host has nothing finds a place":        {claims: []string{"/etc/app"}, want: single, link: "../usr/zone"},
+		"so does one further down":                                 {claims: []string{"/etc/ssl/app"}, want: []string{"/etc/passwd", "/etc/ssl/ca.pem"}},
+		"a dns block replaces a link that leads nowhere":           {claims: []string{"/etc/resolv.conf"}, want: single},
+		"a file of the job's wins":                                 {task: map[string]string{"etc/passwd": "mine"}, want: single[1:]},
+		"a file of the job's has the host's beside it":             {task: map[string]string{"etc/app.conf": "mine"}, want: single},
+		"a file of the job's replaces a directory":                 {task: map[string]string{"etc/ssl": "mine"}, want: single[:1]},
+		"a mount point of an earlier start is not the job's":       {task: map[string]string{"etc/": ""}, want: []string{"/etc"}},
+		"nor are those of a directory that was mounted piece-wise": {task: map[string]string{"etc/passwd": "", "etc/ssl/": ""}, want: single},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			host, dir := t.TempDir(), t.TempDir()
+			write(t, host, etc)
+			socket, err := net.Listen("unix", host+"/etc/socket")
+			must.NoError(t, err)
+			defer socket.Close()
+			write(t, dir+host, c.task)
+			for i, claim := range c.claims {
+				c.claims[i] = host + claim
+			}
+			root, err := os.OpenRoot(dir)
+			must.NoError(t, err)
+			l := &layout{root: root, visible: []string{host + "/etc"}, claims: c.claims}
+			must.NoError(t, l.add(host+"/etc"))
+			must.Eq(t, c.want, paths(l.mounts, host))
+			if c.link != "" {
+				link, err := root.Readlink(host[1:] + "/etc/localtime")
+				must.NoError(t, err)
+				must.Eq(t, c.link, link)
+			}
+			_, err = root.Lstat(host[1:] + "/etc/resolv.conf")
+			must.Eq(t, slices.Contains(c.claims, host+"/etc/resolv.conf") || len(c.want) == 1 && c.want[0] == "/etc", err != nil)
+		})
+	}
+}
+
+func TestLayoutShowsWhatIsMountedBelow(t *testing.T) {
+	host := t.TempDir()
+	write(t, host, map[string]string{"usr/bin/": "", "usr/share/": "", "bin": "->usr/bin"})
+	root, err := os.OpenRoot(t.TempDir())
+	must.NoError(t, err)
+	l := &layout{root: root, submounts: []string{host, host + "/usr", host + "/usr/bin", host + "/usrlocal"}}
+	must.NoError(t, l.add(host+"/usr"))
+	must.NoError(t, l.add(host+"/bin"))
+	must.Eq(t, []string{"/usr", "/usr/bin", "/bin"}, paths(l.mounts, host))
+}
+
+func TestLayoutDoesNotFollowTheTasksLinks(t *testing.T) {
+	host, dir, outside := t.TempDir(), t.TempDir(), t.TempDir()
+	write(t, host, map[string]string{"etc/a": "->b"})
+	write(t, outside, map[string]string{"etc/x": "not ours"})
+	must.NoError(t, os.MkdirAll(dir+filepath.Dir(host), 0o755))
+	must.NoError(t, os.Symlink(outside, dir+host))
+	root, err := os.OpenRoot(dir)
+	must.NoError(t, err)
+	must.Error(t, (&layout{root: root, claims: []string{host + "/etc/new"}}).add(host+"/etc"))
+	entries, err := os.ReadDir(outside + "/etc")
+	must.NoError(t, err)
+	must.Len(t, 1, entries)
+}
+
+func TestSubmountsAreInOrderAndUnescaped(t *testing.T) {
+	all, err := submounts()
+	must.NoError(t, err)
+	must.SliceContains(t, all, "/proc")
+	must.True(t, slices.IsSorted(all))
+	must.Eq(t, `/a b\c"d`, unescape(`/a\040b\134c"d`))
+}
+
+func TestCommand(t *testing.T) {
+	host := t.TempDir()
+	write(t, host, map[string]string{
+		"usr/bin/app": "binary", "usr/bin/dir/": "", "etc/secret": "s", "opt/tool": "binary", "srv/v/bin/tool": "binary",
+		"srv/v/key": "k",
+	})
+	for _, name := range []string{"etc/secret", "srv/v/key"} {
+		must.NoError(t, os.Chmod(filepath.Join(host, name), 0o640))
+	}
+	for sentence, c := range map[string]struct {
+		command string // HOST stands for the host's directory
+		task    map[string]string
+		want    string
+		err     string
+	}{
+		"a path on the host":                      {command: "HOST/usr/bin/app", want: "HOST/usr/bin/app"},
+		"a path on the host without its slash":    {command: "RELATIVE/usr/bin/app", want: "HOST/usr/bin/app"},
+		"a path that is not clean":                {command: "HOST/usr/../usr/bin/app", want: "HOST/usr/bin/app"},
+		"a path in the task's directory":          {command: "local/run", task: map[string]string{"app/local/run": "x"}, want: "/local/run"},
+		"the same with ${NOMAD_TASK_DIR}":         {command: "/local/run", task: map[string]string{"app/local/run": "x"}, want: "/local/run"},
+		"a path in the task's local directory":    {command: "bin/run", task: map[string]string{"app/local/bin/run": "x"}, want: "/bin/run"},
+		"a name in the task's local directory":    {command: "run", task: map[string]string{"app/local/run": "x"}, want: "/run"},
+		"a path in the allocation's directory":    {command: "/alloc/data/run", task: map[string]string{"alloc/data/run": "x"}, want: "/alloc/data/run"},
+		"a path in a volume":                      {command: "/v/bin/tool", want: "/v/bin/tool"},
+		"a path above the task's directory":       {command: "../../../../RELATIVE/etc/secret", err: "not the task's own file"},
+		"nothing":                                 {command: "", err: `config command "" not found`},
+		"a name nobody has":                       {command: "no-such-program", err: `config command "no-such-program" not found: looked in`},
+		"a directory":                             {command: "HOST/usr/bin/dir", err: "not found"},
+		"a file that the task does not see":       {command: "HOST/opt/tool", err: "not found"},
+		"a host's file that cannot be executed":   {command: "HOST/etc/secret", err: "HOST/etc/secret is not the task's own file"},
+		"a volume's file that cannot be executed": {command: "/v/key", err: "/v/key is not the task's own file"},
+		"a link of the task's to a program":       {command: "local/run", task: map[string]string{"app/local/run": "->HOST/usr/bin/app"}, want: "/local/run"},
+		"a link of the task's to a host's file":   {command: "local/run", task: map[string]string{"app/local/run": "->HOST/etc/secret"}, err: "not the task's own"},
+		"a link of the task's in a program's way": {command: "HOST/usr/bin/app", task: map[string]string{"app/localHOST/usr/bin/app": "->HOST/etc/secret"}, err: "not the task's own"},
+		"a link out of the allocation":            {command: "/alloc/data/run", task: map[string]string{"alloc/data/run": "->HOST/etc/secret"}, err: "not the task's own"},
+		"a link to another task's secret":         {command: "local/run", task: map[string]string{"db/secrets/s": "x", "app/local/run": "->../../db/secrets/s"}, err: "not the task's own"},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			place := strings.NewReplacer("HOST", host, "RELATIVE", host[1:]).Replace
+			cfg := testTask(t, place(c.command))
+			for name, content := range c.task {
+				write(t, cfg.AllocDir, map[string]string{place(name): place(content)})
+				if !strings.HasPrefix(content, "->") {
+					must.NoError(t, os.Chmod(filepath.Join(cfg.AllocDir, name), 0o600)) // the executor's to change
+				}
+			}
+			cfg.Mounts = []*drivers.MountConfig{{HostPath: host + "/srv/v", TaskPath: "/v"}}
+			inner := &recorder{}
+			r := &execRoot{processDriver: inner, env: hostEnv(nil), execConfig: execConfig{
+				Filesystem: "bind", Paths: []string{host + "/usr", host + "/etc"}}}
+			_, _, err := r.StartTask(cfg)
+			if c.err != "" {
+				must.ErrorContains(t, err, place(c.err))
+				must.Nil(t, inner.started)
+				return
+			}
+			must.NoError(t, err)
+			must.Eq(t, place(c.want), commandOf(t, inner.started))
+		})
+	}
+}
+
+func TestCommandByNameIsLookedForOnTheHost(t *testing.T) {
+	inner := &recorder{}
+	r := &execRoot{processDriver: inner, env: hostEnv(nil), execConfig: execConfig{Filesystem: "bind", Paths: execPaths}}
+	_, _, err := r.StartTask(testTask(t, "sh"))
+	must.NoError(t, err)
+	must.Eq(t, "/usr/bin/sh", commandOf(t, inner.started))
+}

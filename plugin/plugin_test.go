@@ -1,0 +1,179 @@
+package plugin
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/hashicorp/go-version"
+	"github.com/hashicorp/nomad/plugins/base"
+	"github.com/hashicorp/nomad/plugins/drivers"
+	"github.com/hashicorp/nomad/plugins/drivers/fsisolation"
+	"github.com/hashicorp/nomad/plugins/drivers/testutils"
+	"github.com/hashicorp/nomad/plugins/shared/structs"
+	"github.com/shoenig/test/must"
+)
+
+var (
+	_ drivers.DriverPlugin               = (*Plugin)(nil)
+	_ drivers.ExecTaskStreamingRawDriver = (*Plugin)(nil)
+	_ drivers.DriverNetworkManager       = (*Plugin)(nil)
+)
+
+func TestPluginInfo(t *testing.T) {
+	info, err := newPlugin(t, "docker", "docker").PluginInfo()
+	must.NoError(t, err)
+	must.Eq(t, "docker", info.Name)
+	must.Eq(t, base.PluginTypeDriver, info.Type)
+	must.SliceContains(t, info.PluginApiVersions, "v0.1.0")
+	ours, err := version.NewVersion(info.PluginVersion)
+	must.NoError(t, err)
+	must.False(t, ours.LessThan(version.Must(version.NewVersion("0.1.0"))), must.Sprint("the agent would prefer its built-in driver"))
+}
+
+// TestConfigureAsTheAgentDoes calls over gRPC, twice, without a client's configuration and without Vault or Docker.
+func TestConfigureAsTheAgentDoes(t *testing.T) {
+	for _, wraps := range Drivers() {
+		t.Run(wraps, func(t *testing.T) {
+			h := testutils.NewDriverHarness(t, newPlugin(t, wraps, "vault-"+wraps))
+			schema, err := h.ConfigSchema()
+			must.NoError(t, err)
+			raw, err := encoded(t, schema, `
+				state_dir = "`+t.TempDir()+`"
+				vault "default" { address = "http://127.0.0.1:1" }`)
+			must.NoError(t, err)
+			for range 2 {
+				must.NoError(t, h.SetConfig(&base.Config{PluginConfig: raw}))
+			}
+		})
+	}
+}
+
+func TestCapabilities(t *testing.T) {
+	for sentence, c := range map[string]struct {
+		wraps, body string
+		want        fsisolation.Mode
+	}{
+		"exec's root is the driver's to build":   {"exec", ``, fsisolation.Image},
+		"exec's root is Nomad's when configured": {"exec", `filesystem = "chroot"`, fsisolation.Chroot},
+		"docker is as it was":                    {"docker", ``, fsisolation.Image},
+		"raw_exec is as it was":                  {"raw_exec", ``, fsisolation.None},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			p := newPlugin(t, c.wraps, "vault-"+c.wraps)
+			must.NoError(t, configure(t, p, c.body+"\n state_dir = \""+t.TempDir()+"\""))
+			caps, err := p.Capabilities()
+			must.NoError(t, err)
+			must.Eq(t, c.want, caps.FSIsolation)
+			must.Eq(t, c.wraps == "docker", caps.MustInitiateNetwork)
+			must.True(t, caps.Exec && caps.SendSignals)
+		})
+	}
+}
+
+// TestCapabilitiesOfNomadsExecStay guards the variable of Nomad's package behind the returned pointer.
+func TestCapabilitiesOfNomadsExecStay(t *testing.T) {
+	p := newPlugin(t, "exec", "vault-exec")
+	must.NoError(t, configure(t, p, `state_dir = "`+t.TempDir()+`"`))
+	_, err := p.Capabilities()
+	must.NoError(t, err)
+	caps, err := p.inner.(*execRoot).processDriver.Capabilities()
+	must.NoError(t, err)
+	must.Eq(t, fsisolation.Chroot, caps.FSIsolation)
+}
+
+// reporter is a wrapped driver that sends one fingerprint.
+type reporter struct {
+	drivers.DriverPlugin
+	report *drivers.Fingerprint
+}
+
+func (r reporter) Fingerprint(context.Context) (<-chan *drivers.Fingerprint, error) {
+	reports := make(chan *drivers.Fingerprint, 1)
+	reports <- r.report
+	close(reports)
+	return reports, nil
+}
+
+// stateDir is in memory, so that nothing is mounted on it.
+func stateDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "nomad-driver-vault-test-")
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+func TestFingerprintIsTheWrappedDriversUnderOurName(t *testing.T) {
+	p := newPlugin(t, "docker", "vault-docker")
+	must.NoError(t, configure(t, p, `
+		state_dir = "`+stateDir(t)+`"
+		vault "west"    { address = "http://127.0.0.1:1" }
+		vault "default" { address = "http://127.0.0.1:1" }`))
+	p.inner = reporter{report: &drivers.Fingerprint{
+		Health:            drivers.HealthStateUnhealthy,
+		HealthDescription: "Failed to connect to docker daemon",
+		Attributes: map[string]*structs.Attribute{
+			"driver.docker":         structs.NewBoolAttribute(true),
+			"driver.docker.version": structs.NewStringAttribute("28.1"),
+		},
+	}}
+	reports, err := p.Fingerprint(context.Background())
+	must.NoError(t, err)
+	must.Eq(t, &drivers.Fingerprint{
+		Health:            drivers.HealthStateUnhealthy,
+		HealthDescription: "Failed to connect to docker daemon",
+		Attributes: map[string]*structs.Attribute{
+			"driver.vault-docker.version":        structs.NewStringAttribute("28.1"),
+			"driver.vault-docker.plugin_version": structs.NewStringAttribute(Version),
+			"driver.vault-docker.wraps":          structs.NewStringAttribute("docker"),
+			"driver.vault-docker.clusters":       structs.NewStringAttribute("default,west"),
+		},
+	}, <-reports)
+	_, more := <-reports
+	must.False(t, more)
+}
+
+func TestFingerprintOfExecSaysHowTheRootIsMade(t *testing.T) {
+	p, state := newPlugin(t, "exec", "vault-exec"), stateDir(t)
+	must.NoError(t, configure(t, p, `state_dir = "`+state+`"`))
+	must.FileNotExists(t, filepath.Join(state, "lock"), must.Sprint("a process that only validates took the lock"))
+	ctx, cancel := context.WithCancel(context.Background())
+	reports, err := p.Fingerprint(ctx)
+	must.NoError(t, err)
+	first := <-reports
+	must.Eq(t, structs.NewStringAttribute("bind"), first.Attributes["driver.vault-exec.filesystem"])
+	must.Eq(t, structs.NewStringAttribute(""), first.Attributes["driver.vault-exec.clusters"])
+	must.MapNotContainsKey(t, first.Attributes, "driver.exec")
+	must.FileExists(t, filepath.Join(state, "lock"))
+	cancel()
+	for range reports { // ends, or the test does not
+	}
+}
+
+func TestRawExecRefusesMounts(t *testing.T) {
+	_, _, err := newPlugin(t, "raw_exec", "vault-raw_exec").inner.StartTask(&drivers.TaskConfig{
+		Mounts: []*drivers.MountConfig{{TaskPath: "/data", HostPath: "/srv"}}})
+	must.ErrorContains(t, err, `volume_mount "/data"`)
+}
+
+// parented is a docker driver that notes what it is asked to start.
+type parented struct {
+	containerDriver
+	started *drivers.TaskConfig
+}
+
+func (d *parented) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	d.started = cfg
+	return nil, nil, nil
+}
+
+func TestDockerLearnsTheParentJob(t *testing.T) {
+	inner := &parented{}
+	cfg := &drivers.TaskConfig{Env: map[string]string{"NOMAD_JOB_PARENT_ID": "nightly"}}
+	_, _, err := dockerDriver{inner}.StartTask(cfg)
+	must.NoError(t, err)
+	must.Eq(t, "nightly", inner.started.ParentJobID)
+	must.Eq(t, "", cfg.ParentJobID)
+}

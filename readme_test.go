@@ -1,0 +1,236 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/nomad/plugins/shared/hclspec"
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/plugin"
+)
+
+// The README says of each option, once:
+//
+//   - `name` - (default: `value`) - meaning
+//
+// The options of a block are indented below it. A default that depends on the driver's published name is followed by
+// others, as in (default: `[]`, for `vault-exec`: `["root"]`), and options of one driver stand below a heading such as
+// "### `vault-exec` only".
+
+func TestReadmeHasEveryPluginOption(t *testing.T) {
+	for _, wraps := range plugin.Drivers() {
+		for _, name := range []string{"vault-" + wraps, wraps} {
+			t.Run(name, func(t *testing.T) {
+				must.Eq(t, specified(plugin.ConfigSpec(wraps, name)), documented(t, "Plugin options", wraps, name))
+			})
+		}
+	}
+}
+
+func TestReadmeHasEveryTaskOption(t *testing.T) {
+	for _, wraps := range plugin.Drivers() {
+		t.Run(wraps, func(t *testing.T) {
+			must.Eq(t, specified(driver.TaskConfigSpec()), documented(t, "Task options", wraps, "vault-"+wraps))
+		})
+	}
+}
+
+// specified returns what the README has to say in parentheses of each option, by its path: "template.wait.min".
+func specified(attrs map[string]*hclspec.Spec) map[string]string {
+	all := map[string]string{}
+	for name, spec := range attrs {
+		var block *hclspec.Spec
+		switch {
+		case spec.GetDefault() != nil:
+			all[name] = "default: `" + spec.GetDefault().GetDefault().GetLiteral().GetValue() + "`"
+		case spec.GetAttr().GetRequired():
+			all[name] = "required"
+		case spec.GetAttr() != nil:
+			all[name] = "default: none"
+		case spec.GetBlockValue() != nil:
+			all[name], block = "block", spec.GetBlockValue().GetNested()
+		case spec.GetBlockList() != nil:
+			all[name], block = "blocks", spec.GetBlockList().GetNested()
+		case spec.GetBlockMap() != nil:
+			all[name], block = "blocks, by name", spec.GetBlockMap().GetNested()
+		default:
+			all[name] = "of a kind this test does not know: " + spec.String()
+		}
+		for inner, says := range specified(block.GetObject().GetAttributes()) {
+			all[name+"."+inner] = says
+		}
+	}
+	return all
+}
+
+var (
+	option    = regexp.MustCompile("^( *)- `(\\w+)` - \\((.+?)\\) -( \\S|$)")
+	onlyFor   = regexp.MustCompile("^### `vault-(\\w+)` only$")
+	otherwise = regexp.MustCompile("^(default: `.*?`)((?:, for `[\\w-]+`: `.*?`)*)$")
+)
+
+// documented returns what a section of the README says in parentheses of each option that a driver has under that name.
+func documented(t *testing.T, title, wraps, name string) map[string]string {
+	t.Helper()
+	all, scope := map[string]string{}, wraps
+	var path []string
+	for line := range strings.Lines(section(t, title)) {
+		line = strings.TrimRight(line, "\n")
+		if m := onlyFor.FindStringSubmatch(line); m != nil {
+			scope = m[1]
+		}
+		m := option.FindStringSubmatch(line)
+		must.True(t, m != nil || !strings.HasPrefix(strings.TrimSpace(line), "- `"), must.Sprintf("not the form of an option: %s", line))
+		if m == nil || scope != wraps {
+			continue
+		}
+		depth := len(m[1]) / 2
+		must.LessEq(t, len(path), depth, must.Sprintf("indented too far: %s", line))
+		path = append(path[:depth], m[2])
+		key := strings.Join(path, ".")
+		must.MapNotContainsKey(t, all, key, must.Sprint("the README has an option twice"))
+		all[key] = strings.ReplaceAll(under(m[3], name), "<name>", name)
+	}
+	return all
+}
+
+// under picks the default that holds under a published name.
+func under(says, name string) string {
+	m := otherwise.FindStringSubmatch(says)
+	if m == nil {
+		return says
+	}
+	if _, own, ok := strings.Cut(m[2], ", for `"+name+"`: "); ok {
+		own, _, _ = strings.Cut(own, ", for `")
+		return "default: " + own
+	}
+	return m[1]
+}
+
+func TestReadmeKnowsTheTemplateFunctions(t *testing.T) {
+	works := named(t, "What works")
+	must.SliceContains(t, works, "secret")
+	for _, name := range works {
+		_, err := template.Parse(template.Spec{Name: name, Data: "{{ " + name + " }}"})
+		must.NoError(t, err)
+	}
+	refused := named(t, "What answers with an error")
+	must.SliceContains(t, refused, "plugin")
+	for _, name := range refused {
+		_, err := template.Parse(template.Spec{Name: name, Data: "{{ " + name + " }}"})
+		must.ErrorContains(t, err, "nomad-driver-vault", must.Sprint(name, " is not refused, or does not exist at all"))
+	}
+}
+
+// named returns the functions in the first column of a section's table.
+func named(t *testing.T, title string) []string {
+	t.Helper()
+	var names []string
+	for _, cell := range firstColumn(section(t, title)) {
+		for _, m := range code.FindAllStringSubmatch(cell, -1) {
+			names = append(names, m[1])
+		}
+	}
+	return names
+}
+
+// TestReadmeQuotesMessagesAsTheyArePrinted looks for each message of the README's tables in the string constants of the
+// program, piece by piece: a message may be put together from several, and "…" stands for what is filled in.
+func TestReadmeQuotesMessagesAsTheyArePrinted(t *testing.T) {
+	program := constants(t, ".", "driver", "plugin")
+	count := 0
+	for _, cell := range firstColumn(section(t, "Troubleshooting")) {
+		for _, message := range code.FindAllStringSubmatch(cell, -1) {
+			count++
+			for _, piece := range pieces.Split(message[1], -1) {
+				if piece = strings.TrimSpace(piece); len(piece) >= 5 && !strings.Contains(program, piece) {
+					t.Errorf("message %q: no string constant of the program has %q", message[1], piece)
+				}
+			}
+		}
+	}
+	must.Greater(t, 50, count, must.Sprint("the tables were not found"))
+}
+
+// constants returns the string constants of the packages at and below the folders, one on a line. The root is not walked.
+func constants(t *testing.T, folders ...string) string {
+	t.Helper()
+	var all strings.Builder
+	for _, folder := range folders {
+		must.NoError(t, filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+			switch {
+			case err != nil:
+				return err
+			case entry.IsDir() && folder == "." && path != ".":
+				return filepath.SkipDir
+			case entry.IsDir(), filepath.Ext(path) != ".go", strings.HasSuffix(path, "_test.go"):
+				return nil
+			}
+			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+			must.NoError(t, err)
+			ast.Inspect(file, func(n ast.Node) bool {
+				if e, ok := n.(ast.Expr); ok {
+					all.WriteString(constant(e) + "\n")
+				}
+				return true
+			})
+			return nil
+		}))
+	}
+	return all.String()
+}
+
+// constant joins strings that are added up over several lines of source.
+func constant(e ast.Expr) string {
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		if s, err := strconv.Unquote(e.Value); err == nil && e.Kind == token.STRING {
+			return s
+		}
+	case *ast.BinaryExpr:
+		return constant(e.X) + constant(e.Y)
+	}
+	return ""
+}
+
+var (
+	code   = regexp.MustCompile("`([^`]+)`")
+	pieces = regexp.MustCompile(`…|: |; `)
+)
+
+// section returns the text below a heading of the README up to the next one of the same level.
+func section(t *testing.T, title string) string {
+	t.Helper()
+	readme, err := os.ReadFile("README.md")
+	must.NoError(t, err)
+	heading := regexp.MustCompile(`(?m)^(#+) ` + regexp.QuoteMeta(title) + `\n`).FindSubmatchIndex(readme)
+	must.NotNil(t, heading, must.Sprint("the README has no section ", title))
+	level, rest := string(readme[heading[2]:heading[3]]), readme[heading[1]:]
+	if end := regexp.MustCompile(`(?m)^#{1,` + strconv.Itoa(len(level)) + `} `).FindIndex(rest); end != nil {
+		rest = rest[:end[0]]
+	}
+	return string(rest)
+}
+
+// firstColumn returns the first cell of each row of the tables in text.
+func firstColumn(text string) []string {
+	var cells []string
+	for line := range strings.Lines(text) {
+		if row, ok := strings.CutPrefix(line, "| "); ok {
+			cell, _, _ := strings.Cut(row, " | ")
+			cells = append(cells, cell)
+		}
+	}
+	return cells
+}
