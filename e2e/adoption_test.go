@@ -115,7 +115,7 @@ func TestTasksAreAdopted(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, 6, strings.Count(said, "taken over after the end of the plugin before, vault \"default\" token "), must.Sprint(said))
 		ended := stop(t, ctx, s, a.alloc, a.job)
-		eventually(t, time.Until(ended.Add(5*time.Second)), func() error { return leftBehind(t, s, a.job.Name, a.alloc) })
+		eventually(t, time.Until(ended.Add(slack)), func() error { return leftBehind(t, s, a.job.Name, a.alloc) })
 	}
 }
 

@@ -82,6 +82,9 @@ func needMachine(t testing.TB) {
 	t.Skip("missing on this machine (e2e/setup test, as root, installs it on Debian):", missing)
 }
 
+// slack is what a busy machine may add to what a test times.
+const slack = 10 * time.Second
+
 // within is the test's context, with a limit of its own.
 func within(t testing.TB, limit time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
@@ -189,7 +192,7 @@ func register(t testing.TB, s *stack.Stack, spec string) (*stack.Job, *stack.All
 // registerWith is register for a jobspec with variables.
 func registerWith(t testing.TB, s *stack.Stack, spec string, vars map[string]string) (*stack.Job, *stack.Alloc) {
 	t.Helper()
-	ctx := within(t, time.Minute)
+	ctx := within(t, 2*time.Minute)
 	registered, err := s.Nomad.Run(ctx, spec, vars)
 	must.NoError(t, err)
 	alloc, err := registered.Alloc(ctx)
@@ -216,7 +219,7 @@ func execute(t *testing.T, alloc *stack.Alloc, j job, tty bool, stdin, command s
 	}
 	for range 5 {
 		var err error
-		stdout, stderr, code, err = alloc.Exec(within(t, time.Minute), j.Name, tty, stdin, "/bin/sh", "-c", command)
+		stdout, stderr, code, err = alloc.Exec(within(t, 2*time.Minute), j.Name, tty, stdin, "/bin/sh", "-c", command)
 		must.NoError(t, err)
 		if !j.Docker() || code+len(stdout)+len(stderr) > 0 {
 			break

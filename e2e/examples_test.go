@@ -64,7 +64,7 @@ func TestExampleOfAnAgentsConfigurationServesThePlugins(t *testing.T) {
 
 func runExample(t *testing.T, s *stack.Stack, name string) {
 	e := examples[name]
-	ctx := within(t, time.Minute)
+	ctx := within(t, 2*time.Minute)
 	if e.put != nil {
 		must.NoError(t, e.put(ctx, s, "good morning"))
 	}

@@ -115,7 +115,7 @@ func TestReplacedCredentialsAreRevokedWhereThePolicyGrantsItAndEndByThemselvesEl
 				j.Args = []string{"db"}
 				alloc := run(t, s, j)
 				old := users(t, ctx, alloc, j, 2)[0]
-				eventually(t, 10*time.Second, func() error {
+				eventually(t, 20*time.Second, func() error {
 					if granted, refused := w.granted(t, "sys/leases/revoke"), w.refused(t, "sys/leases/revoke"); granted+refused == 0 {
 						return errors.New("revocation was not tried")
 					}
@@ -131,7 +131,7 @@ func TestReplacedCredentialsAreRevokedWhereThePolicyGrantsItAndEndByThemselvesEl
 
 func TestStopTakesEverythingBack(t *testing.T) {
 	each(t, "stop", func(t *testing.T, s *stack.Stack, j job) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 2*time.Minute)
 		j = withDatabase(t, s, j, time.Hour, "", onSignal)
 		j.Args = []string{"db", "/secrets/db.env"}
 		j.Config = strings.Replace(j.Config, "role =", "file = true\n role =", 1)
@@ -142,7 +142,7 @@ func TestStopTakesEverythingBack(t *testing.T) {
 		must.SliceLen(t, 1, living)
 
 		ended := stop(t, ctx, s, alloc, j)
-		eventually(t, time.Until(ended.Add(5*time.Second)), func() error { return unrevoked(t, ctx, s, j.Name) })
+		eventually(t, time.Until(ended.Add(slack)), func() error { return unrevoked(t, ctx, s, j.Name) })
 		must.NoError(t, gone(ctx, s, user))
 		_, err := s.Vault.API.Auth().Token().LookupAccessorWithContext(ctx, living[0])
 		must.ErrorContains(t, err, "invalid accessor")
@@ -154,7 +154,7 @@ func TestStopTakesEverythingBack(t *testing.T) {
 
 func TestStartThatFailsLeavesNothing(t *testing.T) {
 	each(t, "fail", func(t *testing.T, s *stack.Stack, j job) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 2*time.Minute)
 		w := watched(s, j)
 		j = withDatabase(t, s, j, time.Hour, "", onSignal)
 		j.Args = []string{"db", "/secrets/db.env"}
@@ -165,7 +165,7 @@ func TestStartThatFailsLeavesNothing(t *testing.T) {
 		must.Eq(t, "failed", ended.ClientStatus)
 		must.One(t, w.granted(t, "auth/jwt-nomad/login"))
 		must.One(t, w.granted(t, "database/creds/"+j.Name), must.Sprint("there was something to leave"))
-		eventually(t, 5*time.Second, func() error { return unrevoked(t, ctx, s, j.Name) })
+		eventually(t, slack, func() error { return unrevoked(t, ctx, s, j.Name) })
 		must.FileNotExists(t, alloc.Path(j.Name, "secrets/db.env"))
 		must.SliceEmpty(t, processes(alloc))
 	})
@@ -173,7 +173,7 @@ func TestStartThatFailsLeavesNothing(t *testing.T) {
 
 func TestCrashLoopUsesOneSetOfCredentials(t *testing.T) {
 	each(t, "crash", func(t *testing.T, s *stack.Stack, j job) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 2*time.Minute)
 		w := watched(s, j)
 		j = withDatabase(t, s, j, time.Hour, "", onSignal)
 		j.Args = []string{"exit", "1"}
@@ -190,7 +190,7 @@ func TestCrashLoopUsesOneSetOfCredentials(t *testing.T) {
 
 func TestAllocRestartKeepsTokenAndCredentials(t *testing.T) {
 	each(t, "again", func(t *testing.T, s *stack.Stack, j job) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 2*time.Minute)
 		w := watched(s, j)
 		j = withDatabase(t, s, j, time.Hour, "", onSignal)
 		j.Args = []string{"db", "/secrets/db.env"}
@@ -209,7 +209,7 @@ func TestAllocRestartKeepsTokenAndCredentials(t *testing.T) {
 
 func TestNoSecretIsInTheAgentsDataOrLog(t *testing.T) {
 	each(t, "secrecy", func(t *testing.T, s *stack.Stack, j job) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 2*time.Minute)
 		first, second := rand.Text(), rand.Text()
 		put(t, s, j, map[string]any{"password": first})
 		policy := fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] }`, j.Name)

@@ -40,7 +40,7 @@ func TestAllocExec(t *testing.T) {
 		put(t, s, j, map[string]any{"color": "green"})
 		j.Args, j.Config = []string{"show"}, file("secrets/color.env", "COLOR="+inJob(j, "color"), quick+"env = true")
 		alloc := run(t, s, j)
-		must.NoError(t, alloc.Running(within(t, time.Minute)))
+		must.NoError(t, alloc.Running(within(t, 2*time.Minute)))
 		for name, c := range map[string]struct {
 			tty            bool
 			command, stdin string
@@ -67,7 +67,7 @@ func TestAllocExec(t *testing.T) {
 
 func TestAllocSignal(t *testing.T) {
 	each(t, "alloc-signal", func(t *testing.T, s *stack.Stack, j job) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 2*time.Minute)
 		_, alloc := register(t, s, shell(j, "trap 'echo usr1' USR1; echo ready; while sleep 0.1; do :; done"))
 		_, err := alloc.Log(ctx, j.Name, "stdout", "ready", 1)
 		must.NoError(t, err)
@@ -84,7 +84,7 @@ func TestAllocSignal(t *testing.T) {
 // second process would block where nobody reads on, and the first one's last words would be lost where the pipe is closed.
 func TestNoOutputIsLostOverARestart(t *testing.T) {
 	each(t, "logs", func(t *testing.T, s *stack.Stack, j job) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 2*time.Minute)
 		put(t, s, j, map[string]any{"color": "green"})
 		j.Config = file("secrets/color.env", "COLOR="+inJob(j, "color"), onRestart+"\n env = true")
 		const lines = 4000
@@ -119,7 +119,7 @@ func TestNoOutputIsLostOverARestart(t *testing.T) {
 
 func TestStatisticsGoOnAfterARestart(t *testing.T) {
 	each(t, "stats", func(t *testing.T, s *stack.Stack, j job) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 2*time.Minute)
 		put(t, s, j, map[string]any{"color": "green"})
 		j.Config = file("secrets/color.env", "COLOR="+inJob(j, "color"), onRestart+"\n env = true")
 		_, alloc := register(t, s, shell(j, "echo $COLOR; while :; do :; done"))
@@ -190,7 +190,7 @@ func TestNetworks(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := common(t)
-			ctx := within(t, time.Minute)
+			ctx := within(t, 2*time.Minute)
 			j := job{Name: "net-" + name, Driver: c.driver, Group: "network {\n" + c.group + "\n}"}
 			put(t, s, j, map[string]any{"color": "green"})
 			j.Config = file("local/www/page", inJob(j, "color"), onRestart)
@@ -212,7 +212,7 @@ func TestNetworks(t *testing.T) {
 func TestDockerVolumes(t *testing.T) {
 	t.Parallel()
 	s := common(t)
-	ctx := within(t, time.Minute)
+	ctx := within(t, 2*time.Minute)
 	host := t.TempDir()
 	must.NoError(t, os.WriteFile(filepath.Join(host, "file"), []byte("of the host"), 0o644))
 	j := job{Name: "docker-volumes", Driver: "vault-docker"}
@@ -237,7 +237,7 @@ func TestUsers(t *testing.T) {
 			j := job{Name: "user-" + strings.ReplaceAll(name[:10], " ", "-"), Driver: c.driver, Task: c.task, Config: "vault {\n file = true\n }"}
 			_, alloc := register(t, s, shell(j, `token=$NOMAD_SECRETS_DIR/vault_token
 				echo $(id -u) $(id -g) $(stat -c '%a %u' $token); test -s $token && cat $token >/dev/null && echo can read it; `+stay))
-			must.Eq(t, c.want+"\ncan read it\n", whole(t, within(t, time.Minute), alloc, j, "can read it"))
+			must.Eq(t, c.want+"\ncan read it\n", whole(t, within(t, 2*time.Minute), alloc, j, "can read it"))
 		})
 	}
 }
@@ -302,7 +302,7 @@ func TestExecTaskIsAsConfinedAsNomads(t *testing.T) {
 // seen returns what the task has seen, without what differs between any two tasks.
 func seen(t *testing.T, alloc *stack.Alloc, j job, task string) []string {
 	t.Helper()
-	ctx := within(t, time.Minute)
+	ctx := within(t, 2*time.Minute)
 	_, err := alloc.Log(ctx, task, "stdout", "(?m)^seen$", 1)
 	must.NoError(t, err)
 	log, err := alloc.Logs(ctx, task, "stdout")
@@ -332,7 +332,7 @@ func taskOf(spec string) string {
 func TestTasksOfAGroup(t *testing.T) {
 	t.Parallel()
 	s := common(t)
-	ctx := within(t, time.Minute)
+	ctx := within(t, 2*time.Minute)
 	main := withDatabase(t, s, job{Name: "group-main", Driver: "vault-exec", Args: []string{"db", "secrets/db.env"}}, time.Hour, "", "")
 	docker, sidecar := main, main
 	docker.Name, docker.Driver = "group-docker", "vault-docker"
@@ -394,7 +394,7 @@ func TestJobsWithoutOurBlocksRunAsBefore(t *testing.T) {
 			t.Parallel()
 			s := common(t)
 			ran := func(driver string) (stdout []string, stderr, result string) {
-				ctx := within(t, time.Minute)
+				ctx := within(t, 2*time.Minute)
 				j := job{Name: "plain-" + strings.ReplaceAll(driver, "_", "-"), Driver: driver, Type: "batch"}
 				// Nomad's docker may lose the last words of a container that ends at once: this one is asked to end.
 				const script = `env; ls -A $NOMAD_SECRETS_DIR $NOMAD_TASK_DIR $NOMAD_ALLOC_DIR
@@ -427,9 +427,9 @@ func TestJobsWithoutOurBlocksRunAsBefore(t *testing.T) {
 // TestKillSignalAndTimeout: the driver never sees the task's own, so it has its options for a restart of its own making.
 func TestKillSignalAndTimeout(t *testing.T) {
 	each(t, "kill", func(t *testing.T, s *stack.Stack, j job) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 2*time.Minute)
 		put(t, s, j, map[string]any{"color": "green"})
-		j.Config = "kill_signal = \"SIGUSR1\"\n kill_timeout = \"1s\"\n" + file("secrets/color", inJob(j, "color"), onRestart)
+		j.Config = "kill_signal = \"SIGUSR1\"\n kill_timeout = \"8s\"\n" + file("secrets/color", inJob(j, "color"), onRestart)
 		_, alloc := register(t, s, shell(j, `trap 'echo asked at $(cut -d " " -f 1 /proc/uptime)' USR1; trap 'echo wrong signal' INT TERM
 			echo started at $(cut -d " " -f 1 /proc/uptime); while :; do sleep 0.1; done`))
 		_, err := alloc.Log(ctx, j.Name, "stdout", "started at", 1)
@@ -446,14 +446,14 @@ func TestKillSignalAndTimeout(t *testing.T) {
 		must.NoError(t, err)
 		again, err := strconv.ParseFloat(times[2], 64)
 		must.NoError(t, err)
-		must.Between(t, 0.9, again-asked, 4.9, must.Sprint("seconds; kill_timeout is 1s, and would be 5s"))
+		must.GreaterEq(t, 7.5, again-asked, must.Sprint("seconds; kill_timeout is 8s, and would be 5s"))
 	})
 }
 
 // TestWhatTheOperatorReads: a line of the task's log for each step, one event for each change, and never a value.
 func TestWhatTheOperatorReads(t *testing.T) {
 	each(t, "story", func(t *testing.T, s *stack.Stack, j job) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 2*time.Minute)
 		put(t, s, j, map[string]any{"color": canary + "-1"})
 		j.Args, j.Config = []string{"show", "secrets/color"}, file("secrets/color", inJob(j, "color"), onSignal)
 		alloc := run(t, s, j)
@@ -467,7 +467,7 @@ func TestWhatTheOperatorReads(t *testing.T) {
 		_, err := alloc.Event(ctx, j.Name, "Secrets ready: "+ready)
 		must.NoError(t, err)
 		const changed = "secrets/color; sent SIGHUP"
-		eventually(t, 10*time.Second, func() error {
+		eventually(t, slack, func() error {
 			if got := changes(t, ctx, alloc, j); !slices.Equal(got, []string{"Secrets changed: " + changed, "Secrets changed: " + changed}) {
 				return fmt.Errorf("events: %q", got)
 			}

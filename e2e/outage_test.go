@@ -313,7 +313,7 @@ func failedRenewalKeepsTheLease(fault stack.Fault, where ...string) func(*testin
 		must.NoError(t, proxy.Break(fault, where...))
 		_, err = alloc.Event(ctx, j.Name, outageBegins)
 		must.NoError(t, err)
-		eventually(t, 10*time.Second, func() error {
+		eventually(t, 2*slack, func() error {
 			if n := proxy.Met(); n < 3 && len(where) > 0 {
 				return fmt.Errorf("the renewal was tried %d times, not yet 3", n)
 			}
@@ -342,18 +342,8 @@ func lostCredentialsStayWithinTheBudget(t *testing.T, s *stack.Stack, proxy *sta
 	before := untouched(t, ctx, alloc, j, "secrets/db.env")
 	must.NoError(t, proxy.Break(stack.Lost, "GET /v1/database/creds/"))
 	var minted []time.Time
-	seen := map[string]bool{}
 	eventually(t, 2*time.Minute, func() error {
-		leases, err := s.Vault.Leases(ctx, j.Name)
-		if err != nil {
-			return err
-		}
-		for _, id := range leases {
-			if !seen[id] {
-				seen[id], minted = true, append(minted, time.Now())
-			}
-		}
-		if len(minted) < 6 {
+		if minted = watched(s, j).answered(t, "database/creds/"+j.Name, true); len(minted) < 6 {
 			return fmt.Errorf("%d credentials have been issued, not yet 6", len(minted))
 		}
 		return nil
@@ -380,7 +370,7 @@ func lostCredentialsOfAStartStayWithinTheBudget(t *testing.T, s *stack.Stack, pr
 	must.StrContains(t, message, "answers get lost on their way, look at what stands before Vault")
 	must.Less(t, startTimeout, took)
 	must.Eq(t, 4, watched(s, j).granted(t, "database/creds/"+j.Name))
-	eventually(t, 5*time.Second, func() error { return leftBehind(t, s, j.Name, alloc) })
+	eventually(t, slack, func() error { return leftBehind(t, s, j.Name, alloc) })
 }
 
 // lostLoginsOfAStartStayWithinTheBudget: nobody but Vault knows of a token whose answer got lost.
@@ -397,7 +387,7 @@ func lostLoginsOfAStartStayWithinTheBudget(t *testing.T, s *stack.Stack, proxy *
 // startWaits: a task that starts during an outage is started when it is over.
 func startWaits(fault stack.Fault) func(*testing.T, *stack.Stack, *stack.Proxy, job) {
 	return func(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 2*time.Minute)
 		j = behind(t, s, j, time.Hour, time.Hour)
 		must.NoError(t, proxy.Break(fault))
 		alloc := run(t, s, j)
@@ -442,7 +432,7 @@ func startThatWaitedInVainIsMadeAgain(t *testing.T, s *stack.Stack, proxy *stack
 	must.NoError(t, proxy.Break(stack.Sealed))
 	alloc := run(t, s, j)
 	failed := happened(t, ctx, alloc, j, nomad.TaskDriverFailure)
-	must.Between(t, startTimeout-time.Second, failed.Sub(happened(t, ctx, alloc, j, nomad.TaskSetup)), startTimeout+5*time.Second)
+	must.Between(t, startTimeout-time.Second, failed.Sub(happened(t, ctx, alloc, j, nomad.TaskSetup)), startTimeout+slack)
 	_, err := alloc.Event(ctx, j.Name, "Vault is sealed")
 	must.NoError(t, err)
 	must.NoError(t, proxy.Mend())
@@ -465,7 +455,7 @@ func whatWaitingCannotCureFailsAtOnce(t *testing.T, s *stack.Stack, proxy *stack
 
 // stopDuringTheWait: Nomad cannot interrupt a start, and waits for its end, which is not later than start_timeout.
 func stopDuringTheWait(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
-	ctx := within(t, time.Minute)
+	ctx := within(t, 2*time.Minute)
 	j, alloc := stoppedInTheWait(t, ctx, s, proxy, j)
 	last := stopped(t, ctx, alloc, j)
 	must.SliceNotContainsFunc(t, last.Events, nomad.TaskStarted, isEvent)
@@ -475,11 +465,11 @@ func stopDuringTheWait(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) 
 // stopDuringTheWaitBeforeVaultReturns: Nomad tells the driver of the stop when the start has returned, and not before, so that a start
 // that succeeds meanwhile has a process for a moment (client/allocrunner/taskrunner, Kill and runDriver).
 func stopDuringTheWaitBeforeVaultReturns(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
-	ctx := within(t, time.Minute)
+	ctx := within(t, 2*time.Minute)
 	j, alloc := stoppedInTheWait(t, ctx, s, proxy, j)
 	must.NoError(t, proxy.Mend())
 	stopped(t, ctx, alloc, j)
-	eventually(t, 5*time.Second, func() error { return leftBehind(t, s, j.Name, alloc) })
+	eventually(t, slack, func() error { return leftBehind(t, s, j.Name, alloc) })
 }
 
 // stoppedInTheWait starts the job behind a Vault that hangs, and stops it as soon as its start waits.
@@ -508,6 +498,6 @@ func stopped(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) *noma
 	last := ended.TaskStates[j.Name]
 	took := last.FinishedAt.Sub(happened(t, ctx, alloc, j, nomad.TaskKilling))
 	t.Logf("ended %v after the stop; started: %v", took, !last.StartedAt.IsZero())
-	must.Less(t, startTimeout+3*time.Second, took)
+	must.Less(t, startTimeout+slack, took)
 	return last
 }

@@ -22,7 +22,7 @@ import (
 
 func TestPartsAcceptATasksIdentity(t *testing.T) {
 	s := common(t)
-	ctx := within(t, time.Minute)
+	ctx := within(t, 2*time.Minute)
 	alloc := run(t, s, job{Name: "parts-identity", Driver: "raw_exec", Args: []string{"show"}})
 	must.NoError(t, alloc.Running(ctx))
 	jwt, err := os.ReadFile(alloc.Path("parts-identity", "secrets/nomad_vault.jwt"))
@@ -55,7 +55,7 @@ func TestPartsGiveCredentialsThatPostgreSQLAccepts(t *testing.T) {
 	for _, driver := range []string{"raw_exec", "exec", "docker"} {
 		t.Run(driver, func(t *testing.T) {
 			s := common(t)
-			ctx := within(t, time.Minute)
+			ctx := within(t, 2*time.Minute)
 			name := "parts-db-" + strings.ReplaceAll(driver, "_", "-")
 			must.NoError(t, s.Vault.DatabaseRole(ctx, name, time.Minute, time.Hour))
 			creds, err := s.Vault.API.Logical().ReadWithContext(ctx, "database/creds/"+name)
@@ -96,7 +96,7 @@ func TestPartsRunCommandsInTasks(t *testing.T) {
 		for _, tty := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s tty=%v", driver, tty), func(t *testing.T) {
 				s := common(t)
-				ctx := within(t, time.Minute)
+				ctx := within(t, 2*time.Minute)
 				j := job{Name: "parts-commands", Driver: driver, Args: []string{"show", "/proc/self/comm"}}
 				alloc := run(t, s, j)
 				must.NoError(t, alloc.Running(ctx))
@@ -122,7 +122,7 @@ func TestPartsSurviveTheEndOfTheClient(t *testing.T) {
 		how  func() error
 	}{{"in good order", s.Nomad.Stop}, {"by kill -9", s.Nomad.Kill}} {
 		t.Run(end.name, func(t *testing.T) {
-			ctx := within(t, time.Minute)
+			ctx := within(t, 2*time.Minute)
 			alloc := run(t, s, job{Name: "parts-survive", Driver: "exec", Type: "batch", Args: []string{"show"}})
 			must.NoError(t, alloc.Running(ctx))
 			must.NoError(t, end.how())
@@ -140,7 +140,7 @@ func TestPartsSurviveTheEndOfTheClient(t *testing.T) {
 
 func TestPartsSurviveTheEndOfVault(t *testing.T) {
 	s := own(t, stack.Options{Plugins: []stack.Plugin{}})
-	ctx := within(t, time.Minute)
+	ctx := within(t, 2*time.Minute)
 	must.NoError(t, s.Vault.Pause())
 	hung, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
@@ -191,7 +191,7 @@ func abandon(t *testing.T) {
 	s := own(t, stack.Options{Postgres: true, Plugins: []stack.Plugin{}})
 	for _, driver := range []string{"raw_exec", "exec", "docker"} {
 		alloc := run(t, s, job{Name: "abandoned-" + strings.ReplaceAll(driver, "_", "-"), Driver: driver, Args: []string{"show"}})
-		must.NoError(t, alloc.Running(within(t, time.Minute)))
+		must.NoError(t, alloc.Running(within(t, 2*time.Minute)))
 	}
 	fmt.Println(s.Dir)
 	<-t.Context().Done()

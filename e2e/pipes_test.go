@@ -50,7 +50,7 @@ func TestNobodyWaitsForALogCollector(t *testing.T) {
 		must.Eq(t, 3, code)
 
 		ended := stop(t, ctx, s, alloc, j)
-		eventually(t, time.Until(ended.Add(5*time.Second)), func() error { return unrevoked(t, ctx, s, j.Name) })
+		eventually(t, time.Until(ended.Add(slack)), func() error { return unrevoked(t, ctx, s, j.Name) })
 	})
 }
 

@@ -48,7 +48,7 @@ func TestSeedJobsPrintTheirToken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			each(t, name, func(t *testing.T, s *stack.Stack, j job) {
-				ctx := within(t, time.Minute)
+				ctx := within(t, 2*time.Minute)
 				command := seed.command
 				if j.Docker() { // It must not end at once: Nomad's docker driver loses what a container has said just before.
 					command = fmt.Sprintf("image = %q\n init = true\n command = \"sh\"\n args = [\"-c\", \"%s; sleep 600\"]", stack.Image, seed.line)
