@@ -28,7 +28,7 @@ var (
 	ErrAbsent = errors.New("no identity token")
 	// ErrMalformed: what is there is no JWT.
 	ErrMalformed = errors.New("malformed identity token")
-	// ErrExpired: the JWT's time is over, by this machine's clock, and no new one has come.
+	// ErrExpired: the JWT's time is over, and no new one has come.
 	ErrExpired = errors.New("expired identity token")
 )
 
@@ -40,6 +40,10 @@ const (
 	longPause   = time.Second
 	sizeLimit   = 64 << 10
 	namesLimit  = 256 // of a directory the task can fill
+
+	// clockError is how far this node's clock may be from that of the Nomad server that signed: what has expired by less is for
+	// Vault to judge.
+	clockError = 10 * time.Minute
 )
 
 // A Source is where one identity of one task is found.
@@ -75,17 +79,18 @@ func (s Source) Token(ctx context.Context) (Token, error) {
 // Peek is Token without waiting: one stat and one short read, for a caller that looks again and again. Nomad may be writing
 // the file at this very moment, so an error here says little about the next time.
 func (s Source) Peek() (Token, error) {
-	content, err := s.read()
+	content, written, err := s.read()
 	if errors.Is(err, ErrAbsent) && s.Env != "" {
 		return s.fromEnv()
 	}
 	if err != nil {
 		return Token{}, err
 	}
-	return s.fromFile(strings.TrimSpace(string(content)))
+	return s.fromFile(strings.TrimSpace(string(content)), written)
 }
 
-func (s Source) fromFile(text string) (Token, error) {
+// fromFile reads what was written to the file at that time.
+func (s Source) fromFile(text string, written time.Time) (Token, error) {
 	if text == "" {
 		return Token{}, s.problem(ErrMalformed, "%s is empty: Nomad is writing it, or the secrets directory is full", s.file())
 	}
@@ -93,7 +98,7 @@ func (s Source) fromFile(text string) (Token, error) {
 	if err != nil {
 		return Token{}, s.problem(ErrMalformed, "%s is not a complete JWT: %v", s.file(), err)
 	}
-	if late := expired(token); late != "" {
+	if late := expired(token, written); late != "" {
 		return Token{}, s.problem(ErrExpired, "%s %s: Nomad renews it at half its life, so either no Nomad server can be "+
 			"reached or this node's clock is wrong", s.file(), late)
 	}
@@ -106,53 +111,55 @@ func (s Source) fromEnv() (Token, error) {
 	if err != nil {
 		return Token{}, s.final(ErrMalformed, "%s is not a JWT: %v", s.variable(), err)
 	}
-	if late := expired(token); late != "" {
+	if late := expired(token, time.Time{}); late != "" {
 		return Token{}, s.final(ErrExpired, "%s %s: Nomad does not renew it in a running task's environment; add to its "+
 			"identity block: file = true", s.variable(), late)
 	}
 	return token, nil
 }
 
-// expired says since when, or nothing.
-func expired(t Token) string {
+// expired says since when, or nothing. A token that Nomad wrote less than its life ago is good whatever this node's clock says of its end.
+func expired(t Token, written time.Time) string {
 	late := time.Since(t.Expires)
-	if t.Expires.IsZero() || late < 0 {
+	young := !t.IssuedAt.IsZero() && !written.IsZero() && time.Since(written) < t.Expires.Sub(t.IssuedAt)
+	if t.Expires.IsZero() || late < clockError || young {
 		return ""
 	}
 	return fmt.Sprintf("expired %s ago, at %s", late.Truncate(time.Second), t.Expires.UTC().Format(time.RFC3339))
 }
 
-// read returns the whole file. What is there but is no regular file of a sensible size is a problem that waiting cannot cure.
-func (s Source) read() ([]byte, error) {
+// read returns the whole file, and when it was written. What is there but is no regular file of a sensible size is a problem that waiting
+// cannot cure.
+func (s Source) read() (content []byte, written time.Time, err error) {
 	root, err := os.OpenRoot(s.Dir)
 	if err != nil {
-		return nil, s.unreadable(err, nil)
+		return nil, written, s.unreadable(err, nil)
 	}
 	defer root.Close()
 	found, err := root.Lstat(s.file())
 	if err != nil {
-		return nil, s.unreadable(err, root)
+		return nil, written, s.unreadable(err, root)
 	}
 	if !found.Mode().IsRegular() {
-		return nil, s.final(ErrMalformed, "%s is %s, not a file that Nomad wrote", s.file(), kind(found.Mode()))
+		return nil, written, s.final(ErrMalformed, "%s is %s, not a file that Nomad wrote", s.file(), kind(found.Mode()))
 	}
 	// A pipe or a link may have taken the file's place since; the open neither blocks on the one nor leaves Dir by the other.
 	file, err := root.OpenFile(s.file(), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, s.unreadable(err, root)
+		return nil, written, s.unreadable(err, root)
 	}
 	defer file.Close()
 	if opened, err := file.Stat(); err != nil || !os.SameFile(found, opened) {
-		return nil, s.problem(ErrMalformed, "%s was replaced while it was read", s.file())
+		return nil, written, s.problem(ErrMalformed, "%s was replaced while it was read", s.file())
 	}
-	content, err := io.ReadAll(io.LimitReader(file, sizeLimit+1))
+	content, err = io.ReadAll(io.LimitReader(file, sizeLimit+1))
 	if err != nil {
-		return nil, s.unreadable(err, root)
+		return nil, written, s.unreadable(err, root)
 	}
 	if len(content) > sizeLimit {
-		return nil, s.final(ErrMalformed, "%s is larger than %d bytes, which no identity token is", s.file(), sizeLimit)
+		return nil, written, s.final(ErrMalformed, "%s is larger than %d bytes, which no identity token is", s.file(), sizeLimit)
 	}
-	return content, nil
+	return content, found.ModTime(), nil
 }
 
 // unreadable tells an error of the file system. root may be nil.

@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -230,6 +231,36 @@ func TestATokenThatNeverComes(t *testing.T) {
 				must.StrNotContains(t, err.Error(), "secret-garbage")
 				must.StrContains(t, err.Error(), c.says)
 			})
+		})
+	}
+}
+
+// The clocks of a node and of the server that signs are not the same: what is young, or over by little, is for Vault to judge.
+func TestClocksThatDiffer(t *testing.T) {
+	life := func(issued, expires time.Duration) string {
+		now := time.Now()
+		return mint(fmt.Sprintf(`{"iat":%d,"exp":%d}`, now.Add(issued).Unix(), now.Add(expires).Unix()), 1)
+	}
+	cases := map[string]struct {
+		jwt     string
+		written time.Duration // ago
+		class   error
+	}{
+		"the node is ten minutes ahead":        {life(-11*time.Minute, -6*time.Minute), time.Minute, nil},
+		"the node is an hour ahead":            {life(-61*time.Minute, -56*time.Minute), time.Minute, nil},
+		"the node is ten minutes behind":       {life(10*time.Minute, 15*time.Minute), time.Minute, nil},
+		"it was over a moment ago":             {life(-6*time.Minute, -time.Minute), 6 * time.Minute, nil},
+		"it has been over for long":            {life(-2*time.Hour, -time.Hour), 2 * time.Hour, ErrExpired},
+		"it does not say when it was issued":   {mint(expiring(time.Now().Add(-time.Hour)), 1), time.Minute, ErrExpired},
+		"it is over, and was written long ago": {life(-30*time.Minute, -20*time.Minute), 11 * time.Minute, ErrExpired},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			source := Source{Name: "vault", Dir: taskDir(t, map[string]string{"secrets/nomad_vault.jwt": c.jwt})}
+			written := time.Now().Add(-c.written)
+			must.NoError(t, os.Chtimes(filepath.Join(source.Dir, "secrets/nomad_vault.jwt"), written, written))
+			_, err := source.Peek()
+			must.ErrorIs(t, err, c.class)
 		})
 	}
 }

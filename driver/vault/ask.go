@@ -75,7 +75,7 @@ func (s *Session) askOnce(ctx context.Context, req Request, t *token) (*Secret, 
 	if req.Op != Write && empty(answer) {
 		return nil, missing(op, req, m, answer)
 	}
-	return newSecret(req, path, m.engine, answer, now), nil
+	return newSecret(req, path, m.engine, answer, now, time.Duration(s.client.ahead.Load())), nil
 }
 
 // hush is for a request that may be repeated although its answer was lost: nothing was issued.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -47,6 +48,7 @@ type Client struct {
 	sched   *Scheduler
 	logger  hclog.Logger
 	mounts  mounts
+	ahead   *atomic.Int64 // how far Vault's clock is ahead of ours, in nanoseconds
 }
 
 // NewClient prepares a client without talking to Vault. An error is a mistake in the cluster's configuration and names
@@ -70,14 +72,14 @@ func NewClient(c Cluster, sched *Scheduler, logger hclog.Logger) (*Client, error
 	if err != nil {
 		return nil, fmt.Errorf("vault %q: ca_file, ca_path, cert_file or key_file: %w", c.Name, err)
 	}
-	transport := conf.HttpClient.Transport.(*http.Transport)
-	c.shape(transport)
-	conf.HttpClient.Transport = onceTransport{transport}
+	transport := transport{conf.HttpClient.Transport.(*http.Transport), new(atomic.Int64)}
+	c.shape(transport.Transport)
+	conf.HttpClient.Transport = transport
 	base, err := api.NewClient(conf)
 	if err != nil {
 		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
 	}
-	return &Client{cluster: c, base: base, sched: sched, logger: logger.With("vault", c.Name)}, nil
+	return &Client{cluster: c, base: base, sched: sched, logger: logger.With("vault", c.Name), ahead: transport.ahead}, nil
 }
 
 // shape makes the transport one that many tasks can share.
@@ -89,16 +91,40 @@ func (c *Cluster) shape(t *http.Transport) {
 	}
 }
 
-// onceTransport sends the request of a context made by once one time only. net/http by itself repeats a GET whose answer
-// was lost on a kept connection, and a second GET of database/creds is a second user.
-type onceTransport struct{ *http.Transport }
+// transport sends the request of a context made by once one time only: net/http by itself repeats a GET whose answer was lost on a kept
+// connection, and a second GET of database/creds is a second user. And it looks at Vault's clock.
+type transport struct {
+	*http.Transport
+	ahead *atomic.Int64
+}
 
-func (t onceTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Context().Value(onceKey{}) != nil && r.Method == http.MethodGet {
 		r = r.WithContext(r.Context())                               // a copy: a RoundTripper must not change what it is given
 		r.Body, r.GetBody = io.NopCloser(strings.NewReader("")), nil // a body that cannot be had twice is not sent twice
 	}
-	return t.Transport.RoundTrip(r)
+	answer, err := t.Transport.RoundTrip(r)
+	if err == nil {
+		t.compare(answer.Header.Get("Date"), time.Now())
+	}
+	return answer, err
+}
+
+// sameTime is what two clocks may differ by that tell the same time: answers are dated in whole seconds, and are some time on their way.
+const sameTime = 5 * time.Second
+
+// compare takes note of the clock of who dated an answer (RFC 9110 §6.6.1). The few answers that tell an end as a point in time are
+// understood by it.
+func (t transport) compare(date string, now time.Time) {
+	at, err := http.ParseTime(date)
+	if err != nil {
+		return
+	}
+	ahead := at.Sub(now)
+	if ahead.Abs() < sameTime {
+		ahead = 0
+	}
+	t.ahead.Store(int64(ahead))
 }
 
 type onceKey struct{}

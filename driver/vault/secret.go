@@ -88,14 +88,15 @@ func (s *Secret) KVv2() bool {
 // issued reports that to read the secret again issues another one.
 func (s *Secret) issued() bool { return s.Kind == Leased || s.Kind == Expiring }
 
-// newSecret reads an answer to req. engine is the mount's type as Vault names it, empty when unknown.
-func newSecret(req Request, path, engine string, answer *api.Secret, now time.Time) *Secret {
+// newSecret reads an answer to req. engine is the mount's type as Vault names it, empty when unknown; ahead is how far Vault's clock is
+// ahead of ours.
+func newSecret(req Request, path, engine string, answer *api.Secret, now time.Time, ahead time.Duration) *Secret {
 	s := &Secret{Path: path, RequestID: answer.RequestID, Data: answer.Data, Warnings: answer.Warnings}
 	if answer.LeaseID != "" {
 		s.Kind, s.Lease = Leased, newLease(answer.LeaseID, span(answer.LeaseDuration), answer.Renewable, now)
 		return s
 	}
-	end, rotation := ends(engine, answer.Data, now)
+	end, rotation := ends(engine, answer.Data, now, ahead)
 	switch {
 	case end.After(now) && rotation:
 		s.Kind = Rotating
@@ -113,12 +114,12 @@ func newSecret(req Request, path, engine string, answer *api.Secret, now time.Ti
 // ends finds the end that an answer without a lease tells in its data, and whether Vault itself rotates it then: pki's
 // "expiration" (https://developer.hashicorp.com/vault/api-docs/secret/pki#generate-certificate-and-key), "ttl" of
 // database static roles and of identity tokens. In a KV store such keys are somebody's data and mean nothing.
-func ends(engine string, data map[string]any, now time.Time) (end time.Time, rotation bool) {
+func ends(engine string, data map[string]any, now time.Time, ahead time.Duration) (end time.Time, rotation bool) {
 	if keeps(engine) {
 		return time.Time{}, false
 	}
 	if at := number(data["expiration"]); at > 0 {
-		return time.Unix(at, 0), false
+		return time.Unix(at, 0).Add(-ahead), false
 	}
 	ttl := span(int(number(data["ttl"])))
 	_, period := data["rotation_period"]

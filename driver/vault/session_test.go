@@ -844,6 +844,27 @@ func TestExpiringAndRotatingSecretsAreReadAgainInTime(t *testing.T) {
 	})
 }
 
+// A certificate's end is the only one that Vault tells as a point in time, and the node's clock need not be Vault's.
+func TestCertificateIsReplacedInTimeWhateverTheClocksSay(t *testing.T) {
+	for name, ahead := range map[string]time.Duration{"the same": time.Second, "Vault's is ahead": 10 * time.Minute, "Vault's is behind": -10 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				b.Ahead = ahead
+				cert := vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"ttl": "5m"}, Every: every}
+				s := b.open()
+				first := b.generation(s, 0, cert)
+				must.Eq(b, vault.Expiring, first[0].Kind)
+				time.Sleep(4 * time.Minute)
+				must.Eq(b, 1, b.Calls("PUT pki/issue/app"))
+				time.Sleep(time.Minute)
+				must.True(b, changed(s))
+				must.Eq(b, 2, b.Calls("PUT pki/issue/app"))
+				b.end(s)
+			})
+		})
+	}
+}
+
 func TestSpentLeases(t *testing.T) {
 	for name, test := range map[string]struct {
 		revoke bool

@@ -239,5 +239,5 @@ func (s *Server) pki(body map[string]any) answer {
 		ttl, _ = time.ParseDuration(text)
 	}
 	return reply(map[string]any{"request_id": s.request(), "data": map[string]any{
-		"certificate": fmt.Sprintf("certificate %d", s.serial), "expiration": time.Now().Add(ttl).Unix()}})
+		"certificate": fmt.Sprintf("certificate %d", s.serial), "expiration": time.Now().Add(s.Ahead + ttl).Unix()}})
 }

@@ -59,6 +59,7 @@ type Server struct {
 	JWT   string // what a login must present
 	Roles map[string]Role
 	Creds map[string]Creds
+	Ahead time.Duration // how far its clock is ahead of the client's
 
 	mu     sync.Mutex
 	kv     map[string]*entry // by path without data/
@@ -359,6 +360,7 @@ func (s *Server) connState(conn net.Conn, state http.ConnState) {
 
 // ServeHTTP answers as Vault's HTTP API does.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Date", time.Now().Add(s.Ahead).UTC().Format(http.TimeFormat))
 	path := strings.TrimPrefix(r.URL.Path, "/v1/")
 	fault := s.note(r.Method + " " + path)
 	switch {
