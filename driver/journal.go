@@ -34,7 +34,7 @@ func (t *task) notice(n vault.Notice) {
 	switch n.Kind {
 	case vault.Outage:
 		t.event("Vault unavailable: %s", n.Text)
-	case vault.Recovered:
+	case vault.Waiting, vault.Recovered:
 		t.event("%s", n.Text)
 	case vault.Problem:
 		t.event("Vault: %s", n.Text)

@@ -65,6 +65,7 @@ type cluster struct {
 	KeyFile       string `codec:"key_file"`
 	TLSServerName string `codec:"tls_server_name"`
 	TLSSkipVerify bool   `codec:"tls_skip_verify"`
+	RateLimit     string `codec:"rate_limit"`
 }
 
 var clusterSpec = map[string]*hclspec.Spec{
@@ -78,6 +79,7 @@ var clusterSpec = map[string]*hclspec.Spec{
 	"key_file":              hclspec.NewAttr("key_file", "string", false),
 	"tls_server_name":       hclspec.NewAttr("tls_server_name", "string", false),
 	"tls_skip_verify":       hclspec.NewAttr("tls_skip_verify", "bool", false),
+	"rate_limit":            hclspec.NewAttr("rate_limit", "string", false),
 }
 
 // text is an optional string with a default.
@@ -124,7 +126,7 @@ func (c config) clusters() []vault.Cluster {
 		v := c.Vault[name]
 		all = append(all, vault.Cluster{Name: name, Address: v.Address, Namespace: v.Namespace, AuthPath: v.AuthPath,
 			Role: v.Role, CAFile: v.CAFile, CAPath: v.CAPath, CertFile: v.CertFile, KeyFile: v.KeyFile,
-			TLSServerName: v.TLSServerName, TLSSkipVerify: v.TLSSkipVerify})
+			TLSServerName: v.TLSServerName, TLSSkipVerify: v.TLSSkipVerify, RateLimit: v.RateLimit})
 	}
 	return all
 }

@@ -1,18 +1,23 @@
 package vault
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/api"
+	"golang.org/x/time/rate"
 )
 
 // Cluster is how one Vault is reached and logged in to: a vault "name" {} block of the plugin's config, with the field
@@ -26,6 +31,10 @@ type Cluster struct {
 
 	CAFile, CAPath, CertFile, KeyFile, TLSServerName string
 	TLSSkipVerify                                    bool
+
+	// RateLimit is how many requests a second the cluster gets from this node at most, and how many at once after a pause: "50" or "50:100".
+	// Empty: as many as there are. It is written as VAULT_RATE_LIMIT is (https://developer.hashicorp.com/vault/docs/commands#vault_rate_limit).
+	RateLimit string
 
 	// Dial connects to the address; nil: over the network. No config sets it: vaulttest.Server does.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -72,7 +81,11 @@ func NewClient(c Cluster, sched *Scheduler, logger hclog.Logger) (*Client, error
 	if err != nil {
 		return nil, fmt.Errorf("vault %q: ca_file, ca_path, cert_file or key_file: %w", c.Name, err)
 	}
-	transport := transport{conf.HttpClient.Transport.(*http.Transport), new(atomic.Int64)}
+	limit, err := rateLimit(c.RateLimit)
+	if err != nil {
+		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
+	}
+	transport := transport{conf.HttpClient.Transport.(*http.Transport), limit, new(atomic.Int64)}
 	c.shape(transport.Transport)
 	conf.HttpClient.Transport = transport
 	base, err := api.NewClient(conf)
@@ -80,6 +93,23 @@ func NewClient(c Cluster, sched *Scheduler, logger hclog.Logger) (*Client, error
 		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
 	}
 	return &Client{cluster: c, base: base, sched: sched, logger: logger.With("vault", c.Name), ahead: transport.ahead}, nil
+}
+
+// rateLimit reads a Cluster's RateLimit; its bucket is full.
+func rateLimit(text string) (*rate.Limiter, error) {
+	if text == "" {
+		return rate.NewLimiter(rate.Inf, 0), nil
+	}
+	perSecond, most, both := strings.Cut(text, ":")
+	limit, err := strconv.ParseFloat(perSecond, 64)
+	burst := int(math.Ceil(limit))
+	if err == nil && both {
+		burst, err = strconv.Atoi(most)
+	}
+	if err != nil || !(limit > 0 && limit <= farAway) || burst < 1 {
+		return nil, fmt.Errorf("rate_limit %q is not a number of requests a second, or that and a burst, such as \"50\" or \"50:100\"", text)
+	}
+	return rate.NewLimiter(rate.Limit(limit), burst), nil
 }
 
 // shape makes the transport one that many tasks can share.
@@ -92,16 +122,27 @@ func (c *Cluster) shape(t *http.Transport) {
 }
 
 // transport sends the request of a context made by once one time only: net/http by itself repeats a GET whose answer was lost on a kept
-// connection, and a second GET of database/creds is a second user. And it looks at Vault's clock.
+// connection, and a second GET of database/creds is a second user. It keeps to the rate limit, here rather than in the Vault API's own
+// limiter, which lets a request pass when its deadline is too near to wait. And it looks at Vault's clock.
 type transport struct {
 	*http.Transport
+	limit *rate.Limiter
 	ahead *atomic.Int64
 }
+
+// errThrottled is why a request was not sent whose time would have been over before its turn.
+var errThrottled = errors.New("too many requests before it")
 
 func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Context().Value(onceKey{}) != nil && r.Method == http.MethodGet {
 		r = r.WithContext(r.Context())                               // a copy: a RoundTripper must not change what it is given
 		r.Body, r.GetBody = io.NopCloser(strings.NewReader("")), nil // a body that cannot be had twice is not sent twice
+	}
+	if t.limit.Wait(r.Context()) != nil {
+		if r.Body != nil {
+			r.Body.Close()
+		}
+		return nil, cmp.Or(r.Context().Err(), errThrottled)
 	}
 	answer, err := t.Transport.RoundTrip(r)
 	if err == nil {

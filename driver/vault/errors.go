@@ -180,6 +180,8 @@ func (c *Client) unreached(op string, err error) error {
 		e.Hint = fmt.Sprintf("renew the certificate of %s, or correct this machine's clock", c.cluster.Address)
 	case errors.As(err, &record), strings.Contains(e.Detail, "HTTP response to HTTPS client"):
 		e.Hint = fmt.Sprintf("address in %s says https, the server speaks http", c.block())
+	case errors.Is(err, errThrottled):
+		e.Final, e.Hint = false, fmt.Sprintf("raise rate_limit in %s", c.block())
 	default:
 		e.Final, e.lost = false, !unsent(err)
 		e.Hint = fmt.Sprintf("address in %s is %s", c.block(), c.cluster.Address)

@@ -133,6 +133,11 @@ func TestNewClientNamesTheField(t *testing.T) {
 		"a socket":        {Cluster{Address: "unix:///run/vault.sock"}, "is not a URL"},
 		"a password":      {Cluster{Address: "https://me:hunter2@vault"}, "address holds a user name or password"},
 		"no such file":    {Cluster{Address: "https://vault", CAFile: "/none"}, "ca_file, ca_path, cert_file or key_file"},
+		"no number":       {Cluster{Address: "https://vault", RateLimit: "many"}, `rate_limit "many" is not a number of requests a second`},
+		"no requests":     {Cluster{Address: "https://vault", RateLimit: "0"}, `rate_limit "0"`},
+		"no burst":        {Cluster{Address: "https://vault", RateLimit: "5:0"}, `rate_limit "5:0"`},
+		"half a burst":    {Cluster{Address: "https://vault", RateLimit: "5:1.5"}, `rate_limit "5:1.5"`},
+		"no sense":        {Cluster{Address: "https://vault", RateLimit: "NaN"}, `rate_limit "NaN"`},
 		"half a key pair": {Cluster{Address: "https://vault", CertFile: "/none"}, "cert_file"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -17,6 +17,7 @@ type Reading struct {
 	n         int // the session's first, second ... reading
 	fresh     bool
 	token     *token
+	waits     sync.Once // for telling so
 	mu        sync.Mutex
 	questions map[string]*question
 }
@@ -131,7 +132,8 @@ func (r *Reading) first(ctx context.Context, key string, req Request) (*Secret, 
 	var by *token
 	answers := func(ctx context.Context) error { return r.s.lookUp(ctx, r.s.current()) }
 	more := func(err error) bool { return r.s.missed(key, err) }
-	err := sparingly(ctx, answers, more, func() (err error) {
+	tell := func(why error) { r.waits.Do(func() { r.s.await(why) }) }
+	err := sparingly(ctx, tell, answers, more, func() (err error) {
 		secret, by, err = r.s.fetch(ctx, req)
 		return err
 	})

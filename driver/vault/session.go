@@ -27,6 +27,8 @@ const (
 	Problem
 	// Replaced: the token was lost and a new one is in its place.
 	Replaced
+	// Waiting: Open, or a reading that has nothing else to show, waits for Vault.
+	Waiting
 )
 
 // Notice is something the operator should read about a session, on one line. The text never holds a secret.
@@ -62,6 +64,7 @@ type Session struct {
 	upkeep   upkeep  // of token
 	doubted  bool    // the token is from a saved state and Vault has not been asked whether it lives
 	refused  refusal // of the last login
+	missing  int     // logins in a row whose answer got lost
 	items    map[string]*item
 	readings int       // how many were begun
 	used     int       // number of the token that the committed reading showed
@@ -108,7 +111,7 @@ func (c *Client) Open(ctx context.Context, o Options) (*Session, error) {
 }
 
 func (s *Session) firstToken(ctx context.Context) error {
-	return sparingly(ctx, s.client.answers, func(error) bool { return true }, func() error {
+	return sparingly(ctx, s.await, s.client.answers, func(error) bool { return true }, func() error {
 		jwt, err := s.identity(ctx)
 		if err != nil {
 			return err
@@ -134,11 +137,16 @@ func (c *Client) newSession(o Options) *Session {
 	return s
 }
 
-// patiently repeats try while waiting can help and ctx lasts. An attempt that ctx cut short says less than the one before
-// it.
-func patiently(ctx context.Context, try func() error) error {
+// untold is how long somebody waits for Vault before that is told.
+const untold = 2 * time.Second
+
+// patiently repeats try while waiting can help and ctx lasts, and tells once that it waits, and why where that is known. An attempt that
+// ctx cut short says less than the one before it.
+func patiently(ctx context.Context, tell func(why error), try func() error) error {
 	quick := Backoff{First: 200 * time.Millisecond, Most: 5 * time.Second}
 	var before error
+	reasons := make(chan error, 1)
+	defer tellLate(reasons, tell)()
 	for {
 		err := try()
 		switch {
@@ -149,19 +157,34 @@ func patiently(ctx context.Context, try func() error) error {
 		case ctx.Err() != nil || !Transient(err):
 			return err
 		}
+		if before == nil {
+			reasons <- err
+		}
 		if before = err; !sleep(ctx, quick.Next()) {
 			return err
 		}
 	}
 }
 
+// tellLate tells after a while what there is to tell by then, unless it is stopped before.
+func tellLate(reasons <-chan error, tell func(why error)) (stop func() bool) {
+	return time.AfterFunc(untold, func() {
+		select {
+		case why := <-reasons:
+			tell(why)
+		default:
+			tell(errors.New("no answer yet"))
+		}
+	}).Stop
+}
+
 // sparingly is patiently for what leaves something behind when its answer gets lost: a lease, or a token that nobody can revoke
 // any more. After that it goes on only when Vault is known to answer, and not more often than the budget of a lease; more is
 // told of each loss and says whether the budget allows another.
-func sparingly(ctx context.Context, answers func(context.Context) error, more func(error) bool, try func() error) error {
+func sparingly(ctx context.Context, tell func(error), answers func(context.Context) error, more func(error) bool, try func() error) error {
 	var last error
 	misses := 0
-	return patiently(ctx, func() error {
+	return patiently(ctx, tell, func() error {
 		if misses > 0 {
 			switch err := answers(ctx); {
 			case Transient(err):
@@ -179,6 +202,9 @@ func sparingly(ctx context.Context, answers func(context.Context) error, more fu
 		return final(last)
 	})
 }
+
+// await tells that somebody waits for Vault.
+func (s *Session) await(why error) { s.tell(Waiting, "waiting for Vault: "+why.Error()) }
 
 // sleep waits for d; false means that ctx ended before.
 func sleep(ctx context.Context, d time.Duration) bool {

@@ -677,6 +677,61 @@ func TestOutageEndsWithoutAStampede(t *testing.T) {
 	})
 }
 
+// The operator can have a node ask more slowly than its tasks would: when they start, and when an outage is over. Nothing fails for it.
+func TestRateLimit(t *testing.T) {
+	const tasks, perSecond, burst = 100, 5, 20
+	bubble(t, func(b *bench) {
+		b.Put("secret/app", map[string]any{"k": "v"})
+		cluster := b.Cluster()
+		cluster.RateLimit = fmt.Sprintf("%d:%d", perSecond, burst)
+		client, err := vault.NewClient(cluster, b.sched, hclog.NewNullLogger())
+		must.NoError(b, err)
+		b.Cleanup(client.Close)
+		b.client = client
+
+		ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
+		defer cancel()
+		sessions := make([]*vault.Session, tasks)
+		var all sync.WaitGroup
+		for i := range sessions {
+			all.Go(func() {
+				s, err := client.Open(ctx, b.options())
+				must.NoError(b, err)
+				r := s.Begin(false)
+				_, err = r.Read(ctx, creds)
+				must.NoError(b, err)
+				r.Commit(0)
+				sessions[i] = s
+			})
+		}
+		b.keepsTo(perSecond, burst, 2*time.Minute)
+		all.Wait()
+		must.Eq(b, tasks, b.Logins())
+		must.Eq(b, tasks, b.Minted())
+
+		b.RevokeTokens()
+		b.Down(true)
+		time.Sleep(2 * time.Hour)
+		b.Down(false)
+		b.keepsTo(perSecond, burst, 10*time.Minute)
+		must.Eq(b, 2*tasks, b.Logins())
+		must.Eq(b, tasks, b.told(vault.Recovered))
+		for _, s := range sessions {
+			must.NoError(b, s.Close(b.Context()))
+		}
+	})
+}
+
+// keepsTo checks for that long that Vault is not asked more often.
+func (b *bench) keepsTo(perSecond, burst int, long time.Duration) {
+	first := b.Calls("")
+	for began := time.Now(); time.Since(began) < long; {
+		time.Sleep(time.Second)
+		asked, allowed := b.Calls("")-first, burst+perSecond*int(time.Since(began)/time.Second)
+		must.LessEq(b, allowed, asked, must.Sprint("requests after ", time.Since(began)))
+	}
+}
+
 // tasks opens that many sessions with a lease and a KV secret each.
 func (b *bench) tasks(n int) (all []*vault.Session) {
 	for range n {
@@ -1154,8 +1209,56 @@ func TestStartWaitsForVault(t *testing.T) {
 				must.ErrorIs(b, err, vault.ErrUnavailable)
 				must.True(b, vault.Transient(err))
 				must.Eq(b, 40*time.Second, time.Since(began).Round(10*time.Second))
+				must.Len(b, 1, b.notices, must.Sprint("it is told once that the start waits"))
+				must.Eq(b, vault.Notice{Kind: vault.Waiting, Text: waiting(fault, err)}, b.notices[0])
 				time.AfterFunc(time.Minute, mend)
 				s := b.open()
+				must.NoError(b, s.Close(b.Context()))
+			})
+		})
+	}
+}
+
+// waiting is what a start says that will end with err.
+func waiting(fault vaulttest.Fault, err error) string {
+	if fault.Hang {
+		return "waiting for Vault: no answer yet"
+	}
+	return "waiting for Vault: " + err.Error()
+}
+
+func TestStartThatIsQuickSaysNothing(t *testing.T) {
+	bubble(t, func(b *bench) {
+		time.AfterFunc(500*time.Millisecond, b.Break(vaulttest.Fault{Status: 503}))
+		b.end(b.open())
+		must.Len(b, 0, b.notices)
+	})
+}
+
+// A login whose answer gets lost leaves a token that nobody can revoke: there are not many of those, and none where nothing gets through.
+func TestLostLoginsOfARunningTaskKeepToTheBudget(t *testing.T) {
+	for name, test := range map[string]struct {
+		match string
+		most  int // logins in an hour and a half, with tokens that live for an hour
+	}{
+		"of logins only": {"PUT auth/jwt-nomad/login", 4 + 7},
+		"of everything":  {"", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				b.Roles["app"] = vaulttest.Role{TTL: time.Hour}
+				s := b.open()
+				b.generation(s, 0, creds)
+				before := b.Logins()
+				b.RevokeTokens()
+				mend := b.Break(vaulttest.Fault{Match: test.match, Lose: true})
+				time.Sleep(90 * time.Minute)
+				must.Between(b, 1, b.Logins()-before, test.most)
+				must.Eq(b, 1, b.told(vault.Outage))
+				mend()
+				time.Sleep(time.Hour)
+				must.True(b, changed(s))
+				must.Eq(b, 1, b.told(vault.Recovered))
 				must.NoError(b, s.Close(b.Context()))
 			})
 		})
@@ -1269,7 +1372,8 @@ func TestCloseWhileEverythingIsUnderWay(t *testing.T) {
 		_, err := s.Begin(true).Read(b.Context(), read("secret/c"))
 		must.ErrorIs(b, err, vault.ErrClosed)
 		must.NoError(b, s.Close(b.Context()), must.Sprint("Close may be called again"))
-		must.Len(b, 0, b.notices)
+		must.Len(b, 2, b.notices, must.Sprint("both readings told that they wait"))
+		must.Eq(b, 2, b.told(vault.Waiting))
 	})
 }
 

@@ -154,17 +154,42 @@ func (s *Session) relogin(ctx context.Context, failed *token) (*token, error) {
 		return failed, refused.err
 	}
 	t, err := s.logInBriefly(ctx, failed.N+1)
+	s.count(err)
 	if err != nil {
-		s.mu.Lock()
-		s.refused = refusal{err, time.Now().Add(time.Second)}
-		s.mu.Unlock()
 		return failed, err
 	}
 	return t, s.replaceToken(ctx, t)
 }
 
-// logInBriefly does not wait for an identity for long.
+// count takes note of how a login went, and for how long its error answers the next ones. Where answers get lost each login leaves a token
+// behind: the first few cost no time, like the leases that a budget allows, and each further one twice that of the one before, up to the life of
+// a token.
+func (s *Session) count(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pause := time.Second
+	switch {
+	case err == nil:
+		s.missing = 0
+		return
+	case lost(err):
+		if s.missing++; s.missing >= mintsPerLife {
+			pause = max(pause, min(time.Minute<<min(s.missing-mintsPerLife, 20), s.token.Lease.TTL))
+		}
+	}
+	s.refused = refusal{err, time.Now().Add(pause)}
+}
+
+// logInBriefly does not wait for an identity for long. After a login whose answer got lost it makes sure first that Vault answers at all.
 func (s *Session) logInBriefly(ctx context.Context, n int) (*token, error) {
+	s.mu.Lock()
+	missing := s.missing > 0
+	s.mu.Unlock()
+	if missing {
+		if err := s.client.answers(ctx); unasked(err) {
+			return nil, hush(err)
+		}
+	}
 	brief, cancel := context.WithTimeout(ctx, jwtPatience)
 	defer cancel()
 	jwt, err := s.identity(brief)
@@ -192,7 +217,6 @@ func (s *Session) replaceToken(ctx context.Context, t *token) error {
 	s.token, s.lease, s.doubted, s.leaves, s.news = t, t.Lease, false, false, true
 	at, _ := s.lease.due()
 	s.upkeep.well(at)
-	clear(s.told)
 	s.mu.Unlock()
 	s.wake()
 	s.tell(Replaced, fmt.Sprintf("logged in again, the token before had ended or could not be renewed (accessor %s)", t.Accessor))
