@@ -34,9 +34,9 @@ func (t *task) notice(n vault.Notice) {
 	switch n.Kind {
 	case vault.Outage:
 		t.event("Vault unavailable: %s", n.Text)
-	case vault.Waiting, vault.Recovered:
+	case vault.Recovered:
 		t.event("%s", n.Text)
-	case vault.Problem:
+	case vault.Problem, vault.Waiting:
 		t.event("Vault: %s", n.Text)
 	case vault.Replaced:
 		go t.save()

@@ -395,6 +395,8 @@ func startWaits(fault stack.Fault) func(*testing.T, *stack.Stack, *stack.Proxy, 
 		outage := time.NewTimer(startTimeout / 3)
 		<-outage.C
 		must.Eq(t, "pending", state(t, ctx, alloc, j).State)
+		_, err := alloc.Event(ctx, j.Name, "Vault: waiting")
+		must.NoError(t, err)
 		must.NoError(t, proxy.Mend())
 		shown(t, ctx, alloc, j, "/secrets/db.env", 1)
 		now := state(t, ctx, alloc, j)

@@ -132,7 +132,7 @@ func (r *Reading) first(ctx context.Context, key string, req Request) (*Secret, 
 	var by *token
 	answers := func(ctx context.Context) error { return r.s.lookUp(ctx, r.s.current()) }
 	more := func(err error) bool { return r.s.missed(key, err) }
-	tell := func(why error) { r.waits.Do(func() { r.s.await(why) }) }
+	tell := func(why error) { r.waits.Do(func() { r.s.await(why, "Vault to "+string(req.Op)+" "+req.Path) }) }
 	err := sparingly(ctx, tell, answers, more, func() (err error) {
 		secret, by, err = r.s.fetch(ctx, req)
 		return err

@@ -111,7 +111,8 @@ func (c *Client) Open(ctx context.Context, o Options) (*Session, error) {
 }
 
 func (s *Session) firstToken(ctx context.Context) error {
-	return sparingly(ctx, s.await, s.client.answers, func(error) bool { return true }, func() error {
+	tell := func(why error) { s.await(why, "the task's identity, or for Vault to log in with it") }
+	return sparingly(ctx, tell, s.client.answers, func(error) bool { return true }, func() error {
 		jwt, err := s.identity(ctx)
 		if err != nil {
 			return err
@@ -140,7 +141,7 @@ func (c *Client) newSession(o Options) *Session {
 // untold is how long somebody waits for Vault before that is told.
 const untold = 2 * time.Second
 
-// patiently repeats try while waiting can help and ctx lasts, and tells once that it waits, and why where that is known. An attempt that
+// patiently repeats try while waiting can help and ctx lasts, and tells once that it waits, and why, nil where there is no error yet. An attempt that
 // ctx cut short says less than the one before it.
 func patiently(ctx context.Context, tell func(why error), try func() error) error {
 	quick := Backoff{First: 200 * time.Millisecond, Most: 5 * time.Second}
@@ -173,7 +174,7 @@ func tellLate(reasons <-chan error, tell func(why error)) (stop func() bool) {
 		case why := <-reasons:
 			tell(why)
 		default:
-			tell(errors.New("no answer yet"))
+			tell(nil)
 		}
 	}).Stop
 }
@@ -203,8 +204,14 @@ func sparingly(ctx context.Context, tell func(error), answers func(context.Conte
 	})
 }
 
-// await tells that somebody waits for Vault.
-func (s *Session) await(why error) { s.tell(Waiting, "waiting for Vault: "+why.Error()) }
+// await tells that somebody waits, and why, or else for what.
+func (s *Session) await(why error, what string) {
+	if why != nil {
+		s.tell(Waiting, "waiting: "+why.Error())
+	} else {
+		s.tell(Waiting, "waiting for "+what)
+	}
+}
 
 // sleep waits for d; false means that ctx ended before.
 func sleep(ctx context.Context, d time.Duration) bool {

@@ -1222,9 +1222,9 @@ func TestStartWaitsForVault(t *testing.T) {
 // waiting is what a start says that will end with err.
 func waiting(fault vaulttest.Fault, err error) string {
 	if fault.Hang {
-		return "waiting for Vault: no answer yet"
+		return "waiting for the task's identity, or for Vault to log in with it"
 	}
-	return "waiting for Vault: " + err.Error()
+	return "waiting: " + err.Error()
 }
 
 func TestStartThatIsQuickSaysNothing(t *testing.T) {
