@@ -98,12 +98,13 @@ type job struct {
 	Driver string
 	Args   []string // of the application
 	Type   string   // "service" where empty
+	Again  bool     // whether Nomad starts again what fails, as it does by default
 	Config string   // HCL for config {}: vault and template blocks
 	Task   string   // HCL for the task
 	Group  string   // HCL for the group, or for the job's other groups
 }
 
-// spec is the jobspec (HCL). The job is never tried again where it fails, so that what a test sees is the first failure; HCL of
+// spec is the jobspec (HCL). The job is never tried again where it fails, so that what a test sees is the first failure, unless Again says so; HCL of
 // Group and Task may add a block, not change one that is here. A docker task shares the host's network, as an exec task does.
 func (j job) spec() string {
 	var b strings.Builder
@@ -127,6 +128,7 @@ var jobTemplate = template.Must(template.New("job").Parse(`
 job "{{.Name}}" {
   type = "{{or .Type "service"}}"
   group "{{.Name}}" {
+    {{- if not .Again}}
     restart {
       attempts = 0
       mode     = "fail"
@@ -135,6 +137,7 @@ job "{{.Name}}" {
       attempts  = 0
       unlimited = false
     }
+    {{- end}}
     volume "app" {
       type      = "host"
       source    = "app"

@@ -423,13 +423,13 @@ func watched(s *stack.Stack, j job) witness {
 }
 
 // granted returns how often requests at a path had success until now.
-func (w witness) granted(t *testing.T, path string) int { return len(w.answered(t, path, true)) }
+func (w witness) granted(t testing.TB, path string) int { return len(w.answered(t, path, true)) }
 
 // refused returns how often they had not.
 func (w witness) refused(t *testing.T, path string) int { return len(w.answered(t, path, false)) }
 
 // answered returns when requests at a path were answered, those that had success or those that had not.
-func (w witness) answered(t *testing.T, path string, well bool) (at []time.Time) {
+func (w witness) answered(t testing.TB, path string, well bool) (at []time.Time) {
 	t.Helper()
 	log, err := os.ReadFile(w.file)
 	must.NoError(t, err)

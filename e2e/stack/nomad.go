@@ -177,6 +177,7 @@ func (n *Nomad) writeConfig() error {
 	}
 	data := map[string]any{
 		"Dir": s.Dir, "AllocDir": s.path(allocDir), "Ports": n.ports, "CNI": cniPath(), "Plugins": plugins, "Clusters": s.clusters(), "Examples": s.options.AsInExamples,
+		"NomadsOwn": s.options.NomadsOwn,
 		"OwnDocker": !slices.ContainsFunc(plugins, func(p Plugin) bool { return p.Name == "docker" }),
 	}
 	for _, t := range agentConfig.Templates() {
@@ -249,6 +250,22 @@ consul {
   server_auto_join = false
   client_auto_join = false
 }
+
+{{if .NomadsOwn}}
+{{- with index .Clusters "default"}}
+vault {
+  enabled               = true
+  address               = "{{.Addr}}"
+  ca_file               = "{{.CA}}"
+  jwt_auth_backend_path = "jwt-nomad"
+  create_from_role      = "nomad-workloads"
+  default_identity {
+    aud = ["vault.io"]
+    ttl = "1h"
+  }
+}
+{{end}}
+{{- end}}
 
 {{define "server.hcl"}}
 name     = "server"

@@ -26,6 +26,10 @@ type Options struct {
 	// of their own, or "default" itself. It says whether the proxy speaks TLS.
 	Proxies map[string]bool
 
+	// NomadsOwn lets the vault and template blocks of Nomad itself work beside ours: the agents' Vault is the plugins' cluster "default", and
+	// so the proxy of that name where there is one.
+	NomadsOwn bool
+
 	// Faults builds the plugin in the way that lets Fault end it.
 	Faults bool
 
