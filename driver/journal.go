@@ -30,6 +30,9 @@ func (t *task) event(format string, args ...any) {
 // notice tells what a session has met. It is called from the scheduler and waits for nobody: a new token, which a crash
 // must not lose, is saved beside it.
 func (t *task) notice(n vault.Notice) {
+	if n.Kind == vault.Waiting && !t.starting.Load() {
+		return // it runs with what it has, and stay tells why it gets nothing new
+	}
 	t.say("%s", n.Text)
 	switch n.Kind {
 	case vault.Outage:

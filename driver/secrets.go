@@ -55,7 +55,12 @@ func (s *secrets) session(ctx context.Context, name string) (*vault.Session, err
 	if err != nil {
 		return nil, err
 	}
-	session, err := client.Open(ctx, s.options(block))
+	options := s.options(block)
+	if options.Login.Given != nil && block.File {
+		return nil, fmt.Errorf("vault %q: file = true: the task's token is the one that Nomad derived and writes to secrets/vault_token itself: "+
+			"leave file out here, or name a role", name)
+	}
+	session, err := client.Open(ctx, options)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +79,7 @@ func (s *secrets) options(block VaultConfig) vault.Options {
 		return token.JWT(), err
 	}
 	return vault.Options{Notify: s.notify, Changed: s.changed,
-		Login: vault.Login{Role: block.Role, Namespace: block.Namespace, JWT: jwt}}
+		Login: vault.Login{Role: block.Role, Namespace: block.Namespace, JWT: jwt, Given: given(block, s.cfg)}}
 }
 
 func identitySource(block VaultConfig, cfg *drivers.TaskConfig) identity.Source {
@@ -150,8 +155,13 @@ func (s *secrets) describe() (text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(s.sessions)) {
-		_, accessor, _ := s.sessions[name].Token()
-		text += fmt.Sprintf(", vault %q token %s with policies %v", name, accessor, s.sessions[name].Policies())
+		session := s.sessions[name]
+		_, accessor, _ := session.Token()
+		whose := ""
+		if session.Given() {
+			whose = "Nomad's "
+		}
+		text += fmt.Sprintf(", vault %q %stoken %s with policies %v", name, whose, accessor, session.Policies())
 	}
 	return text
 }

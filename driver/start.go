@@ -172,6 +172,8 @@ func (t *task) renderFirst() error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(t.ctx, t.op.StartTimeout)
 	defer cancel()
+	t.starting.Store(true)
+	defer t.starting.Store(false)
 	first, err := t.make.render(ctx, nil, true)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nomad-driver-vault/driver/vault"
@@ -28,6 +29,8 @@ type task struct {
 	pipes   *pipes
 	ctx     context.Context // ended with the task: what waits for Vault, Nomad or the process gives up
 	cancel  context.CancelFunc
+
+	starting atomic.Bool // the first generation is being rendered
 
 	stops   chan stopRequest
 	signals chan signalRequest

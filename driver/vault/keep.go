@@ -123,13 +123,13 @@ func (s *Session) keepToken(ctx context.Context) {
 		return
 	}
 	err := errTokenGone
-	if doubted || lease.Renewable {
+	if doubted || lease.Renewable || t.Given {
 		err = s.checkToken(ctx, t, lease)
 	}
 	switch {
 	case err == nil:
 		return
-	case errors.Is(err, errTokenGone), lease.late(time.Now()):
+	case errors.Is(err, errTokenGone), lease.late(time.Now()) && !t.Given:
 		_, err = s.relogin(ctx, t)
 	}
 	if err != nil {
@@ -140,10 +140,13 @@ func (s *Session) keepToken(ctx context.Context) {
 // checkToken renews the token, or asks whether it lives where it cannot be renewed. An error is errTokenGone, or means
 // that Vault could not be asked; a refusal is none: the token lives until its end.
 func (s *Session) checkToken(ctx context.Context, t *token, l Lease) (err error) {
-	if l.Renewable {
+	switch {
+	case t.Given:
+		l, err = s.follow(ctx, t, l)
+	case l.Renewable:
 		l, err = s.renewToken(ctx, t, l)
-	} else {
-		err = s.lookUp(ctx, t)
+	default:
+		_, err = s.lookUp(ctx, t)
 	}
 	if errors.Is(err, ErrDenied) {
 		err = s.verdict(ctx, t, err)
@@ -161,10 +164,30 @@ func (s *Session) checkToken(ctx context.Context, t *token, l Lease) (err error)
 	defer s.mu.Unlock()
 	if s.token == t { // a reading may have replaced it meanwhile
 		s.lease, s.doubted = l, false
-		at, _ := l.due()
-		s.upkeep.well(at)
+		s.upkeep.well(t.due(l, time.Now()))
 	}
 	return nil
+}
+
+// follow looks whether somebody else has replaced the token, which then counts as gone, and now and then for how long it still lives.
+func (s *Session) follow(ctx context.Context, t *token, l Lease) (Lease, error) {
+	s.mu.Lock()
+	given, doubted := s.login.Given, s.doubted
+	s.mu.Unlock()
+	if given != nil {
+		if value, err := given(); err == nil && value != t.Value {
+			return l, errTokenGone
+		}
+	}
+	now := time.Now()
+	if !doubted && (l.Ends.IsZero() || now.Before(l.renewAt())) {
+		return l, nil
+	}
+	known, err := s.lookUp(ctx, t)
+	if err != nil {
+		return l, err
+	}
+	return remaining(known, now), nil
 }
 
 // keepItem renews or reads anew what is due and reports whether the answer changed.
@@ -279,7 +302,7 @@ func (s *Session) reissue(ctx context.Context, it *item) (changed bool) {
 	}
 	var err error
 	if issued && stumbled {
-		err = s.lookUp(ctx, t)
+		_, err = s.lookUp(ctx, t)
 	}
 	if unasked(err) {
 		s.stumble(ctx, &it.upkeep, err, time.Time{})

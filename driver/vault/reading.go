@@ -130,10 +130,9 @@ func (r *Reading) newest(it *item) (secret *Secret, good, usable bool) {
 func (r *Reading) first(ctx context.Context, key string, req Request) (*Secret, error) {
 	var secret *Secret
 	var by *token
-	answers := func(ctx context.Context) error { return r.s.lookUp(ctx, r.s.current()) }
 	more := func(err error) bool { return r.s.missed(key, err) }
 	tell := func(why error) { r.waits.Do(func() { r.s.await(why, "Vault to "+string(req.Op)+" "+req.Path) }) }
-	err := sparingly(ctx, tell, answers, more, func() (err error) {
+	err := sparingly(ctx, tell, r.s.answers, more, func() (err error) {
 		secret, by, err = r.s.fetch(ctx, req)
 		return err
 	})

@@ -56,7 +56,7 @@ type Session struct {
 	telling         sync.Mutex // held while notify runs
 
 	mu       sync.Mutex // guards what follows
-	jwt      func(context.Context) (string, error)
+	login    Login      // its sources of tokens
 	notify   func(Notice)
 	changed  chan struct{}
 	token    *token
@@ -105,26 +105,22 @@ func (c *Client) Open(ctx context.Context, o Options) (*Session, error) {
 		return nil, err
 	}
 	s.lease, s.used = s.token.Lease, s.token.N
-	s.upkeep.at, _ = s.lease.due()
+	s.upkeep.at = s.token.due(s.lease, time.Now())
 	s.wake()
 	return s, nil
 }
 
 func (s *Session) firstToken(ctx context.Context) error {
 	tell := func(why error) { s.await(why, "the task's identity, or for Vault to log in with it") }
-	return sparingly(ctx, tell, s.client.answers, func(error) bool { return true }, func() error {
-		jwt, err := s.identity(ctx)
-		if err != nil {
-			return err
-		}
-		s.token, err = s.logIn(ctx, jwt, 1)
+	return sparingly(ctx, tell, s.client.answers, func(error) bool { return true }, func() (err error) {
+		s.token, err = s.obtain(ctx, ctx, 1)
 		return err
 	})
 }
 
 func (c *Client) newSession(o Options) *Session {
 	s := &Session{client: c, role: o.Login.Role, namespace: o.Login.Namespace, logins: newTurn(),
-		jwt: o.Login.JWT, notify: o.Notify, changed: o.Changed, upkeep: newUpkeep(), items: map[string]*item{}}
+		login: o.Login, notify: o.Notify, changed: o.Changed, upkeep: newUpkeep(), items: map[string]*item{}}
 	if s.namespace == "" {
 		s.namespace = c.cluster.Namespace
 	}
@@ -242,6 +238,9 @@ func (s *Session) Token() (value, accessor, namespace string) {
 // Policies returns the names of the policies that the login granted.
 func (s *Session) Policies() []string { return s.current().Policies }
 
+// Given reports that the token in use is somebody else's.
+func (s *Session) Given() bool { return s.current().Given }
+
 func (s *Session) current() *token {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -253,7 +252,7 @@ func (s *Session) current() *token {
 func (s *Session) Listen(o Options) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.notify, s.jwt = o.Notify, o.Login.JWT
+	s.notify, s.login = o.Notify, o.Login
 	if o.Changed != nil {
 		s.changed = o.Changed
 	}
@@ -364,11 +363,11 @@ func (s *Session) belongings() (tokens []*token, leases []string) {
 	for _, sp := range s.spent {
 		if sp.Token != nil {
 			tokens = append(tokens, sp.Token)
-		} else if s.token.batch() {
+		} else if s.token.stays() {
 			leases = append(leases, sp.ID)
 		}
 	}
-	if s.token.batch() && !s.leaves {
+	if s.token.stays() && !s.leaves {
 		for _, it := range s.items {
 			leases = append(leases, it.leases()...)
 		}

@@ -1344,6 +1344,75 @@ func TestBatchToken(t *testing.T) {
 	})
 }
 
+// A token that Nomad has made for the task is Nomad's to renew, to replace and to end.
+func TestGivenToken(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.Roles["app"] = vaulttest.Role{TTL: time.Hour, Revoke: true, Policies: []string{"api"}}
+		given := b.Issue("app")
+		login := vault.Login{Given: func() (string, error) { return given, nil }}
+		s, err := b.client.Open(b.Context(), vault.Options{Login: login, Notify: b.note})
+		must.NoError(b, err)
+		must.True(b, s.Given())
+		value, accessor, _ := s.Token()
+		must.Eq(b, given, value)
+		must.NotEq(b, "", accessor)
+		must.Eq(b, []string{"default", "api"}, s.Policies())
+		first := b.generation(s, 0, creds)[0]
+		for range 10 { // While somebody extends it, nothing of it is ours to do, and its leases are kept.
+			time.Sleep(50 * time.Minute)
+			b.Extend(given)
+		}
+		must.False(b, changed(s))
+		must.Eq(b, 0, b.Logins()+b.Calls("PUT auth/token/renew-self"))
+		must.Eq(b, 1, b.Minted())
+
+		old := given
+		given = b.Issue("app")
+		time.Sleep(10 * time.Second)
+		must.True(b, changed(s))
+		second := b.generation(s, 0, creds)[0]
+		must.NotEq(b, user(first), user(second))
+		time.Sleep(time.Minute)
+		must.SliceContains(b, b.Tokens(), old, must.Sprint("it is not ours to revoke"))
+
+		b.RevokeTokens()
+		time.Sleep(2 * time.Hour)
+		must.True(b, s.Given())
+		must.Between(b, 1, b.told(vault.Problem), 2)
+		given = b.Issue("app")
+		time.Sleep(time.Minute + 10*time.Second)
+		must.True(b, changed(s))
+		third := b.generation(s, 0, creds)[0]
+		must.NotEq(b, user(second), user(third))
+
+		must.NoError(b, s.Close(b.Context()))
+		must.Len(b, 0, b.Users(), must.Sprint("what was issued to us is taken back"))
+		must.Eq(b, []string{given}, b.Tokens())
+	})
+}
+
+// Adoption goes on with it: the next process must not take it for its own.
+func TestGivenTokenIsAdopted(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.Roles["app"] = vaulttest.Role{TTL: time.Hour, Revoke: true}
+		given := b.Issue("app")
+		login := vault.Login{Given: func() (string, error) { return given, nil }}
+		s, err := b.client.Open(b.Context(), vault.Options{Login: login, Notify: b.note})
+		must.NoError(b, err)
+		b.generation(s, 0, creds)
+		state, err := s.Save()
+		must.NoError(b, err)
+		b.sched.Close()
+		b.start(4)
+		s, err = b.client.Adopt(state, vault.Options{Login: login, Notify: b.note})
+		must.NoError(b, err)
+		time.Sleep(5 * time.Minute)
+		must.Eq(b, 0, b.Logins()+b.Calls("PUT auth/token/renew-self"))
+		must.NoError(b, s.Close(b.Context()))
+		must.Eq(b, []string{given}, b.Tokens())
+	})
+}
+
 func TestCloseWhileEverythingIsUnderWay(t *testing.T) {
 	bubble(t, func(b *bench) {
 		b.Put("secret/a", map[string]any{"k": "1"})

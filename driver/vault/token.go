@@ -20,6 +20,9 @@ type Login struct {
 	Namespace string // empty: the cluster's
 	// JWT returns the task's current workload identity; it may wait for one until ctx ends.
 	JWT func(ctx context.Context) (string, error)
+	// Given, where it is not nil, returns the token that somebody else has made for the task and renews. It is used in place of a login as it
+	// is, followed when it is replaced, and neither renewed nor revoked.
+	Given func() (string, error)
 }
 
 // token is one Vault token of a session. It does not change.
@@ -29,6 +32,7 @@ type token struct {
 	Accessor string   `json:"accessor"`
 	Policies []string `json:"policies"`
 	Lease    Lease    `json:"lease"` // as granted; of a token that was replaced, as it was then
+	Given    bool     `json:"given,omitempty"`
 }
 
 // String keeps the value out of logs and error messages.
@@ -37,16 +41,63 @@ func (t *token) String() string { return fmt.Sprintf("[token %d %s]", t.N, t.Acc
 // GoString is String, for %#v.
 func (t *token) GoString() string { return t.String() }
 
-// batch reports a token that cannot be renewed or revoked and that takes no lease with it
-// (https://developer.hashicorp.com/vault/docs/concepts/tokens#batch-tokens).
-func (t *token) batch() bool { return t.Accessor == "" }
+// stays reports a token that is not revoked here, and so takes no lease with it: a batch token, which cannot be
+// (https://developer.hashicorp.com/vault/docs/concepts/tokens#batch-tokens), or one that is somebody else's.
+func (t *token) stays() bool { return t.Accessor == "" || t.Given }
 
-// identity returns the task's current JWT.
-func (s *Session) identity(ctx context.Context) (string, error) {
+// followEvery is how often a token that somebody else keeps is compared with the one in use.
+const followEvery = 5 * time.Second
+
+// due is when a token with that lease next wants attention.
+func (t *token) due(l Lease, now time.Time) time.Time {
+	if t.Given {
+		return now.Add(followEvery)
+	}
+	at, _ := l.due()
+	return at
+}
+
+// obtain returns the session's token number n: the one that is given, or else a new one for the task's current JWT, for which it waits
+// until patience ends. It asks once.
+func (s *Session) obtain(ctx, patience context.Context, n int) (*token, error) {
 	s.mu.Lock()
-	jwt := s.jwt
+	login := s.login
 	s.mu.Unlock()
-	return jwt(ctx)
+	if login.Given != nil {
+		return s.look(ctx, login.Given, n)
+	}
+	jwt, err := login.JWT(patience)
+	if err != nil {
+		return nil, err
+	}
+	return s.logIn(ctx, jwt, n)
+}
+
+// look returns the token that somebody else keeps for the task. One that Vault does not know is about to be replaced.
+func (s *Session) look(ctx context.Context, given func() (string, error), n int) (*token, error) {
+	value, err := given()
+	if err != nil {
+		return nil, err
+	}
+	t := &token{N: n, Value: value, Given: true}
+	known, err := s.lookUp(ctx, t)
+	if errors.Is(err, ErrDenied) {
+		return nil, &Error{Class: errNotYet, Op: "look up the task's token", Detail: "Vault does not know it",
+			Hint: fmt.Sprintf("waiting for another one; is %s the Vault that it is from?", s.client.cluster.Address)}
+	}
+	if err != nil {
+		return nil, hush(err)
+	}
+	t.Accessor, _ = known.TokenAccessor()
+	t.Policies, _ = known.TokenPolicies()
+	t.Lease = remaining(known, time.Now())
+	return t, nil
+}
+
+// remaining is what a look at a token says of its life.
+func remaining(known *api.Secret, now time.Time) Lease {
+	ttl, _ := known.TokenTTL()
+	return newLease("", ttl, false, now)
 }
 
 // logIn exchanges a JWT for the session's token number n, once, without patience.
@@ -155,7 +206,7 @@ func (s *Session) relogin(ctx context.Context, failed *token) (*token, error) {
 	}
 	t, err := s.logInBriefly(ctx, failed.N+1)
 	s.count(err)
-	if err != nil {
+	if err != nil || t.Value == failed.Value {
 		return failed, err
 	}
 	return t, s.replaceToken(ctx, t)
@@ -192,11 +243,7 @@ func (s *Session) logInBriefly(ctx context.Context, n int) (*token, error) {
 	}
 	brief, cancel := context.WithTimeout(ctx, jwtPatience)
 	defer cancel()
-	jwt, err := s.identity(brief)
-	if err != nil {
-		return nil, err
-	}
-	return s.logIn(ctx, jwt, n)
+	return s.obtain(ctx, brief, n)
 }
 
 // replaceToken makes t the session's token. A session that was closed meanwhile gets none, and t is revoked.
@@ -207,7 +254,7 @@ func (s *Session) replaceToken(ctx context.Context, t *token) error {
 		_ = s.revoke(context.WithoutCancel(ctx), t) // nobody is there to try again; it ends by itself
 		return ErrClosed
 	}
-	if !s.token.batch() {
+	if !s.token.stays() {
 		old := *s.token
 		old.Lease = s.lease
 		s.retired = append(s.retired, &old)
@@ -215,8 +262,7 @@ func (s *Session) replaceToken(ctx context.Context, t *token) error {
 	now := time.Now()
 	s.loseLeases(now)
 	s.token, s.lease, s.doubted, s.leaves, s.news = t, t.Lease, false, false, true
-	at, _ := s.lease.due()
-	s.upkeep.well(at)
+	s.upkeep.well(t.due(t.Lease, now))
 	s.mu.Unlock()
 	s.wake()
 	s.tell(Replaced, fmt.Sprintf("logged in again, the token before had ended or could not be renewed (accessor %s)", t.Accessor))
@@ -267,7 +313,7 @@ func (s *Session) verdict(ctx context.Context, t *token, denial error) error {
 	if unknown(denial) {
 		return errTokenGone
 	}
-	err := s.lookUp(ctx, t)
+	_, err := s.lookUp(ctx, t)
 	switch {
 	case err == nil:
 		return denial
@@ -285,20 +331,26 @@ func unknown(denial error) bool {
 	return errors.As(denial, &e) && strings.Contains(e.Detail, "invalid token")
 }
 
-// lookUp asks Vault whether it knows t; ErrDenied means that it does not.
-func (s *Session) lookUp(ctx context.Context, t *token) error {
+// lookUp asks Vault what it knows of t; ErrDenied means nothing.
+func (s *Session) lookUp(ctx context.Context, t *token) (*api.Secret, error) {
 	as, err := s.client.as(t.Value, s.namespace)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, err = as.Auth().Token().LookupSelfWithContext(ctx)
-	return s.client.fail("look up token", err)
+	known, err := as.Auth().Token().LookupSelfWithContext(ctx)
+	return known, s.client.fail("look up token", err)
+}
+
+// answers is nil where Vault answers to the token in use.
+func (s *Session) answers(ctx context.Context) error {
+	_, err := s.lookUp(ctx, s.current())
+	return err
 }
 
 // revoke ends t and every lease that was read with it. A token that Vault no longer knows is revoked already; a batch
 // token cannot be revoked and ends by itself.
 func (s *Session) revoke(ctx context.Context, t *token) error {
-	if t.batch() {
+	if t.stays() {
 		return nil
 	}
 	as, err := s.client.as(t.Value, s.namespace)

@@ -57,22 +57,31 @@ func (s *Server) login(body map[string]any) answer {
 	if body["jwt"] != s.JWT {
 		return refuse(http.StatusBadRequest, "error validating token: invalid expiration time (exp) claim: token is expired")
 	}
-	s.serial++
-	t := &token{role: role, ends: time.Now().Add(role.TTL), max: limit(role.MaxTTL)}
-	if !role.Batch {
-		t.accessor = fmt.Sprintf("accessor-%d", s.serial)
-	}
-	value := fmt.Sprintf("hvs.%s-%d", Planted, s.serial)
-	s.tokens[value] = t
+	value, t := s.issue(role)
 	return reply(map[string]any{"auth": t.auth(value, role.TTL)})
 }
 
-func (t *token) auth(value string, ttl time.Duration) map[string]any {
-	policies := t.role.Policies
-	if !t.role.Bare {
-		policies = append([]string{"default"}, policies...)
+func (s *Server) issue(role Role) (value string, t *token) {
+	s.serial++
+	t = &token{role: role, ends: time.Now().Add(role.TTL), max: limit(role.MaxTTL)}
+	if !role.Batch {
+		t.accessor = fmt.Sprintf("accessor-%d", s.serial)
 	}
-	return map[string]any{"client_token": value, "accessor": t.accessor, "policies": policies,
+	value = fmt.Sprintf("hvs.%s-%d", Planted, s.serial)
+	s.tokens[value] = t
+	return value, t
+}
+
+// names are the policies of a token.
+func (t *token) names() []string {
+	if t.role.Bare {
+		return t.role.Policies
+	}
+	return append([]string{"default"}, t.role.Policies...)
+}
+
+func (t *token) auth(value string, ttl time.Duration) map[string]any {
+	return map[string]any{"client_token": value, "accessor": t.accessor, "policies": t.names(),
 		"lease_duration": seconds(ttl), "renewable": !t.role.Batch && !t.role.Fixed}
 }
 
@@ -95,7 +104,7 @@ func seconds(d time.Duration) int { return int(d / time.Second) }
 func (s *Server) self(path, value string, t *token) answer {
 	switch path {
 	case "token/lookup-self":
-		return reply(map[string]any{"data": map[string]any{"ttl": seconds(time.Until(t.ends))}})
+		return reply(map[string]any{"data": map[string]any{"ttl": seconds(time.Until(t.ends)), "accessor": t.accessor, "policies": t.names()}})
 	case "token/revoke-self":
 		delete(s.tokens, value)
 		return answer{status: http.StatusNoContent}

@@ -129,6 +129,22 @@ func (s *Server) Login(role string) vault.Login {
 	}}
 }
 
+// Issue makes a token of the role, as somebody else does it for a task.
+func (s *Server) Issue(role string) (token string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	token, _ = s.issue(s.Roles[role])
+	return token
+}
+
+// Extend renews a token, as somebody else does it.
+func (s *Server) Extend(value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.tokens[value]
+	_, t.ends = extend(t.role.TTL, t.max)
+}
+
 // Put writes data in KV: below secret/ or kv/.
 func (s *Server) Put(path string, data map[string]any) {
 	s.mu.Lock()
