@@ -89,6 +89,12 @@ var failures = map[string]struct {
 	"an identity that Vault calls expired": {host: func(h *host) { h.identity(jwt("two")) }, says: []string{"log in to vault", "expired"},
 		recoverable: true, took: time.Minute},
 
+	"a file of Nomad's own token": {host: func(h *host) {
+		must.NoError(h, os.Remove(filepath.Join(h.alloc, "web/secrets/nomad_vault.jwt")))
+		must.NoError(h, os.Mkdir(filepath.Join(h.alloc, "web/private"), 0o755))
+		h.put("web/private/vault_token", "hvs.derived")
+	}, config: "vault {\n file = true\n}\n" + block("local/x", kv, ""), says: []string{`vault "default": file = true: `, "leave file out"}},
+
 	"Vault is down":   {host: func(h *host) { h.Down(true) }, says: []string{"Vault unavailable", "connection refused"}, recoverable: true, took: time.Minute},
 	"Vault hangs":     {host: func(h *host) { h.Break(vaulttest.Fault{Hang: true}) }, says: []string{"Vault unavailable"}, recoverable: true, took: time.Minute},
 	"Vault is sealed": {host: func(h *host) { h.Break(vaulttest.Fault{Status: 503}) }, says: []string{"Vault unavailable"}, recoverable: true, took: time.Minute},
