@@ -4,10 +4,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
@@ -198,6 +200,30 @@ func TestFileThatCannotBeWrittenLeavesTheOldOnes(t *testing.T) {
 		must.NoError(t, os.Remove(path))
 		after(2 * time.Minute)
 		must.Eq(t, []string{"signal SIGHUP"}, r.did())
+	})
+}
+
+// A file that cannot be replaced, because something is mounted on it, is found out after others of its generation were.
+func TestHalfAGenerationDoesNotOutliveItsCause(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.write("green")
+		r := h.start(several(onSignal, onSignal))
+		path := filepath.Join(h.alloc, "web/local/1")
+		must.NoError(t, unix.Mount(path, path, "", unix.MS_BIND, ""))
+		unmount := sync.OnceFunc(func() { must.NoError(t, unix.Unmount(path, unix.MNT_DETACH)) })
+		h.Cleanup(unmount)
+		h.write("blue")
+		after(time.Hour)
+		must.Eq(t, "blue", h.file("local/0"))
+		must.StrContains(t, sole(t, h.events()), `Secrets not updated: destination "local/1" cannot be replaced`)
+		h.write("green")
+		after(2 * time.Minute)
+		must.Eq(t, "green", h.file("local/0"), must.Sprint("it belongs to the other again"))
+		unmount()
+		h.write("blue")
+		after(2 * time.Minute)
+		must.Eq(t, []string{"signal SIGHUP"}, r.did())
+		must.Eq(t, "blue", h.file("local/1"))
 	})
 }
 

@@ -63,7 +63,8 @@ func (t *task) render() {
 // change that was taken back in time is none. Whatever fails leaves the last known good generation where it is.
 func (t *task) take(r rendered) {
 	t.rendered = nil
-	if r.err == nil && !maps.Equal(r.next.sums, t.current.sums) {
+	// After trouble it is written in any case: a part of the generation that failed may be there, and the secrets be the old ones again.
+	if r.err == nil && (t.trouble != "" || !maps.Equal(r.next.sums, t.current.sums)) {
 		t.reached("rendered")
 		r.err = t.write(r.next)
 		t.reached("written")

@@ -12,6 +12,8 @@ import (
 	"path"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // File is one rendered file of a generation.
@@ -40,7 +42,8 @@ const tempPrefix = ".nomad-driver-vault-"
 // temporary name before the first one appears under its own, so an error leaves
 // the old generation as it was and nothing else behind; only a rename that
 // fails, because the task put a directory in its way at that moment, can leave
-// a part, which is then returned together with the error.
+// a part, which is then returned together with the error. The files appear in
+// their order here, so that who finds the last one new finds all of them new.
 //
 // The task owns these directories, and the plugin is root: no symbolic link is
 // ever followed, and what is not a regular file is an error that names the
@@ -70,7 +73,7 @@ func Write(root *os.Root, files []File) (changed []string, err error) {
 	}
 	for _, n := range ready {
 		if err := n.dir.Rename(n.temp, n.name); err != nil {
-			return changed, fmt.Errorf("destination %q cannot be replaced: %w", n.path, cause(err))
+			return changed, fmt.Errorf("destination %q cannot be replaced: %w", n.as, cause(err))
 		}
 		n.temp = ""
 		changed = append(changed, n.path)
@@ -109,7 +112,7 @@ func remove(root *os.Root, name string) error {
 
 // newFile is a file that is complete under its temporary name.
 type newFile struct {
-	path       string
+	path, as   string // File.Path, and what messages call it
 	dir        *os.Root
 	name, temp string // in dir; no temp once it has been renamed
 }
@@ -139,11 +142,14 @@ func prepare(root *os.Root, f File) (n *newFile, err error) {
 	if same, err := unchanged(dir, name, f); same || err != nil {
 		return nil, err
 	}
+	if err := frozen(dir, name); err != nil {
+		return nil, err
+	}
 	temp := tempPrefix + rand.Text()
 	if err := writeTemp(dir, temp, f); err != nil {
 		return nil, notWritten(err)
 	}
-	return &newFile{path: f.Path, dir: dir, name: name, temp: temp}, nil
+	return &newFile{path: f.Path, as: cmp.Or(f.Name, f.Path), dir: dir, name: name, temp: temp}, nil
 }
 
 func owner(f File) (uid, gid int) {
@@ -191,6 +197,25 @@ func sameBytes(dir *os.Root, name string, info fs.FileInfo, data []byte) bool {
 	}
 	old, err := io.ReadAll(io.LimitReader(file, int64(len(data))+1))
 	return err == nil && bytes.Equal(old, data)
+}
+
+// frozen is an error where an attribute of the old file, or of its directory,
+// will make the rename fail (rename(2): EPERM, also for root): in time to leave
+// all other files of the generation as they are.
+func frozen(dir *os.Root, name string) error {
+	at, err := dir.Open(".")
+	if err != nil {
+		return unreachable(err)
+	}
+	defer at.Close()
+	for _, look := range []struct{ path, says string }{{".", "is in a directory that is"}, {name, "is"}} {
+		var st unix.Statx_t
+		err := unix.Statx(int(at.Fd()), look.path, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
+		if err == nil && st.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0 {
+			return fmt.Errorf("%s immutable or append-only: run chattr -ia on it, or choose another destination", look.says)
+		}
+	}
+	return nil
 }
 
 // writeTemp makes the file with its owner and mode, so that it has them when it

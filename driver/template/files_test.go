@@ -207,6 +207,50 @@ func TestWriteToAFullDirectory(t *testing.T) {
 	must.Eq(t, before, tree(t, dir))
 }
 
+// chattr sets attributes of a file as chattr(1) does, until the test ends.
+func chattr(t *testing.T, path string, flags int) {
+	t.Helper()
+	set := func(flags int) {
+		file, err := os.Open(path)
+		must.NoError(t, err)
+		defer file.Close()
+		must.NoError(t, unix.IoctlSetPointerInt(int(file.Fd()), unix.FS_IOC_SETFLAGS, flags))
+	}
+	set(flags)
+	t.Cleanup(func() { set(0) })
+}
+
+func TestWriteWhereAttributesForbidIt(t *testing.T) {
+	requireRoot(t)
+	const appendOnly, immutable = 0x20, 0x10 // FS_APPEND_FL and FS_IMMUTABLE_FL of linux/fs.h
+	for name, test := range map[string]struct {
+		path  string
+		flags int
+		says  string
+	}{
+		"an immutable file":        {"local/conf/b", immutable, `destination "local/conf/b" is immutable or append-only: run chattr -ia on it, or choose another destination`},
+		"an append-only file":      {"local/conf/b", appendOnly, `destination "local/conf/b" is immutable or append-only`},
+		"an immutable directory":   {"local/conf", immutable, `destination "local/conf/b" is in a directory that is immutable or append-only`},
+		"an append-only directory": {"local/conf", appendOnly, `destination "local/conf/b" is in a directory that is immutable or append-only`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, root := taskDir(t)
+			files := func(data string) []File { return []File{file("secrets/a", data), file("local/conf/b", data)} }
+			_, err := Write(root, files("old"))
+			must.NoError(t, err)
+			chattr(t, filepath.Join(dir, test.path), test.flags)
+			before := tree(t, dir)
+			changed, err := Write(root, files("new"))
+			must.ErrorContains(t, err, test.says)
+			must.SliceEmpty(t, changed)
+			must.Eq(t, before, tree(t, dir), must.Sprint("neither half a generation nor a temporary file"))
+			changed, err = Write(root, files("old"))
+			must.NoError(t, err, must.Sprint("what is there already need not be written"))
+			must.SliceEmpty(t, changed)
+		})
+	}
+}
+
 func TestAFileThatIsNotRenamedLeavesNothing(t *testing.T) {
 	dir, root := taskDir(t)
 	n, err := prepare(root, file("secrets/x", "v"))
