@@ -349,36 +349,3 @@ func TestErrorsOfAClusterThatCannotBeAsked(t *testing.T) {
 		})
 	}
 }
-
-// TestALinkInTheWayOfARunningTask: the plugin is root, so it never writes where a link of the task's leads.
-func TestALinkInTheWayOfARunningTask(t *testing.T) {
-	t.Parallel()
-	s := common(t)
-	ctx := within(t, 2*time.Minute)
-	j := job{Name: "errors-link", Driver: "vault-exec", Args: []string{"show", "local/conf/color"}}
-	j.Config = file("local/conf/color", inJob(j, "color"), onSignal)
-	put(t, s, j, map[string]any{"color": "green"})
-	alloc := run(t, s, j)
-	must.NoError(t, alloc.Running(ctx))
-	victim := t.TempDir()
-	must.NoError(t, os.Chmod(victim, 0o777))
-	sh := func(command string) {
-		t.Helper()
-		_, stderr, code := execute(t, alloc, j, false, "", command)
-		must.Zero(t, code, must.Sprint(stderr))
-	}
-	sh("mv local/conf local/aside && ln -s " + victim + " local/conf")
-	put(t, s, j, map[string]any{"color": "red"})
-	event, err := alloc.Event(ctx, j.Name, "Secrets not updated")
-	must.NoError(t, err)
-	must.StrContains(t, event, `destination "local/conf/color" has a parent "conf" that is a symbolic link`)
-	written, err := os.ReadDir(victim)
-	must.NoError(t, err)
-	must.SliceEmpty(t, written)
-	old, err := os.ReadFile(alloc.Path(j.Name, "local/aside/color"))
-	must.NoError(t, err)
-	must.Eq(t, "green", string(old), must.Sprint("the last known good stays"))
-
-	sh("rm local/conf && mv local/aside local/conf")
-	must.Eq(t, []string{"green", "red"}, shown(t, ctx, alloc, j, "local/conf/color", 2))
-}

@@ -2,11 +2,13 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -161,4 +163,218 @@ func generations(t *testing.T, steps []step) (n int) {
 		}
 	}
 	return n
+}
+
+// TestAFullDirectoryOfARunningTaskKeepsTheOldGeneration: the task has filled secrets/ itself.
+func TestAFullDirectoryOfARunningTaskKeepsTheOldGeneration(t *testing.T) {
+	each(t, "full", func(t *testing.T, s *stack.Stack, j job) {
+		ctx := within(t, 2*time.Minute)
+		w := watched(s, j)
+		names := []string{"local/color", "secrets/color", "secrets/large"}
+		j.Config = file(names[0], inJob(j, "color"), onSignal) + file(names[1], inJob(j, "color"), onSignal) +
+			file(names[2], inJob(j, "color")+`{{ range loop 20000 }}0123456789{{ end }}`, onSignal)
+		j.Args = []string{"show", "/local/color", "/secrets/color"}
+		put(t, s, j, map[string]any{"color": "green"})
+		alloc := run(t, s, j)
+		shown(t, ctx, alloc, j, "/secrets/color", 1)
+		before := untouched(t, ctx, alloc, j, names...)
+		_, _, code := execute(t, alloc, j, false, "", "cat /dev/zero > /secrets/filler")
+		must.NotEq(t, 0, code)
+
+		for _, color := range []string{"blue", "red"} { // The same trouble twice is told once.
+			polls := w.granted(t, "kv/data/default/"+j.Name+"/config")
+			put(t, s, j, map[string]any{"color": color})
+			message, err := alloc.Event(ctx, j.Name, "Secrets not updated: ")
+			must.NoError(t, err)
+			must.StrContains(t, message, `destination "secrets/`)
+			must.StrContains(t, message, "its directory is full")
+			must.StrContains(t, message, "raise resources { secrets = <MB> }")
+			eventually(t, time.Minute, func() error {
+				if n := w.granted(t, "kv/data/default/"+j.Name+"/config") - polls; n < 4 {
+					return fmt.Errorf("the secret was read %d times, not yet 4", n)
+				}
+				return nil
+			})
+			must.Eq(t, before, untouched(t, ctx, alloc, j, names...))
+		}
+		must.SliceEmpty(t, temporary(t, alloc))
+
+		_, stderr, code := execute(t, alloc, j, false, "", "rm -f /secrets/filler")
+		must.Zero(t, code, must.Sprint(stderr))
+		must.Eq(t, []string{"green", "red"}, shown(t, ctx, alloc, j, "/secrets/color", 2))
+		must.Eq(t, []string{"green", "red"}, shown(t, ctx, alloc, j, "/local/color", 2))
+		must.SliceLen(t, 1, changed(t, ctx, alloc, j, 1))
+		must.Eq(t, 1, events(t, ctx, alloc, j, "Secrets not updated"))
+		unnoticed(t, ctx, alloc, j)
+	})
+}
+
+// events counts those of the task whose message has the text.
+func events(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job, text string) (n int) {
+	t.Helper()
+	for _, e := range state(t, ctx, alloc, j).Events {
+		if strings.Contains(e.DisplayMessage, text) {
+			n++
+		}
+	}
+	return n
+}
+
+// temporary returns the files of the allocation that were begun and not put in place.
+func temporary(t *testing.T, alloc *stack.Alloc) []string {
+	t.Helper()
+	return slices.DeleteFunc(rendered(t, alloc), func(name string) bool {
+		return !strings.HasPrefix(filepath.Base(name), ".nomad-driver-vault-")
+	})
+}
+
+// An obstacle is what a task, or somebody else on the host, puts where a file of the next generation should be.
+type obstacle struct {
+	name   string
+	put    string // a script: VICTIM is a directory of the host with a file "file", both writable for everybody
+	chattr string // what is immutable on the host
+	take   string // removes it again
+	says   string
+}
+
+// The file is local/conf/color, the last of three.
+var obstacles = []obstacle{
+	{"a link to a file of the host", "rm conf/color && ln -s VICTIM/file conf/color", "", "rm conf/color",
+		`destination "local/conf/color" is a symbolic link, which is never written through or replaced`},
+	{"a directory", "rm conf/color && mkdir conf/color", "", "rmdir conf/color",
+		`destination "local/conf/color" is a directory, which is never written through or replaced`},
+	{"a named pipe", "rm conf/color && mkfifo conf/color", "", "rm conf/color",
+		`destination "local/conf/color" is a named pipe, which is never written through or replaced`},
+	{"an immutable file", "true", "local/conf/color", "true",
+		`destination "local/conf/color" is immutable or append-only: run chattr -ia on it`},
+	{"a parent that is a link to a directory of the host", "mv conf aside && ln -s VICTIM conf", "", "rm conf && mv aside conf",
+		`destination "local/conf/color" has a parent "conf" that is a symbolic link, not a directory`},
+	{"a parent that is a link to a directory of its own", "mv conf aside && ln -s aside conf", "", "rm conf && mv aside conf",
+		`destination "local/conf/color" has a parent "conf" that is a symbolic link, not a directory`},
+	{"a parent that is a file", "mv conf aside && touch conf", "", "rm conf && mv aside conf",
+		`destination "local/conf/color" has a parent "conf" that is a regular file, not a directory`},
+	{"a parent that is a named pipe", "mv conf aside && mkfifo conf", "", "rm conf && mv aside conf",
+		`destination "local/conf/color" has a parent "conf" that is a named pipe, not a directory`},
+	{"an immutable parent", "true", "local/conf", "true",
+		`destination "local/conf/color" is in a directory that is immutable or append-only: run chattr -ia on it`},
+}
+
+// TestWhatIsInTheWayOfAFileHarmsNobodyElse: each obstacle has a task of its own, and all of them a neighbour, which must not notice.
+func TestWhatIsInTheWayOfAFileHarmsNobodyElse(t *testing.T) {
+	each(t, "way", func(t *testing.T, s *stack.Stack, neighbour job) {
+		ctx := within(t, 3*time.Minute)
+		neighbour.Args, neighbour.Config = []string{"show", "/secrets/color"}, file("secrets/color", inJob(neighbour, "color"), onSignal)
+		put(t, s, neighbour, map[string]any{"color": "green"})
+		beside := run(t, s, neighbour)
+		shown(t, ctx, beside, neighbour, "/secrets/color", 1)
+
+		var all []*obstructed
+		for i, o := range obstacles {
+			all = append(all, obstruct(t, s, o, job{Name: fmt.Sprintf("%s-%d", neighbour.Name, i), Driver: neighbour.Driver}))
+		}
+		for _, a := range all {
+			a.block(t, ctx)
+			put(t, s, a.job, map[string]any{"color": "blue"})
+		}
+		for _, a := range all {
+			a.stays(t, ctx)
+		}
+		put(t, s, neighbour, map[string]any{"color": "blue"})
+		must.Eq(t, "blue", shown(t, ctx, beside, neighbour, "/secrets/color", 2)[1])
+		for _, a := range all {
+			a.unblock(t)
+		}
+		for _, a := range all {
+			a.recovers(t, ctx)
+		}
+		must.SliceLen(t, 1, changes(t, ctx, beside, neighbour))
+		unnoticed(t, ctx, beside, neighbour)
+	})
+}
+
+// An obstructed is a task with an obstacle.
+type obstructed struct {
+	obstacle
+	job    job
+	alloc  *stack.Alloc
+	victim string // the directory that must not change
+	before string
+}
+
+func obstruct(t *testing.T, s *stack.Stack, o obstacle, j job) *obstructed {
+	t.Helper()
+	a := &obstructed{obstacle: o, job: j, victim: t.TempDir()}
+	a.job.Args = []string{"show", "/secrets/color", "/local/color", "/local/conf/color"}
+	for _, name := range a.job.Args[1:] {
+		a.job.Config += file(name[1:], inJob(j, "color"), onSignal)
+	}
+	must.NoError(t, os.Chmod(a.victim, 0o777))
+	must.NoError(t, os.WriteFile(filepath.Join(a.victim, "file"), []byte("the host's"), 0o600))
+	must.NoError(t, os.Chmod(filepath.Join(a.victim, "file"), 0o666))
+	put(t, s, a.job, map[string]any{"color": "green"})
+	a.alloc = run(t, s, a.job)
+	return a
+}
+
+// sh runs a script in local/ of the task, where the task could do the same.
+func (a *obstructed) sh(t *testing.T, script string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", strings.ReplaceAll(script, "VICTIM", a.victim))
+	cmd.Dir = a.alloc.Path(a.job.Name, "local")
+	out, err := cmd.CombinedOutput()
+	must.NoError(t, err, must.Sprintf("%s: %s", a.name, out))
+}
+
+// chattrs makes what it is about immutable, or not.
+func (a *obstructed) chattrs(t *testing.T, flags int) {
+	t.Helper()
+	if a.chattr == "" {
+		return
+	}
+	file, err := os.Open(a.alloc.Path(a.job.Name, a.chattr))
+	must.NoError(t, err)
+	defer file.Close()
+	must.NoError(t, unix.IoctlSetPointerInt(int(file.Fd()), unix.FS_IOC_SETFLAGS, flags))
+}
+
+func (a *obstructed) block(t *testing.T, ctx context.Context) {
+	t.Helper()
+	must.Eq(t, "green", shown(t, ctx, a.alloc, a.job, "/local/conf/color", 1)[0])
+	a.before = untouched(t, ctx, a.alloc, a.job, "secrets/color", "local/color")
+	a.sh(t, a.put)
+	const immutable = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
+	a.chattrs(t, immutable)
+	t.Cleanup(func() { a.chattrs(t, 0) }) // Or nobody could remove the directory.
+}
+
+// stays waits until the trouble is told, and checks that nothing has changed, in the task or outside.
+func (a *obstructed) stays(t *testing.T, ctx context.Context) {
+	t.Helper()
+	_, err := a.alloc.Event(within(t, 30*time.Second), a.job.Name, "Secrets not updated: "+a.says)
+	must.NoError(t, err, must.Sprint(a.name))
+	must.Eq(t, a.before, untouched(t, ctx, a.alloc, a.job, "secrets/color", "local/color"), must.Sprint(a.name))
+	must.SliceEmpty(t, temporary(t, a.alloc), must.Sprint(a.name))
+	harmed := map[string]string{}
+	must.NoError(t, eachFile(a.victim, func(name string, content []byte) { harmed[filepath.Base(name)] = string(content) }))
+	must.Eq(t, map[string]string{"file": "the host's"}, harmed, must.Sprint(a.name))
+}
+
+func (a *obstructed) unblock(t *testing.T) {
+	t.Helper()
+	a.chattrs(t, 0)
+	a.sh(t, a.take)
+}
+
+// recovers waits for the change, which the process is told once.
+func (a *obstructed) recovers(t *testing.T, ctx context.Context) {
+	t.Helper()
+	for _, name := range a.job.Args[1:] {
+		must.Eq(t, []string{"green", "blue"}, shown(t, ctx, a.alloc, a.job, name, 2), must.Sprint(a.name))
+	}
+	must.SliceLen(t, 1, changed(t, ctx, a.alloc, a.job, 1), must.Sprint(a.name))
+	must.Eq(t, 1, events(t, ctx, a.alloc, a.job, "Secrets not updated"), must.Sprint(a.name))
+	info, err := os.Lstat(a.alloc.Path(a.job.Name, "local/conf/color"))
+	must.NoError(t, err)
+	must.True(t, info.Mode().IsRegular(), must.Sprint(a.name))
+	unnoticed(t, ctx, a.alloc, a.job)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -11,9 +12,11 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	nomad "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
@@ -210,30 +213,134 @@ func TestAllocRestartKeepsTokenAndCredentials(t *testing.T) {
 func TestNoSecretIsInTheAgentsDataOrLog(t *testing.T) {
 	each(t, "secrecy", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
-		first, second := rand.Text(), rand.Text()
-		put(t, s, j, map[string]any{"password": first})
-		policy := fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] }`, j.Name)
-		// Credentials in a file, a secret and the token in the environment: all that Nomad is given on the way to a process.
-		j = withDatabase(t, s, j, time.Hour, policy, onSignal)
-		j.Config = strings.Replace(j.Config, "role =", "env = true\n file = true\n role =", 1) +
-			file("secrets/app.env", "PASSWORD="+inJob(j, "password"), "env = true\n "+onRestart)
-		j.Args = []string{"db", "/secrets/db.env"}
-		alloc := run(t, s, j)
-		users(t, ctx, alloc, j, 1)
-		secrets := map[string]string{"first secret": first, "second secret": second,
-			"token":             find(t, alloc, j, "secrets/vault_token", `.+`),
-			"JWT":               find(t, alloc, j, "secrets/nomad_vault.jwt", `.+`),
-			"database password": find(t, alloc, j, "secrets/db.env", `PGPASSWORD=(.+)`),
-		}
+		alloc, secrets := confided(t, ctx, s, &j)
+		second := rand.Text()
+		secrets["second secret"] = second
 		put(t, s, j, map[string]any{"password": second})
 		users(t, ctx, alloc, j, 2)
 		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", application(t, alloc)))
 		must.NoError(t, err)
 		must.StrContains(t, string(environ), "PASSWORD="+second)
+		must.SliceEmpty(t, searchProcesses(t, alloc, j, secrets))
+		must.SliceEmpty(t, searchNomad(t, ctx, s, alloc, j, secrets))
 		stop(t, ctx, s, alloc, j)
 		must.SliceEmpty(t, search(t, s, secrets))
 		must.SliceNotEmpty(t, search(t, s, map[string]string{"allocation's ID": alloc.ID}))
 	})
+}
+
+// confided runs the job, the application of which connects to the database, with credentials in a file, a secret and the token in the
+// environment: all that Nomad is given on the way to a process. It returns what must be nowhere else.
+func confided(t *testing.T, ctx context.Context, s *stack.Stack, j *job) (*stack.Alloc, map[string]string) {
+	t.Helper()
+	first := rand.Text()
+	put(t, s, *j, map[string]any{"password": first})
+	policy := fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] }`, j.Name)
+	*j = withDatabase(t, s, *j, time.Hour, policy, onSignal)
+	j.Config = strings.Replace(j.Config, "role =", "env = true\n file = true\n role =", 1) +
+		file("secrets/app.env", "PASSWORD="+inJob(*j, "password"), "env = true\n "+onRestart)
+	j.Args = []string{"db", "/secrets/db.env"}
+	alloc := run(t, s, *j)
+	users(t, ctx, alloc, *j, 1)
+	return alloc, map[string]string{"first secret": first,
+		"token":             find(t, alloc, *j, "secrets/vault_token", `.+`),
+		"JWT":               find(t, alloc, *j, "secrets/nomad_vault.jwt", `.+`),
+		"database password": find(t, alloc, *j, "secrets/db.env", `PGPASSWORD=(.+)`),
+	}
+}
+
+// searchProcesses looks for secrets in the arguments and the environments of all processes of this host: agents, plugins, their helpers. The task's
+// own has them in its environment.
+func searchProcesses(t *testing.T, alloc *stack.Alloc, j job, secrets map[string]string) (found []string) {
+	t.Helper()
+	must.SliceNotEmpty(t, applications(alloc))
+	helpers := map[string]bool{} // of the task or of others of its driver
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	must.NoError(t, err)
+	for _, proc := range procs {
+		own := slices.ContainsFunc(applications(alloc), func(p process) bool { return filepath.Base(proc) == fmt.Sprint(p.pid) })
+		for _, name := range []string{"cmdline", "environ"} {
+			content, _ := os.ReadFile(filepath.Join(proc, name)) // It may have ended.
+			if argv := strings.Split(string(content), "\x00"); name == "cmdline" && len(argv) > 1 {
+				helpers[argv[1]] = true
+			}
+			for what, secret := range secrets {
+				if bytes.Contains(content, []byte(secret)) && !(own && name == "environ") {
+					found = append(found, what+" in "+proc+"/"+name)
+				}
+			}
+		}
+	}
+	helper := map[bool]string{false: "executor", true: "docker_logger"}[j.Docker()]
+	must.True(t, helpers["logmon"] && helpers[helper], must.Sprintf("no %s among %v", helper, helpers))
+	return found
+}
+
+// searchNomad looks for secrets in what Nomad tells of the allocation with its events, of the job and of the node with its attributes.
+func searchNomad(t *testing.T, ctx context.Context, s *stack.Stack, alloc *stack.Alloc, j job, secrets map[string]string) (found []string) {
+	t.Helper()
+	query := (&nomad.QueryOptions{}).WithContext(ctx)
+	info, _, err := s.Nomad.API.Allocations().Info(alloc.ID, query)
+	must.NoError(t, err)
+	node, _, err := s.Nomad.API.Nodes().Info(info.NodeID, query)
+	must.NoError(t, err)
+	registered, _, err := s.Nomad.API.Jobs().Info(j.Name, query)
+	must.NoError(t, err)
+	must.MapNotEmpty(t, node.Attributes)
+	must.SliceNotEmpty(t, info.TaskStates[j.Name].Events)
+	for what, told := range map[string]any{"allocation": info, "node": node, "job": registered} {
+		text, err := json.Marshal(told)
+		must.NoError(t, err)
+		for name, secret := range secrets {
+			if bytes.Contains(text, []byte(secret)) {
+				found = append(found, name+" in "+what)
+			}
+		}
+	}
+	return found
+}
+
+// TestNoSecretIsInTheDumpOfAPluginThatCrashes: the Go runtime tells of all that the plugin is doing, and the agent logs it.
+func TestNoSecretIsInTheDumpOfAPluginThatCrashes(t *testing.T) {
+	t.Parallel()
+	s := own(t, stack.Options{Postgres: true, Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec"), stack.Wrap("docker", "vault-docker")}})
+	ctx := within(t, 2*time.Minute)
+	for driver, how := range map[string]syscall.Signal{"exec": syscall.SIGQUIT, "docker": syscall.SIGABRT} {
+		j := job{Name: "dump-" + driver, Driver: "vault-" + driver}
+		alloc, secrets := confided(t, ctx, s, &j)
+		for _, pid := range plugins(s, j.Driver) {
+			must.NoError(t, syscall.Kill(pid, how))
+		}
+		eventually(t, time.Minute, func() error {
+			// What serves the tasks is there in it, and what comes last: the registers.
+			if text := dump(t, s, how); !strings.Contains(text, "driver.(*task).run") || !strings.Contains(text, "rflags") {
+				return fmt.Errorf("the agent's log has no whole dump: %.1000s", text)
+			}
+			return nil
+		})
+		eventually(t, time.Minute, func() error { // The next plugin process takes over, and has nothing else to tell.
+			said, err := alloc.Logs(ctx, j.Name, "stderr")
+			if err == nil && !strings.Contains(said, "taken over after the end of the plugin before") {
+				err = fmt.Errorf("not taken over: %s", said)
+			}
+			return err
+		})
+		must.SliceEmpty(t, searchProcesses(t, alloc, j, secrets))
+		must.SliceEmpty(t, searchNomad(t, ctx, s, alloc, j, secrets))
+		must.SliceEmpty(t, search(t, s, secrets))
+	}
+}
+
+// dump is the log of the agent from the first dump for that signal on.
+func dump(t *testing.T, s *stack.Stack, how syscall.Signal) string {
+	t.Helper()
+	log, err := os.ReadFile(s.Nomad.LogFile)
+	must.NoError(t, err)
+	at := strings.Index(string(log), map[syscall.Signal]string{syscall.SIGQUIT: "SIGQUIT: quit", syscall.SIGABRT: "SIGABRT: abort"}[how])
+	if at < 0 {
+		return ""
+	}
+	return string(log[at:])
 }
 
 // find returns what a pattern matches in a file of the task: its first group, or all of it.

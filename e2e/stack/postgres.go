@@ -146,6 +146,25 @@ func (p *Postgres) Users(ctx context.Context) ([]string, error) {
 	return users, rows.Err()
 }
 
+// Add makes a user, for whom Vault may set a password.
+func (p *Postgres) Add(ctx context.Context, user string) error {
+	if _, err := p.db.ExecContext(ctx, "CREATE ROLE "+pq.QuoteIdentifier(user)+" WITH LOGIN"); err != nil {
+		return fmt.Errorf("add user to PostgreSQL: %w", err)
+	}
+	return nil
+}
+
+// Config is what database/config of Vault's is told of the server, as example/database.sh does it.
+func (p *Postgres) Config() map[string]any {
+	return map[string]any{
+		"plugin_name":    "postgresql-database-plugin",
+		"allowed_roles":  "*",
+		"connection_url": fmt.Sprintf("postgresql://{{username}}:{{password}}@127.0.0.1:%d/postgres?sslmode=disable", p.Port),
+		"username":       "postgres",
+		"password":       p.password,
+	}
+}
+
 // env is how example/database.sh is told where the server is, in the words of libpq.
 func (p *Postgres) env() []string {
 	return []string{"PGHOST=127.0.0.1", "PGPORT=" + strconv.Itoa(p.Port), "PGUSER=postgres", "PGPASSWORD=" + p.password}

@@ -155,7 +155,12 @@ func (v *Vault) Put(ctx context.Context, path string, data map[string]any) error
 // DatabaseRole makes the role of the database engine whose credentials, at database/creds/<name>, live for ttl at a time and for
 // maxTTL in all.
 func (v *Vault) DatabaseRole(ctx context.Context, name string, ttl, maxTTL time.Duration) error {
-	return v.Put(ctx, "database/roles/"+name, map[string]any{
+	return v.DatabaseRoleAt(ctx, "database", name, ttl, maxTTL)
+}
+
+// DatabaseRoleAt is DatabaseRole with a database engine that is mounted elsewhere.
+func (v *Vault) DatabaseRoleAt(ctx context.Context, mount, name string, ttl, maxTTL time.Duration) error {
+	return v.Put(ctx, mount+"/roles/"+name, map[string]any{
 		"db_name":             "postgres",
 		"creation_statements": `CREATE ROLE "{{name}}" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'`,
 		"default_ttl":         ttl.String(),
