@@ -10,8 +10,13 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
+// foreign stands for the config block of a task that the built-in driver has started: nobody tells us what is in it, but none of our
+// options is. The one here cannot be empty.
+var foreign = map[string]any{"kill_timeout": "5s"}
+
 // RecoverTask takes a running task over from a plugin process before this one: the same process, the same token, the same
-// leases. It does not ask Vault: what Vault thinks of them is found out while the task runs.
+// leases. It does not ask Vault: what Vault thinks of them is found out while the task runs. A task that the built-in driver has
+// started, whose name is ours since, is taken over as one without our blocks.
 func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	d.Serve()
 	if handle == nil || handle.Config == nil {
@@ -24,8 +29,11 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if err := handle.GetDriverState(&kept); err != nil {
 		return fmt.Errorf("decode task handle: %w", err)
 	}
+	if kept.JobConfig == nil {
+		kept.JobConfig = foreign
+	}
 	cfg := handle.Config.Copy()
-	if err := cfg.EncodeConcreteDriverConfig(kept.Config); err != nil {
+	if err := cfg.EncodeConcreteDriverConfig(kept.JobConfig); err != nil {
 		return fmt.Errorf("encode config block: %w", err)
 	}
 	t, err := d.newTask(cfg, d.log(cfg))
@@ -33,7 +41,8 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 		return err
 	}
 	t.ctx, t.cancel = context.WithCancel(d.ctx)
-	if err := t.reattach(kept); err != nil {
+	t.record.InnerVersion, t.record.Inner = handle.Version, handle.DriverState
+	if err := t.reattach(); err != nil {
 		t.say("not taken over after the end of the plugin before: %v", err)
 		t.pipes.close()
 		t.cancel()
@@ -64,8 +73,7 @@ func (t *task) takenOver() {
 
 // reattach finds the process and the session again. What it has claimed is put back for the next start when there is no
 // such process.
-func (t *task) reattach(kept handleState) error {
-	t.record.InnerVersion, t.record.Inner = kept.InnerVersion, kept.Inner
+func (t *task) reattach() error {
 	old := t.d.claim(t.secrets.key)
 	if old != nil && old.record.TaskID == t.cfg.ID && old.record.Inner != nil { // of the present process, which we may have restarted
 		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner

@@ -274,6 +274,34 @@ func TestRecoverDoesNotAskWhatOnlyAStartNeeds(t *testing.T) {
 	}
 }
 
+func TestRecoverOfATaskThatTheBuiltInDriverHasStarted(t *testing.T) {
+	bubble(t, func(h *host) {
+		cfg := h.job("")
+		handle, _, err := h.inner.StartTask(cfg)
+		must.NoError(t, err)
+		must.NoError(t, handle.Config.EncodeConcreteDriverConfig(nil))
+		r := &run{h, cfg, handle}
+		process := r.process()
+		for range 2 { // and so on, at each restart of the plugin: Nomad goes on to store the same handle
+			h.reboot()
+			r.recovered()
+			after(time.Hour)
+			must.Eq(t, []string{"recover"}, r.did())
+			must.True(t, process == r.process())
+			must.NoError(t, h.SignalTask(cfg.ID, "SIGUSR1"))
+			r.did()
+		}
+		must.Zero(t, h.Logins())
+		ended := r.wait()
+		r.stop()
+		must.Eq(t, 143, (<-ended).ExitCode)
+		h.write("green")
+		again := h.start(whole) // the next run has what the job says by then
+		must.True(t, again.alive())
+		must.Len(t, 1, h.Tokens())
+	})
+}
+
 func TestRecoverOfWhatIsGoneFailsAndTheNextStartAdopts(t *testing.T) {
 	bubble(t, func(h *host) {
 		r := h.start(whole)
@@ -389,11 +417,9 @@ func TestProcessThatNobodyKnowsOfIsEnded(t *testing.T) {
 		bubble(t, func(h *host) {
 			r := h.start(whole)
 			before := r.process()
-			other := drivers.TaskHandle{}
-			must.NoError(t, other.SetDriverState(wrappedState{PID: 7})) // of the process before it, which has ended
-			var kept handleState
+			kept := map[string]any{}
 			must.NoError(t, r.handle.GetDriverState(&kept))
-			kept.Inner = other.DriverState
+			kept["PID"] = 7 // of the process before it, which has ended
 			must.NoError(t, r.handle.SetDriverState(kept))
 			lose(r)
 			must.ErrorContains(t, h.RecoverTask(r.stored()), "wrapped: no process")

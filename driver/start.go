@@ -16,15 +16,13 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// handleVersion is that of the handle Nomad stores for us.
-const handleVersion = 1
-
-// handleState is what Nomad stores of a task for RecoverTask: no secrets. The job's config is in it because Nomad loses
-// the bytes of it when the agent restarts.
+// handleState is what we add to the wrapped driver's own state of the task, which Nomad stores for RecoverTask: no secrets. All of it
+// is one map, in which either driver finds what is its own: a task that the built-in driver has started is taken over by a plugin of
+// its name, and a task of ours by the built-in driver once the plugin is taken away.
 type handleState struct {
-	Config       map[string]any // as the job wrote it, with the wrapped driver's part
-	InnerVersion int
-	Inner        []byte // the wrapped driver's first handle, without the task's environment
+	// JobConfig is the job's config block, with the wrapped driver's part: Nomad loses the bytes of it when the agent restarts. A
+	// handle of the built-in driver has none.
+	JobConfig map[string]any
 }
 
 // StartTask starts a task: decode and check, render the first generation, start the wrapped task. Whatever fails undoes
@@ -247,31 +245,32 @@ func (t *task) handle() (*drivers.TaskHandle, error) {
 	if err := t.cfg.DecodeDriverConfig(&config); err != nil {
 		return nil, fmt.Errorf("decode config block: %w", err)
 	}
-	inner, err := withoutEnv(t.record.Inner)
+	state, err := withoutEnv(t.record.Inner)
 	if err != nil {
 		return nil, err
 	}
-	handle := drivers.NewTaskHandle(handleVersion)
+	state["JobConfig"] = config
+	handle := drivers.NewTaskHandle(t.record.InnerVersion)
 	handle.Config = t.cfg
 	handle.State = drivers.TaskStateRunning
-	return handle, handle.SetDriverState(handleState{Config: config, InnerVersion: t.record.InnerVersion, Inner: inner})
+	return handle, handle.SetDriverState(state)
 }
 
 // withoutEnv returns the wrapped driver's state without the environment that exec and raw_exec keep in it, and recovery
 // does not need: what Nomad stores is on disk.
-func withoutEnv(inner []byte) ([]byte, error) {
+func withoutEnv(inner []byte) (map[string]any, error) {
+	state := map[string]any{}
 	if inner == nil {
-		return nil, nil
+		return state, nil
 	}
-	handle, fields := drivers.TaskHandle{DriverState: inner}, map[string]any{}
-	if err := handle.GetDriverState(&fields); err != nil {
+	handle := drivers.TaskHandle{DriverState: inner}
+	if err := handle.GetDriverState(&state); err != nil {
 		return nil, fmt.Errorf("decode state of the wrapped driver: %w", err)
 	}
-	if config, ok := fields["TaskConfig"].(map[string]any); ok {
+	if config, ok := state["TaskConfig"].(map[string]any); ok {
 		delete(config, "Env")
 	}
-	err := handle.SetDriverState(fields)
-	return handle.DriverState, err
+	return state, nil
 }
 
 // undo takes back a start that failed: no process, no file, no token, no lease is left. Where Vault does not answer, what

@@ -263,11 +263,11 @@ func TestHandleIsEnoughToRecoverAndHoldsNoSecret(t *testing.T) {
 		must.StrNotContains(t, string(r.handle.DriverState), vaulttest.Planted)
 		var state handleState
 		must.NoError(t, r.handle.GetDriverState(&state))
-		must.Eq(t, "app", state.Config["command"].(string), must.Sprint("the wrapped driver's own options are kept"))
+		must.Eq(t, "app", state.JobConfig["command"].(string), must.Sprint("the wrapped driver's own options are kept"))
 		var inner wrappedState
-		r.handle.DriverState = state.Inner
-		must.NoError(t, r.handle.GetDriverState(&inner))
+		must.NoError(t, r.handle.GetDriverState(&inner), must.Sprint("what the built-in driver would find"))
 		must.Eq(t, r.process().pid, inner.PID)
+		must.Eq(t, "alloc-1/web/1", inner.TaskConfig.ID)
 		synctest.Wait()
 	})
 }
