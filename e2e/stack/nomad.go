@@ -89,6 +89,15 @@ func (n *Nomad) Start(ctx context.Context) error {
 	return n.await(ctx, func() error { return n.ready(ctx) })
 }
 
+// Serve has the client serve other plugins from its next Start on.
+func (n *Nomad) Serve(plugins ...Plugin) error {
+	n.stack.options.Plugins = append([]Plugin{}, plugins...)
+	if err := os.RemoveAll(n.stack.path("plugins")); err != nil {
+		return fmt.Errorf("empty plugin_dir: %w", err)
+	}
+	return n.writeConfig()
+}
+
 // agent starts a process of Nomad with the given configuration.
 func (n *Nomad) agent(p *Process, files ...string) error {
 	binary, err := n.stack.tool("NOMAD_BIN", "nomad")
@@ -129,7 +138,7 @@ func (n *Nomad) ready(ctx context.Context) error {
 	if len(nodes) != 1 || nodes[0].Status != nomad.NodeStatusReady {
 		return errors.New("the client is not ready")
 	}
-	wanted := []string{"raw_exec", "exec"}
+	wanted := []string{"raw_exec", "exec", "docker"}
 	for _, p := range n.stack.plugins() {
 		wanted = append(wanted, p.Name)
 	}

@@ -1,0 +1,299 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	nomad "github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/e2e/stack"
+)
+
+// TestPublishedUnderTheWrappedDriversName: an operator puts the plugin in the place of the built-in drivers, while their tasks run, and
+// takes it away again. Nobody who does not use our blocks notices.
+func TestPublishedUnderTheWrappedDriversName(t *testing.T) {
+	t.Parallel()
+	s := own(t, stack.Options{Plugins: []stack.Plugin{}, Agent: patient})
+	ctx := within(t, 5*time.Minute)
+	serve := func(plugins ...stack.Plugin) {
+		t.Helper()
+		must.NoError(t, s.Nomad.Stop())
+		must.NoError(t, s.Nomad.Serve(plugins...))
+		must.NoError(t, s.Nomad.Start(ctx))
+	}
+
+	var kept, passing []*keeper
+	before := map[string][]string{}
+	byDriver(t, "built-in", func(t *testing.T, driver string) { before[driver] = experience(t, s, driver) })
+	for _, driver := range named {
+		kept, passing = append(kept, keep(t, ctx, s, "kept", driver)), append(passing, keep(t, ctx, s, "passing", driver))
+	}
+
+	serve(stack.Wrap("exec", "exec"), stack.Wrap("docker", "docker"))
+	for i, driver := range named {
+		must.Len(t, 1, plugins(s, driver), must.Sprint("the plugin serves, and not the built-in driver"))
+		kept[i].works(t, ctx, s)
+		passing[i].works(t, ctx, s)
+		passing[i].stops(t, ctx, s)
+	}
+	after := map[string][]string{}
+	byDriver(t, "ours", func(t *testing.T, driver string) { after[driver] = experience(t, s, driver) })
+	for _, driver := range named {
+		must.Eq(t, before[driver], after[driver], must.Sprint(driver))
+	}
+	byDriver(t, "with our blocks", func(t *testing.T, driver string) { getsItsSecrets(t, s, driver) })
+
+	for _, driver := range named {
+		kept = append(kept, keep(t, ctx, s, "late", driver))
+	}
+	serve()
+	for _, k := range kept {
+		must.Len(t, 0, plugins(s, k.job.Driver))
+		k.works(t, ctx, s)
+		k.stops(t, ctx, s)
+	}
+}
+
+var named = []string{"exec", "docker"}
+
+// byDriver runs a test for both drivers side by side, and returns when both have ended.
+func byDriver(t *testing.T, name string, test func(t *testing.T, driver string)) {
+	t.Helper()
+	ok := t.Run(name, func(t *testing.T) {
+		for _, driver := range named {
+			t.Run(driver, func(t *testing.T) {
+				t.Parallel()
+				test(t, driver)
+			})
+		}
+	})
+	must.True(t, ok)
+}
+
+// A keeper is a task without our blocks whose process is to survive.
+type keeper struct {
+	job     job
+	alloc   *stack.Alloc
+	pid     int
+	signals int
+
+	// fragile is a task whose executor dies of the next `alloc exec` once the agent that started it has ended, with Nomad 1.11.3 on
+	// its own, too: https://github.com/hashicorp/nomad/issues/27815. Ours do not.
+	fragile bool
+}
+
+func keep(t *testing.T, ctx context.Context, s *stack.Stack, name, driver string) *keeper {
+	t.Helper()
+	j := job{Name: name + "-" + driver, Driver: driver, Args: []string{"show"}}
+	k := &keeper{job: j, alloc: run(t, s, j)}
+	_, err := k.alloc.Log(ctx, j.Name, "stdout", "started show", 1)
+	must.NoError(t, err)
+	k.pid, k.fragile = application(t, k.alloc), driver == "exec" && len(plugins(s, driver)) == 0
+	return k
+}
+
+// works checks that it is the same process, that Nomad's commands reach it, and that its log goes on.
+func (k *keeper) works(t *testing.T, ctx context.Context, s *stack.Stack) {
+	t.Helper()
+	name := k.job.Name
+	eventually(t, time.Minute, func() error { return k.alloc.Signal(ctx, name, "SIGHUP") })
+	k.signals++
+	_, err := k.alloc.Log(ctx, name, "stdout", "signal hangup", k.signals)
+	must.NoError(t, err)
+	if !k.fragile {
+		stdout, stderr, code := execute(t, k.alloc, k.job, false, "", "echo here; exit 3")
+		must.Eq(t, "here\n3", fmt.Sprint(stdout, code), must.Sprint(stderr))
+	}
+	measured(t, s, k.alloc, name)
+	must.Len(t, 1, applications(k.alloc))
+	must.Eq(t, k.pid, application(t, k.alloc))
+	must.Zero(t, state(t, ctx, k.alloc, k.job).Restarts)
+}
+
+// stops checks that `nomad job stop` ends the process.
+func (k *keeper) stops(t *testing.T, ctx context.Context, s *stack.Stack) {
+	t.Helper()
+	stop(t, ctx, s, k.alloc, k.job)
+	must.Len(t, 0, applications(k.alloc))
+	now := state(t, ctx, k.alloc, k.job)
+	must.False(t, now.Failed)
+	last := now.Events[len(now.Events)-2 : len(now.Events)]
+	must.Eq(t, []string{nomad.TaskTerminated, nomad.TaskKilled}, []string{last[0].Type, last[1].Type})
+}
+
+// measured waits for statistics of the task, and returns what of its memory is measured.
+func measured(t *testing.T, s *stack.Stack, alloc *stack.Alloc, task string) (what []string) {
+	t.Helper()
+	began := time.Now().UnixNano()
+	eventually(t, 30*time.Second, func() error {
+		usage, err := s.Nomad.API.Allocations().Stats(&nomad.Allocation{ID: alloc.ID}, nil)
+		if err != nil {
+			return err
+		}
+		now := usage.Tasks[task]
+		if now == nil || now.Timestamp < began || now.ResourceUsage.MemoryStats.Usage+now.ResourceUsage.MemoryStats.RSS == 0 {
+			return fmt.Errorf("no statistics: %+v", now)
+		}
+		what = now.ResourceUsage.MemoryStats.Measured
+		return nil
+	})
+	return what
+}
+
+// plain is a job that says of all that a driver does for it what has become of it.
+const plain = `
+job "%[2]s-%[1]s" {
+  type = "%[2]s"
+  group "%[2]s-%[1]s" {
+    restart {
+      attempts = 0
+      mode     = "fail"
+    }
+    reschedule {
+      attempts  = 0
+      unlimited = false
+    }
+    network {
+      port "http" {}
+    }
+    volume "app" {
+      type      = "host"
+      source    = "app"
+      read_only = true
+    }
+    task "%[2]s-%[1]s" {
+      driver       = "%[1]s"
+      user         = "nobody"
+      kill_signal  = "SIGUSR2"
+      kill_timeout = "8s"
+      env {
+        COLOR = "green"
+      }
+      resources {
+        cpu    = 50
+        memory = 64
+      }
+      volume_mount {
+        volume      = "app"
+        destination = "/opt/app"
+        read_only   = true
+      }
+      template {
+        destination = "local/conf/size"
+        data        = "large"
+      }
+      config {
+        %[3]s
+        args = ["-c", <<EOT
+          echo "$0"; env | sort; id; ls /opt/app; cat local/conf/size $NOMAD_TASK_DIR/conf/size /etc/app/size; grep Cap /proc/self/status; pwd; umask
+          trap 'echo signalled' USR1; trap 'exit 4' USR2
+          [ $0 = 7 ] && exit 7
+          echo said >&2; echo through; echo >$NOMAD_TASK_DIR/ready; while :; do sleep 0.1; done
+        EOT
+        , "%[4]s"]
+      }
+    }
+  }
+}`
+
+// ofDriver is the rest of its config block.
+var ofDriver = map[string]string{
+	"exec": "command = \"/bin/sh\"\n cap_drop = [\"chown\"]",
+	"docker": fmt.Sprintf("image = %q\n entrypoint = [\"/bin/sh\"]\n ports = [\"http\"]\n hostname = \"plain\"\n", stack.Image) +
+		"volumes = [\"local/conf:/etc/app:ro\"]\n cap_drop = [\"chown\"]\n labels {\n team = \"blue\"\n }",
+}
+
+// experience is what the author of a job without our blocks sees of it, from its start to its end, but for what is never the same twice.
+func experience(t *testing.T, s *stack.Stack, driver string) (seen []string) {
+	t.Helper()
+	ctx := within(t, 2*time.Minute)
+	j := job{Name: "service-" + driver, Driver: driver}
+	_, alloc := register(t, s, fmt.Sprintf(plain, driver, "service", ofDriver[driver], "${NOMAD_TASK_NAME}"))
+	see := func(what, text string) {
+		text = strings.NewReplacer(alloc.ID, "ALLOC", alloc.ID[:8], "SHORT").Replace(text)
+		seen = append(seen, what+": "+dynamicPort.ReplaceAllString(text, "PORT"))
+	}
+	_, err := alloc.Log(ctx, j.Name, "stderr", "said", 1)
+	must.NoError(t, err)
+	see("stdout", whole(t, ctx, alloc, j, "through"))
+	stderr, err := alloc.Logs(ctx, j.Name, "stderr")
+	must.NoError(t, err)
+	see("stderr", stderr)
+	if j.Docker() {
+		see("docker inspect", inspected(t, ctx, alloc, j))
+	}
+	see("alloc stats", fmt.Sprint(measured(t, s, alloc, j.Name)))
+	ready := func() error { _, err := os.Stat(alloc.Path(j.Name, "local/ready")); return err }
+	eventually(t, time.Minute, ready)
+	stdout, stderr, code := execute(t, alloc, j, false, "in", "cat; echo $COLOR; id; pwd; rm -f $NOMAD_TASK_DIR/ready; echo err >&2; exit 3")
+	see("alloc exec", fmt.Sprint(stdout, stderr, code))
+	must.NoError(t, alloc.Signal(ctx, j.Name, "SIGUSR1"))
+	_, err = alloc.Log(ctx, j.Name, "stdout", "signalled", 1)
+	must.NoError(t, err)
+	must.NoError(t, alloc.Restart(ctx, j.Name))
+	_, err = alloc.Wait(ctx, "restarted task", func(a *nomad.Allocation) bool {
+		task := a.TaskStates[j.Name]
+		return task.Restarts == 1 && task.State == "running"
+	})
+	must.NoError(t, err)
+	eventually(t, time.Minute, ready)
+	stop(t, ctx, s, alloc, j)
+	see("events", events(t, ctx, alloc, j))
+
+	_, alloc = register(t, s, fmt.Sprintf(plain, driver, "batch", ofDriver[driver], "7"))
+	ended, err := alloc.Ended(ctx)
+	must.NoError(t, err)
+	see("batch job", ended.ClientStatus+"\n"+events(t, ctx, alloc, job{Name: "batch-" + driver}))
+	return seen
+}
+
+// dynamicPort is one that Nomad chooses.
+var dynamicPort = regexp.MustCompile(`\b(2\d|3[01])\d{3}\b`)
+
+// events are the messages of the task's events, in their order.
+func events(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) string {
+	t.Helper()
+	var all strings.Builder
+	for _, e := range state(t, ctx, alloc, j).Events {
+		fmt.Fprintf(&all, "%s: %s\n", e.Type, e.DisplayMessage)
+	}
+	return all.String()
+}
+
+// inspected is how the task's container is configured.
+func inspected(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) string {
+	t.Helper()
+	all, err := alloc.Container(ctx, j.Name)
+	must.NoError(t, err)
+	var container struct{ Config, HostConfig map[string]any }
+	must.NoError(t, json.Unmarshal(all, &container))
+	env, _ := container.Config["Env"].([]any)
+	slices.SortFunc(env, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	text, err := json.MarshalIndent(container, "", " ")
+	must.NoError(t, err)
+	return string(text)
+}
+
+// getsItsSecrets runs a job with our blocks.
+func getsItsSecrets(t *testing.T, s *stack.Stack, driver string) {
+	t.Helper()
+	ctx := within(t, 2*time.Minute)
+	j := job{Name: "secrets-" + driver, Driver: driver, Args: []string{"show", "/secrets/color"}}
+	put(t, s, j, map[string]any{"color": "green"})
+	j.Config = file("secrets/color", inJob(j, "color"), onSignal)
+	alloc := run(t, s, j)
+	must.Eq(t, []string{"green"}, shown(t, ctx, alloc, j, "/secrets/color", 1))
+	must.Len(t, 1, tokensOf(t, s, j.Name))
+	put(t, s, j, map[string]any{"color": "blue"})
+	must.Eq(t, "blue", shown(t, ctx, alloc, j, "/secrets/color", 2)[1])
+	stop(t, ctx, s, alloc, j)
+	eventually(t, slack, func() error { return unrevoked(t, ctx, s, j.Name) })
+}
