@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,52 +31,57 @@ func TestPublishedUnderTheWrappedDriversName(t *testing.T) {
 		must.NoError(t, s.Nomad.Start(ctx))
 	}
 
-	var kept, passing []*keeper
-	before := map[string][]string{}
-	byDriver(t, "built-in", func(t *testing.T, driver string) { before[driver] = experience(t, s, driver) })
+	kept, passing, late := map[string]*keeper{}, map[string]*keeper{}, map[string]*keeper{}
+	before := byDriver(t, "built-in", func(t *testing.T, driver string) []string { return experience(t, s, driver) })
 	for _, driver := range named {
-		kept, passing = append(kept, keep(t, ctx, s, "kept", driver)), append(passing, keep(t, ctx, s, "passing", driver))
+		kept[driver], passing[driver] = keep(t, ctx, s, "kept", driver), keep(t, ctx, s, "passing", driver)
 	}
 
 	serve(stack.Wrap("exec", "exec"), stack.Wrap("docker", "docker"))
-	for i, driver := range named {
+	after := byDriver(t, "ours", func(t *testing.T, driver string) []string {
 		must.Len(t, 1, plugins(s, driver), must.Sprint("the plugin serves, and not the built-in driver"))
-		kept[i].works(t, ctx, s)
-		passing[i].works(t, ctx, s)
-		passing[i].stops(t, ctx, s)
-	}
-	after := map[string][]string{}
-	byDriver(t, "ours", func(t *testing.T, driver string) { after[driver] = experience(t, s, driver) })
+		kept[driver].works(t, ctx, s)
+		passing[driver].works(t, ctx, s)
+		passing[driver].stops(t, ctx, s)
+		getsItsSecrets(t, s, driver)
+		return experience(t, s, driver)
+	})
 	for _, driver := range named {
 		must.Eq(t, before[driver], after[driver], must.Sprint(driver))
+		late[driver] = keep(t, ctx, s, "late", driver)
 	}
-	byDriver(t, "with our blocks", func(t *testing.T, driver string) { getsItsSecrets(t, s, driver) })
 
-	for _, driver := range named {
-		kept = append(kept, keep(t, ctx, s, "late", driver))
-	}
 	serve()
-	for _, k := range kept {
-		must.Len(t, 0, plugins(s, k.job.Driver))
-		k.works(t, ctx, s)
-		k.stops(t, ctx, s)
-	}
+	byDriver(t, "built-in again", func(t *testing.T, driver string) []string {
+		must.Len(t, 0, plugins(s, driver))
+		for _, k := range []*keeper{kept[driver], late[driver]} {
+			k.works(t, ctx, s)
+			k.stops(t, ctx, s)
+		}
+		return nil
+	})
 }
 
 var named = []string{"exec", "docker"}
 
-// byDriver runs a test for both drivers side by side, and returns when both have ended.
-func byDriver(t *testing.T, name string, test func(t *testing.T, driver string)) {
+// byDriver runs a test for both drivers side by side, and returns what came of it when both have ended.
+func byDriver(t *testing.T, name string, test func(t *testing.T, driver string) []string) map[string][]string {
 	t.Helper()
+	var mu sync.Mutex
+	results := map[string][]string{}
 	ok := t.Run(name, func(t *testing.T) {
 		for _, driver := range named {
 			t.Run(driver, func(t *testing.T) {
 				t.Parallel()
-				test(t, driver)
+				result := test(t, driver)
+				mu.Lock()
+				defer mu.Unlock()
+				results[driver] = result
 			})
 		}
 	})
 	must.True(t, ok)
+	return results
 }
 
 // A keeper is a task without our blocks whose process is to survive.

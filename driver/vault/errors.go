@@ -180,6 +180,8 @@ func (c *Client) unreached(op string, err error) error {
 		e.Hint = fmt.Sprintf("renew the certificate of %s, or correct this machine's clock", c.cluster.Address)
 	case errors.As(err, &record), strings.Contains(e.Detail, "HTTP response to HTTPS client"):
 		e.Hint = fmt.Sprintf("address in %s says https, the server speaks http", c.block())
+	case ofOurs.MatchString(e.Detail):
+		e.Hint = fmt.Sprintf("set cert_file and key_file in %s to a certificate that %s accepts", c.block(), c.cluster.Address)
 	case errors.Is(err, errThrottled):
 		e.Final, e.Hint = false, fmt.Sprintf("raise rate_limit in %s", c.block())
 	default:
@@ -188,9 +190,15 @@ func (c *Client) unreached(op string, err error) error {
 		if errors.Is(err, syscall.ECONNRESET) && strings.HasPrefix(c.cluster.Address, "http:") {
 			e.Hint += ": does the server speak https?"
 		}
+		if strings.Contains(e.Detail, "http2: client conn could not be established") && c.cluster.CertFile == "" {
+			e.Hint += ": does the server want a certificate? then set cert_file and key_file there"
+		}
 	}
 	return e
 }
+
+// ofOurs is what a server says of a client's certificate (RFC 8446 §6.2), in the words of crypto/tls, which has no type for it.
+var ofOurs = regexp.MustCompile(`remote error: tls: (.*certificate|unknown certificate authority)`)
 
 // unsent reports that there was not even a connection.
 func unsent(err error) bool {

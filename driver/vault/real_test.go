@@ -9,9 +9,12 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -41,8 +44,8 @@ type real struct {
 }
 
 // realVault starts the Vault of VAULT_BIN, or else of the repository's bin folder, with TLS when the folder is to have its
-// certificates. It ends with the test.
-func realVault(t *testing.T, tls bool) *real {
+// certificates, and with more arguments. It ends with the test.
+func realVault(t *testing.T, tls bool, more ...string) *real {
 	t.Helper()
 	binary := os.Getenv("VAULT_BIN")
 	if binary == "" {
@@ -58,6 +61,7 @@ func realVault(t *testing.T, tls bool) *real {
 	port := freePort(t)
 	v.address = "http://" + port
 	args := []string{"server", "-dev", "-dev-no-store-token", "-dev-root-token-id=root", "-dev-listen-address=" + port}
+	args = append(args, more...)
 	if tls {
 		v.address = "https://" + port
 		args = append(args, "-dev-tls", "-dev-tls-cert-dir="+v.dir)
@@ -633,4 +637,108 @@ func TestRealVaultOutOfReach(t *testing.T) {
 		_, err := secure.open(t, secure.client(t, func(c *vault.Cluster) { c.CAFile = secure.ca() }), "app", secure.jwt(t, nil))
 		refusal{vault.ErrUnavailable, true, []string{"Vault is sealed"}}.check(t, err)
 	})
+}
+
+// TestRealVaultThatWantsACertificate: mutual TLS, at an address that is not the name in Vault's certificate.
+func TestRealVaultThatWantsACertificate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	ours, others := newAuthority(t, dir, "ca"), newAuthority(t, dir, "other")
+	ours.sign(t, "server", "vault.example")
+	ours.sign(t, "client", "")
+	others.sign(t, "stranger", "")
+	file := func(name string) string { return filepath.Join(dir, name) }
+	address := freePort(t)
+	must.NoError(t, os.WriteFile(file("vault.hcl"), fmt.Appendf(nil, `listener "tcp" {
+		address                            = %q
+		tls_cert_file                      = %q
+		tls_key_file                       = %q
+		tls_client_ca_file                 = %q
+		tls_require_and_verify_client_cert = true
+	}`, address, file("server.pem"), file("server.key"), file("ca.pem")), 0o600))
+	v := realVault(t, false, "-config="+file("vault.hcl"))
+	v.setUp(t)
+	authorities := t.TempDir()
+	must.NoError(t, os.Symlink(file("ca.pem"), filepath.Join(authorities, "ca.pem")))
+
+	untrusted := func(says ...string) *refusal { return &refusal{vault.ErrUnavailable, false, says} }
+	for name, test := range map[string]struct {
+		change func(*vault.Cluster)
+		want   *refusal // nil: it is let in
+	}{
+		"as it should be":            {func(*vault.Cluster) {}, nil},
+		"authorities in a directory": {func(c *vault.Cluster) { c.CAFile, c.CAPath = "", authorities }, nil},
+		"any certificate of Vault":   {func(c *vault.Cluster) { c.CAFile, c.TLSServerName, c.TLSSkipVerify = "", "", true }, nil},
+		"a certificate of a stranger": {func(c *vault.Cluster) { c.CertFile, c.KeyFile = file("stranger.pem"), file("stranger.key") }, untrusted("unknown certificate authority",
+			`set cert_file and key_file in the plugin's vault "default" block to a certificate that https://`+address+" accepts")},
+		"the name of the address":      {func(c *vault.Cluster) { c.TLSServerName = "" }, untrusted("set tls_server_name")},
+		"another authority":            {func(c *vault.Cluster) { c.CAFile = file("other.pem") }, untrusted("set ca_file or ca_path")},
+		"the authorities of this host": {func(c *vault.Cluster) { c.CAFile = "" }, untrusted("set ca_file or ca_path")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client := v.client(t, func(c *vault.Cluster) {
+				c.Address, c.CAFile, c.TLSServerName = "https://"+address, file("ca.pem"), "vault.example"
+				c.CertFile, c.KeyFile = file("client.pem"), file("client.key")
+				test.change(c)
+			})
+			session, err := v.open(t, client, "app", v.jwt(t, nil))
+			if test.want != nil {
+				test.want.check(t, err)
+				return
+			}
+			must.NoError(t, err)
+			reading := session.Begin(false)
+			_, err = reading.Read(t.Context(), vault.Request{Op: vault.Read, Path: "secret/data/none"})
+			must.ErrorIs(t, err, vault.ErrNotFound, must.Sprint("the token is asked with, too"))
+		})
+	}
+	t.Run("no certificate of ours", func(t *testing.T) {
+		client := v.client(t, func(c *vault.Cluster) {
+			c.Address, c.CAFile, c.TLSServerName = "https://"+address, file("ca.pem"), "vault.example"
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // the connection ends, and nobody hears why
+		defer cancel()
+		identity := func(context.Context) (string, error) { return v.jwt(t, nil), nil }
+		_, err := client.Open(ctx, vault.Options{Login: vault.Login{Role: "app", JWT: identity}})
+		must.ErrorIs(t, err, vault.ErrUnavailable)
+		must.StrContains(t, err.Error(), "set cert_file and key_file")
+	})
+}
+
+// authority signs certificates, which it writes as <name>.pem and <name>.key beside its own.
+type authority struct {
+	dir  string
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T, dir, name string) *authority {
+	a := &authority{dir: dir, cert: &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}}
+	a.key = a.write(t, name, a.cert)
+	return a
+}
+
+// sign makes a certificate of a server of that DNS name, or where it is empty of a client.
+func (a *authority) sign(t *testing.T, name, host string) {
+	cert := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	if host != "" {
+		cert.DNSNames, cert.ExtKeyUsage = []string{host}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	}
+	a.write(t, name, cert)
+}
+
+// write signs the certificate, by its own key where there is no other yet.
+func (a *authority) write(t *testing.T, name string, cert *x509.Certificate) *ecdsa.PrivateKey {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	der, err := x509.CreateCertificate(rand.Reader, cert, a.cert, key.Public(), cmp.Or(a.key, key))
+	must.NoError(t, err)
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	must.NoError(t, err)
+	for file, block := range map[string]*pem.Block{"pem": {Type: "CERTIFICATE", Bytes: der}, "key": {Type: "PRIVATE KEY", Bytes: private}} {
+		must.NoError(t, os.WriteFile(filepath.Join(a.dir, name+"."+file), pem.EncodeToMemory(block), 0o600))
+	}
+	return key
 }
