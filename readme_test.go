@@ -15,7 +15,6 @@ import (
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 	"github.com/shoenig/test/must"
 
-	"nomad-driver-vault/driver"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/plugin"
 )
@@ -41,7 +40,7 @@ func TestReadmeHasEveryPluginOption(t *testing.T) {
 func TestReadmeHasEveryTaskOption(t *testing.T) {
 	for _, wraps := range plugin.Drivers() {
 		t.Run(wraps, func(t *testing.T) {
-			must.Eq(t, specified(driver.TaskConfigSpec()), documented(t, "Task options", wraps, "vault-"+wraps))
+			must.Eq(t, specified(plugin.TaskConfigSpec(wraps)), documented(t, "Task options", wraps, "vault-"+wraps))
 		})
 	}
 }

@@ -190,6 +190,10 @@ func encode(t *testing.T, cfg *drivers.TaskConfig, config string) error {
 	t.Helper()
 	attrs := TaskConfigSpec()
 	attrs["command"] = hclspec.NewAttr("command", "string", false)
+	attrs["auth"] = ImageAuthSpec()["auth"]
+	for _, theirs := range []string{"username", "password", "server_address"} { // as Nomad's docker has it
+		attrs["auth"].GetBlockValue().Nested.GetObject().Attributes[theirs] = hclspec.NewAttr(theirs, "string", false)
+	}
 	spec, diagnostics := hclspecutils.Convert(hclspec.NewObject(attrs))
 	must.False(t, diagnostics.HasErrors(), must.Sprint(diagnostics))
 	value, diagnostics, _ := hclutils.ParseHclInterface(hclutils.HclConfigToInterface(t, "config {\ncommand = \"app\"\n"+config+"\n}"), spec, nil)

@@ -24,6 +24,7 @@ type process struct {
 	pid     int
 	alloc   string
 	env     map[string]string
+	auth    map[string]any // block of the config
 	signals []string
 	ended   chan struct{}
 	result  *drivers.ExitResult // once ended is closed
@@ -125,9 +126,16 @@ func (w *wrapped) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *driv
 	if w.process(cfg.ID) != nil {
 		return nil, nil, errors.New("wrapped: already started")
 	}
+	var config struct {
+		Command string         `codec:"command"`
+		Auth    map[string]any `codec:"auth"`
+	}
+	if err := cfg.DecodeDriverConfig(&config); err != nil || config.Command != "app" {
+		return nil, nil, fmt.Errorf("wrapped: command %q, %w", config.Command, err)
+	}
 	w.m.mu.Lock()
 	w.m.pids++
-	p := &process{pid: w.m.pids, alloc: cfg.AllocID, env: maps.Clone(cfg.Env), ended: make(chan struct{})}
+	p := &process{pid: w.m.pids, alloc: cfg.AllocID, env: maps.Clone(cfg.Env), auth: config.Auth, ended: make(chan struct{})}
 	w.m.procs[p.pid] = p
 	w.m.mu.Unlock()
 	w.mu.Lock()

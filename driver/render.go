@@ -29,6 +29,7 @@ type generation struct {
 	env    map[string]string   // to be set in the task
 	files  []template.File     // to be written, with the paths below the allocation's directory
 	sums   map[string]checksum // of each output and of each token that is shown
+	auth   *imageAuth          // nil unless the wrapped driver is to have it
 }
 
 // checksum of something secret; a string, so that a record holds it as it is.
@@ -180,6 +181,9 @@ func (r *renderer) render(ctx context.Context, last *generation, fresh bool) (*g
 	g := &generation{pass: r.secrets.begin(fresh), output: map[string][]byte{}, env: map[string]string{},
 		sums: map[string]checksum{}}
 	if err := r.execute(ctx, g, last); err != nil {
+		return nil, err
+	}
+	if err := r.addAuth(ctx, g, last); err != nil {
 		return nil, err
 	}
 	for i := range r.conf.Templates {

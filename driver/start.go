@@ -182,8 +182,8 @@ func (t *task) renderFirst() error {
 	}
 	t.reached("written")
 	t.current = first
-	if len(first.sums) > 0 {
-		summary := fmt.Sprintf("templates rendered: %d%s", len(t.conf.Templates), t.secrets.describe())
+	if len(first.sums) > 0 || first.auth != nil {
+		summary := fmt.Sprintf("templates rendered: %d%s%s", len(t.conf.Templates), first.auth.describe(), t.secrets.describe())
 		t.say("secrets ready after %s: %s", time.Since(began).Round(time.Millisecond), summary)
 		t.event("Secrets ready: %s", summary)
 	}
@@ -205,6 +205,9 @@ func (t *task) write(g *generation) error {
 func (t *task) launch() (*drivers.DriverNetwork, error) {
 	cfg := t.cfg.Copy()
 	cfg.Env = t.current.taskEnv(t.cfg)
+	if err := t.current.auth.give(cfg); err != nil {
+		return nil, err
+	}
 	t.remember(func(r *record) { r.Launching = true })
 	t.reached("launching")
 	inner, network, err := t.d.inner.StartTask(cfg)

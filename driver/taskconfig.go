@@ -20,6 +20,7 @@ type TaskConfig struct {
 	Templates   []TemplateConfig `codec:"template"`
 	KillSignal  string           `codec:"kill_signal"`
 	KillTimeout string           `codec:"kill_timeout"`
+	Auth        *ImageAuthConfig `codec:"auth"`
 
 	killTimeout time.Duration
 }
@@ -155,6 +156,9 @@ func (c *TaskConfig) validate(every time.Duration) error {
 		return err
 	}
 	if err := c.validateVaults(); err != nil {
+		return err
+	}
+	if err := c.validateAuth(); err != nil {
 		return err
 	}
 	for i := range c.Templates {

@@ -110,6 +110,14 @@ var mistakes = map[string]mistake{
 		`no-such-program`, `executable file not found in $PATH`}},
 	"an image that nobody has": {driver: "vault-docker", old: `busybox:1\.36`, new: `no-such-image:1`, says: []string{
 		`no-such-image:1`, `Failed to pull`}},
+	"registry credentials that the policy denies": {driver: "vault-docker", config: "auth {\n vault_path = \"kv/data/default/another/registry\"\n }", says: []string{
+		`auth: vault_path: read kv/data/default/another/registry: denied by Vault`, `path "kv/data/default/another/registry" { capabilities = ["read"] }`}},
+	"registry credentials under another key": {driver: "vault-docker", config: "auth {\n vault_path = \"kv/data/default/errors/config\"\n username_key = \"color\"\n }", says: []string{
+		`auth: vault_path: kv/data/default/errors/config has no text under the key "password": write it, or correct password_key`}},
+	"registry credentials from two places": {driver: "vault-docker", config: "auth {\n vault_path = \"kv/default/errors/config\"\n password = \"" + canary + "\"\n }", says: []string{
+		`auth: both password and vault_path are set: keep one`}},
+	"registry credentials without an image": {config: "auth {\n vault_path = \"kv/default/errors/config\"\n }", says: []string{
+		`No argument or block type is named "auth"`}},
 	"the same mistake in another driver": {driver: "vault-docker", old: `role = "errors"`, new: `role = "erors"`, says: []string{
 		`role "erors"`, `create role "erors"`}},
 	"the same mistake in the third driver": {driver: "vault-raw_exec", old: `file = true`, says: []string{

@@ -20,7 +20,7 @@ import (
 // prints after that.
 var examples = map[string]struct {
 	task          string
-	vars          func(*stack.Stack) map[string]string
+	vars          func(*testing.T, *stack.Stack) map[string]string
 	put           func(ctx context.Context, s *stack.Stack, greeting string) error
 	before, after string
 }{
@@ -28,8 +28,13 @@ var examples = map[string]struct {
 	"docker.nomad.hcl": {task: "hello", put: putKV("hello-docker"), before: "(?m)^good morning$", after: "(?m)^good night$"},
 	"nomad-vars.nomad.hcl": {task: "hello", put: putVariable,
 		before: `(?m)^good morning from 127\.0\.0\.1:\d+$`, after: `(?m)^good night from 127\.0\.0\.1:\d+$`},
-	"database.nomad.hcl": {task: "query", before: "I am v-jwt-", vars: func(s *stack.Stack) map[string]string {
+	"database.nomad.hcl": {task: "query", before: "I am v-jwt-", vars: func(_ *testing.T, s *stack.Stack) map[string]string {
 		return map[string]string{"postgres_port": strconv.Itoa(s.Postgres.Port)}
+	}},
+	"registry.nomad.hcl": {task: "hello", before: `(?m)^hello from 127\.0\.0\.1:\d+/hello:1$`, vars: func(t *testing.T, s *stack.Stack) map[string]string {
+		must.NoError(t, s.Vault.Put(t.Context(), "kv/data/default/hello-registry/registry",
+			map[string]any{"data": map[string]any{"username": "puller", "password": "example"}}))
+		return map[string]string{"image": registry(t, s, "puller", "example").Addr + "/hello:1"}
 	}},
 }
 
@@ -72,7 +77,7 @@ func runExample(t *testing.T, s *stack.Stack, name string) {
 	must.NoError(t, err)
 	var vars map[string]string
 	if e.vars != nil {
-		vars = e.vars(s)
+		vars = e.vars(t, s)
 	}
 	_, alloc := registerWith(t, s, string(spec), vars)
 	_, err = alloc.Log(ctx, e.task, "stdout", e.before, 1)

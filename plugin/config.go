@@ -52,6 +52,27 @@ func ConfigSpec(wraps, name string) map[string]*hclspec.Spec {
 	return spec
 }
 
+// TaskConfigSpec returns the options that this plugin adds to a task's config block for the driver it wraps. Of a block that
+// the driver has too, these are the options that ours has beside the driver's.
+func TaskConfigSpec(wraps string) map[string]*hclspec.Spec {
+	spec := driver.TaskConfigSpec()
+	if in := inners[wraps]; in.task != nil {
+		maps.Copy(spec, in.task())
+	}
+	return spec
+}
+
+// joined returns our option, and of a block that the wrapped driver has too a copy of the driver's with ours in it.
+func joined(theirs, ours *hclspec.Spec) *hclspec.Spec {
+	block := theirs.GetBlockValue()
+	if block == nil {
+		return ours
+	}
+	attrs := maps.Clone(block.Nested.GetObject().Attributes)
+	maps.Copy(attrs, ours.GetBlockValue().Nested.GetObject().Attributes)
+	return hclspec.NewBlock(block.Name, block.Required, hclspec.NewObject(attrs))
+}
+
 // cluster is one vault block, with the field names of the agent's own
 // (https://developer.hashicorp.com/nomad/docs/configuration/vault).
 type cluster struct {

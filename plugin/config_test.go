@@ -189,20 +189,48 @@ func TestSchemaKeepsTheWrappedDriversOptions(t *testing.T) {
 			} {
 				inner, err := schemas[0]()
 				must.NoError(t, err)
-				before := len(inner.GetObject().Attributes)
+				before, auth := len(inner.GetObject().Attributes), len(blockOf(inner, "auth"))
 				merged, err := schemas[1]()
 				must.NoError(t, err)
 				for key, option := range inner.GetObject().Attributes {
-					if _, changed := map[string]bool{"gc": true, "enabled": true}[key]; changed {
+					switch key {
+					case "gc", "enabled":
 						must.NotNil(t, merged.GetObject().Attributes[key])
+						continue
+					case "auth":
+						must.MapContainsKeys(t, blockOf(merged, key), slices.Collect(maps.Keys(blockOf(inner, key))))
 						continue
 					}
 					must.EqOp(t, option, merged.GetObject().Attributes[key], must.Sprintf("option %s %s", key, sentence))
 				}
 				must.EqOp(t, before, len(inner.GetObject().Attributes), must.Sprint("the wrapped driver's own schema has changed"))
+				must.EqOp(t, auth, len(blockOf(inner, "auth")), must.Sprint("and so has its auth block"))
 				must.Greater(t, before, len(merged.GetObject().Attributes))
 			}
 		})
+	}
+}
+
+// blockOf returns the options of a block of a specification.
+func blockOf(spec *hclspec.Spec, name string) map[string]*hclspec.Spec {
+	return spec.GetObject().GetAttributes()[name].GetBlockValue().GetNested().GetObject().GetAttributes()
+}
+
+func TestAuthOfImagesHasDockersFieldsAndOurs(t *testing.T) {
+	schema, err := newPlugin(t, "docker", "vault-docker").TaskConfigSchema()
+	must.NoError(t, err)
+	for body, want := range map[string]any{
+		``: nil,
+		`auth { username = "u" }`: map[string]any{"username": "u", "password": nil, "email": nil, "server_address": nil,
+			"vault_path": "", "username_key": "username", "password_key": "password", "vault": "default"},
+		`auth { vault_path = "kv/x" }`: map[string]any{"username": nil, "password": nil, "email": nil, "server_address": nil,
+			"vault_path": "kv/x", "username_key": "username", "password_key": "password", "vault": "default"},
+	} {
+		raw, err := encoded(t, schema, "image = \"x\"\n"+body)
+		must.NoError(t, err)
+		var config map[string]any
+		must.NoError(t, base.MsgPackDecode(raw, &config))
+		must.Eq(t, want, config["auth"])
 	}
 }
 
@@ -216,7 +244,13 @@ func TestOurOptionsAreNotTheWrappedDrivers(t *testing.T) {
 		}
 		inner, err = p.inner.TaskConfigSchema()
 		must.NoError(t, err)
-		for key := range driver.TaskConfigSpec() {
+		for key, option := range TaskConfigSpec(wraps) {
+			if theirs := blockOf(inner, key); theirs != nil {
+				for ours := range option.GetBlockValue().GetNested().GetObject().GetAttributes() {
+					must.MapNotContainsKey(t, theirs, ours)
+				}
+				continue
+			}
 			must.MapNotContainsKey(t, inner.GetObject().Attributes, key)
 		}
 	}

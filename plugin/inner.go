@@ -14,6 +14,8 @@ import (
 	"github.com/hashicorp/nomad/drivers/rawexec"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
+
+	"nomad-driver-vault/driver"
 )
 
 // inner is one of Nomad's drivers and what we change of it. The changes to its defaults are for a plugin that runs
@@ -26,6 +28,9 @@ type inner struct {
 
 	// options are ours, for this driver only.
 	options func(beside bool) map[string]*hclspec.Spec
+
+	// task are ours in a task's config block, for this driver only.
+	task func() map[string]*hclspec.Spec
 
 	// deniedUsers is the default of denied_users, as HCL. The client's own rule knows the names of Nomad's drivers
 	// only (client/allocrunner/taskrunner/validate_hook.go), so that it does not reach a driver of ours.
@@ -49,6 +54,7 @@ var inners = map[string]inner{
 			return dockerDriver{docker.NewDockerDriver(ctx, logger).(containerDriver)}
 		},
 		beside: keepForeignContainers,
+		task:   driver.ImageAuthSpec,
 	},
 	"raw_exec": {
 		new: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {

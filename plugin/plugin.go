@@ -67,13 +67,15 @@ func (p *Plugin) ConfigSchema() (*hclspec.Spec, error) {
 	return hclspec.NewObject(attrs), nil
 }
 
-// TaskConfigSchema returns the wrapped driver's options of a task with driver.TaskConfigSpec added.
+// TaskConfigSchema returns the wrapped driver's options of a task with TaskConfigSpec added.
 func (p *Plugin) TaskConfigSchema() (*hclspec.Spec, error) {
 	attrs, err := attributes(p.inner.TaskConfigSchema())
 	if err != nil {
 		return nil, fmt.Errorf("read task config schema of %s: %w", p.wraps, err)
 	}
-	maps.Copy(attrs, driver.TaskConfigSpec())
+	for name, spec := range TaskConfigSpec(p.wraps) {
+		attrs[name] = joined(attrs[name], spec)
+	}
 	return hclspec.NewObject(attrs), nil
 }
 

@@ -68,7 +68,7 @@ func sweep(dir string) error {
 	if err := killMarked(dir); err != nil {
 		return err
 	}
-	return errors.Join(sweepAllocs(ctx, dir), removeImages(ctx), unmountBelow(dir), os.RemoveAll(dir))
+	return errors.Join(sweepAllocs(ctx, dir), removePulled(ctx, dir), removeImages(ctx), unmountBelow(dir), os.RemoveAll(dir))
 }
 
 // killMarked kills until there is nobody left to kill: a process may start another one just before it dies.

@@ -1,0 +1,38 @@
+# An image of a registry that wants a password. The driver reads it from Vault at each start, so a password that was changed in both
+# places is used by the next one; Nomad, Docker and the container never have it.
+#
+#   vault kv put -mount=kv default/hello-registry/registry username=puller password=...
+#   nomad job run -var image=registry.example.com/hello:1 registry.nomad.hcl
+variable "image" {
+  description = "An image with a shell, for example busybox."
+}
+
+job "hello-registry" {
+  group "hello" {
+    task "hello" {
+      driver = "vault-docker"
+
+      identity {
+        name = "vault"
+        aud  = ["vault.io"]
+        file = true
+        ttl  = "1h"
+      }
+
+      config {
+        image   = var.image
+        command = "sh"
+        args    = ["-c", "echo hello from $IMAGE; exec sleep infinity"]
+        init    = true # sleep, as a container's first process, would ignore SIGTERM
+
+        auth {
+          vault_path = "kv/data/default/hello-registry/registry"
+        }
+      }
+
+      env {
+        IMAGE = var.image
+      }
+    }
+  }
+}
