@@ -222,16 +222,20 @@ type pass struct {
 	s     *secrets
 	fresh bool
 
-	mu       sync.Mutex
+	opening  chan struct{} // holds one while a session is opened, which can take as long as a pass may
 	readings map[string]*vault.Reading
-	nomad    *taskapi.Reading
+	refused  map[string]error // where a session could not be opened: the other templates do not ask Vault again
+
+	mu    sync.Mutex
+	nomad *taskapi.Reading
 }
 
 // begin makes a pass of all that has been asked before: what no template asks this time is given up by its commit.
 func (s *secrets) begin(fresh bool) *pass {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := &pass{s: s, fresh: fresh, readings: map[string]*vault.Reading{}}
+	p := &pass{s: s, fresh: fresh, opening: make(chan struct{}, 1), readings: map[string]*vault.Reading{},
+		refused: map[string]error{}}
 	for name, session := range s.sessions {
 		p.readings[name] = session.Begin(fresh)
 	}
@@ -242,13 +246,14 @@ func (s *secrets) begin(fresh bool) *pass {
 }
 
 func (p *pass) reading(ctx context.Context, name string) (*vault.Reading, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if r := p.readings[name]; r != nil {
-		return r, nil
+	p.opening <- struct{}{}
+	defer func() { <-p.opening }()
+	if r, err := p.readings[name], p.refused[name]; r != nil || err != nil {
+		return r, err
 	}
 	session, err := p.s.session(ctx, name)
 	if err != nil {
+		p.refused[name] = err
 		return nil, err
 	}
 	p.readings[name] = session.Begin(p.fresh)
