@@ -2,11 +2,14 @@ package vault_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,8 +30,8 @@ const (
 	perTrouble = 12   // problems told for each thing that happens: one for each question, and some
 )
 
-// TestModel lives the lives of a few hundred tasks at random: readings and commits, faults and outages, revocations, changed
-// roles, lost identities, crashes. MODEL_RUNS says how many; MODEL_SEED repeats one of them that many times, as the jitter of
+// TestModel lives the lives of a few hundred tasks at random: readings that overlap and ask now this and now that, commits, edits,
+// faults and outages, revocations, changed roles, lost and new identities, crashes, and clocks that step meanwhile. MODEL_RUNS says how many; MODEL_SEED repeats one of them that many times, as the jitter of
 // leases and pauses is not the seed's.
 func TestModel(t *testing.T) {
 	t.Parallel()
@@ -64,7 +67,9 @@ type model struct {
 
 	users  map[string]string // in use, by path
 	token  string            // in use
-	next   *generation       // read, and not committed yet
+	used   *generation       // the last that was committed
+	begun  []*generation     // read, and not committed yet, the oldest first
+	kv     string            // what was written last
 	faults []trouble         // in force
 	calm   time.Time         // since when there is none
 	events int               // what happened so far
@@ -75,6 +80,8 @@ type model struct {
 	logins []time.Time
 
 	dies  []time.Time // when the plugin did
+	steps []time.Time // when the clock did, too
+	drops []time.Time // when a question was not asked any more, and what is known of its leases forgotten
 	calls int         // up to hour
 	hour  time.Time
 }
@@ -82,7 +89,19 @@ type model struct {
 // generation is what a reading showed.
 type generation struct {
 	r       *vault.Reading
+	reqs    []vault.Request
 	answers []*vault.Secret
+}
+
+// users are the database users that it shows, by path.
+func (g *generation) users() map[string]string {
+	users := map[string]string{}
+	for i, req := range g.reqs {
+		if name, ok := g.answers[i].Data["username"].(string); ok && strings.Contains(req.Path, "/creds/") {
+			users[req.Path] = name
+		}
+	}
+	return users
 }
 
 // trouble ends by itself at some time.
@@ -148,7 +167,7 @@ func (m *model) setUp() {
 		m.Creds[name] = one(m, credsRoles)
 		m.reqs = append(m.reqs, read("database/creds/"+name))
 	}
-	m.Put("secret/a", map[string]any{"k": "1"})
+	m.edit()
 	m.Static("app", 40*time.Minute)
 	m.reqs = append(m.reqs, read("secret/a"), read("database/static-creds/app"))
 	for i := range m.reqs {
@@ -160,8 +179,7 @@ func (m *model) setUp() {
 	s, err := m.client.Open(m.Context(), options)
 	must.NoError(m, err)
 	m.s, m.calm, m.hour = s, time.Now(), time.Now()
-	m.read(time.Minute)
-	m.commit(0)
+	m.readAll()
 }
 
 func (m *model) options() vault.Options {
@@ -175,7 +193,7 @@ func (m *model) options() vault.Options {
 }
 
 func (m *model) heal() {
-	m.identifies(func(context.Context) (string, error) { return m.JWT, nil })
+	m.identifies(m.Login("app").JWT)
 }
 
 // identifies changes where the session gets the task's JWT from.
@@ -192,9 +210,15 @@ func (m *model) tell(format string, args ...any) {
 
 // happens does one thing that can happen.
 func (m *model) happens() {
-	switch m.IntN(12) {
+	switch m.IntN(16) {
 	case 0, 1, 2:
-		m.read(one(m, []time.Duration{time.Second, time.Minute}))
+		m.read(one(m, []time.Duration{time.Second, time.Minute}), m.some())
+	case 12:
+		m.readTwice(one(m, []time.Duration{time.Second, time.Minute}))
+	case 13, 14:
+		m.edit()
+	case 15:
+		m.renewsIdentity()
 	case 3, 4:
 		m.commit(one(m, []time.Duration{-1, 0, time.Minute}))
 	case 5, 6:
@@ -214,47 +238,99 @@ func (m *model) happens() {
 	}
 }
 
-// read makes what would be the next generation, and asks for some of it twice.
-func (m *model) read(patience time.Duration) {
-	m.tell("read within %s", patience)
-	ctx, cancel := context.WithTimeout(m.Context(), patience)
-	defer cancel()
-	g := &generation{r: m.s.Begin(m.IntN(2) == 0)}
+// some are the questions of a template that asks now this and now that: mostly all.
+func (m *model) some() []vault.Request {
+	if m.IntN(3) > 0 {
+		return m.reqs
+	}
+	var reqs []vault.Request
 	for _, req := range m.reqs {
+		if m.IntN(3) > 0 {
+			reqs = append(reqs, req)
+		}
+	}
+	return reqs
+}
+
+// read makes what would be the next generation.
+func (m *model) read(patience time.Duration, reqs []vault.Request) {
+	g := &generation{r: m.s.Begin(m.IntN(2) == 0), reqs: reqs}
+	m.tell("read %d within %s: %v", len(reqs), patience, g.read(m.Context(), patience))
+	m.keep(g)
+}
+
+// read asks for what g is to show.
+func (g *generation) read(ctx context.Context, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for _, req := range g.reqs {
 		answer, err := g.r.Read(ctx, req)
 		if err != nil {
-			m.tell("%v", err)
-			return
+			return err
 		}
 		g.answers = append(g.answers, answer)
 	}
-	m.next = g
+	return nil
 }
 
-// commit makes what was read last what is in use.
+// keep lets a generation be committed later that is complete.
+func (m *model) keep(g *generation) {
+	if len(g.answers) == len(g.reqs) {
+		m.begun = append(m.begun, g)
+	}
+}
+
+// readTwice makes two generations at the same time.
+func (m *model) readTwice(patience time.Duration) {
+	older := &generation{r: m.s.Begin(m.IntN(2) == 0), reqs: m.some()}
+	newer := &generation{r: m.s.Begin(m.IntN(2) == 0), reqs: m.some()}
+	var both sync.WaitGroup
+	both.Go(func() { _ = older.read(m.Context(), patience) })
+	both.Go(func() { _ = newer.read(m.Context(), patience) })
+	both.Wait()
+	m.tell("read %d and %d at once within %s", len(older.reqs), len(newer.reqs), patience)
+	m.keep(older)
+	m.keep(newer)
+}
+
+// readAll reads and commits everything.
+func (m *model) readAll() {
+	m.read(time.Minute, m.reqs)
+	m.begun = m.begun[max(0, len(m.begun)-1):]
+	m.commit(0)
+}
+
+// commit makes one of those that were read the one in use; a younger one can be committed later.
 func (m *model) commit(grace time.Duration) {
-	if m.next == nil {
+	if len(m.begun) == 0 {
 		return
 	}
-	m.same()
-	m.next.r.Commit(grace)
-	m.token = m.next.r.Token()
-	for i, req := range m.reqs {
-		if name, ok := m.next.answers[i].Data["username"].(string); ok && strings.Contains(req.Path, "/creds/") {
-			m.users[req.Path] = name
-		}
+	i := m.IntN(len(m.begun))
+	g := m.begun[i]
+	m.begun = m.begun[i+1:]
+	m.same(g)
+	g.r.Commit(grace)
+	m.used, m.token, m.users = g, g.r.Token(), g.users()
+	if len(g.reqs) < len(m.reqs) {
+		m.drops = append(m.drops, time.Now())
 	}
-	m.next = nil
-	m.tell("commit with grace %s: %v", grace, m.users)
+	m.tell("commit with grace %s, %d more are read: %v", grace, len(m.begun), m.users)
 }
 
 // same asks a reading for everything once more.
-func (m *model) same() {
-	for i, req := range m.reqs {
-		again, err := m.next.r.Read(m.Context(), req)
+func (m *model) same(g *generation) {
+	for i, req := range g.reqs {
+		again, err := g.r.Read(m.Context(), req)
 		must.NoError(m, err)
-		must.True(m, again == m.next.answers[i], must.Sprint("one reading gave two answers"))
+		must.True(m, again == g.answers[i], must.Sprint("one reading gave two answers"))
 	}
+}
+
+// edit writes something new.
+func (m *model) edit() {
+	m.kv = fmt.Sprint(m.Int())
+	m.Put("secret/a", map[string]any{"k": m.kv})
+	m.tell("edit")
 }
 
 func (m *model) fails(what string, mend func()) {
@@ -266,10 +342,14 @@ func (m *model) fails(what string, mend func()) {
 // revokes is the operator's doing, at some moment of what comes next.
 func (m *model) revokes() {
 	what := map[string]func(){"all tokens": m.RevokeTokens, "all leases": m.RevokeLeases}
-	for _, user := range m.users {
-		what[user] = func() { m.RevokeLease(user) }
+	names := []string{"all tokens", "all leases"}
+	for _, req := range m.reqs[:2] {
+		if user := m.users[req.Path]; user != "" {
+			what[user] = func() { m.RevokeLease(user) }
+			names = append(names, user)
+		}
 	}
-	name := one(m, []string{"all tokens", "all leases", m.users[m.reqs[0].Path], m.users[m.reqs[1].Path]})
+	name := one(m, names)
 	m.tell("soon revoked: %s", name)
 	time.AfterFunc(time.Duration(m.IntN(int(time.Minute))), what[name])
 }
@@ -291,21 +371,48 @@ func (m *model) losesIdentity() {
 	m.fails("no identity", m.heal)
 }
 
-// crashes ends the plugin, and starts another one at once or later.
+// renewsIdentity has Nomad sign a new JWT. Vault does not accept the one before any more, which the task has for another while.
+func (m *model) renewsIdentity() {
+	old := m.JWT
+	m.Reissue(fmt.Sprintf("jwt-%d", m.Int()))
+	m.identifies(func(context.Context) (string, error) { return old, nil })
+	m.fails("an identity of yesterday", m.heal)
+}
+
+// crashes ends the plugin, and starts another one at once or later. The clock may have stepped when it comes back: what is saved is
+// of other times then, as only that has no reading of a clock that does not step.
 func (m *model) crashes() {
 	away := one(m, []time.Duration{0, time.Minute, time.Hour})
-	m.tell("crash, and back after %s", away)
+	step := one(m, []time.Duration{0, 0, 10 * time.Minute, -10 * time.Minute})
+	m.tell("crash, and back after %s with the clock %s off", away, step)
 	synctest.Wait()
-	state := m.save(m.s)
+	state := shifted(m.T, m.save(m.s), -step)
 	m.crash()
 	m.dies = append(m.dies, time.Now())
+	if step != 0 {
+		m.steps = append(m.steps, time.Now())
+	}
 	if time.Sleep(away); away > 0 {
 		m.calm = time.Now()
 	}
-	m.notices, m.next, m.events = nil, nil, 1
+	m.notices, m.begun, m.events = nil, nil, 1
 	s, err := m.client.Adopt(state, m.options())
 	must.NoError(m, err)
 	m.s = s
+}
+
+// instant is a time as encoding/json writes it.
+var instant = regexp.MustCompile(`"2\d{3}-\d\d-\d\dT\d\d:\d\d:[\d.]+(Z|[+-]\d\d:\d\d)"`)
+
+// shifted moves every time in a saved session.
+func shifted(t *testing.T, state []byte, by time.Duration) []byte {
+	return instant.ReplaceAllFunc(state, func(text []byte) []byte {
+		var at time.Time
+		must.NoError(t, json.Unmarshal(text, &at))
+		text, err := json.Marshal(at.Add(by))
+		must.NoError(t, err)
+		return text
+	})
 }
 
 // pass lets time pass and looks whether all is well.
@@ -333,6 +440,12 @@ func (m *model) mend(now time.Time) {
 
 func (m *model) check() {
 	now := time.Now()
+	returned := m.Returned()
+	for _, g := range append([]*generation{m.used}, m.begun...) {
+		for _, user := range g.users() {
+			must.SliceNotContains(m, returned, user, must.Sprint("it is in use, or soon will be"))
+		}
+	}
 	neglected := m.Neglected()
 	for path, user := range m.users {
 		ended, is := neglected[user]
@@ -356,22 +469,21 @@ func (m *model) recover() {
 	m.tell("all is well again")
 	m.mend(time.Now().Add(24 * time.Hour))
 	m.calm = time.Now()
-	m.read(time.Minute)
-	m.commit(0)
+	m.readAll()
 	story := m.story.String()
 	defer func() { m.story.Reset(); m.story.WriteString(story) }()
 	const settled = 3 * time.Hour
 	for began := time.Now(); time.Since(began) < settled+time.Hour; {
 		m.pass(30 * time.Second)
 		if changed(m.s) {
-			m.read(time.Minute)
-			m.commit(0)
+			m.readAll()
 		}
 		if time.Since(began) > settled {
 			for _, user := range m.users {
 				must.SliceContains(m, m.Users(), user)
 			}
 			must.SliceContains(m, m.Tokens(), m.token)
+			must.Eq(m, m.kv, value(m.used.answers[2]))
 		}
 	}
 }
@@ -396,6 +508,11 @@ func (m *model) budget() {
 			for _, at := range m.dies {
 				if since := at.Sub(first); since > 0 && since < creds.TTL {
 					allowed++
+				}
+			}
+			for _, at := range append(slices.Clone(m.steps), m.drops...) {
+				if since := at.Sub(first); since > -creds.TTL-10*time.Minute && since < creds.TTL {
+					allowed += perLife
 				}
 			}
 			must.LessEq(m, allowed, n, must.Sprintf("leases of %s issued within the life of one from %s", name, first.Format("02 15:04:05")))

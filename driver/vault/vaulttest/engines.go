@@ -107,6 +107,9 @@ func (s *Server) self(path, value string, t *token) answer {
 		return reply(map[string]any{"data": map[string]any{"ttl": seconds(time.Until(t.ends)), "accessor": t.accessor, "policies": t.names()}})
 	case "token/revoke-self":
 		delete(s.tokens, value)
+		for _, l := range s.leases {
+			l.returned = l.returned || l.token == value
+		}
 		return answer{status: http.StatusNoContent}
 	case "token/renew-self":
 		if t.role.Batch || t.role.Fixed {
@@ -130,7 +133,7 @@ func (s *Server) sys(path string, body map[string]any) answer {
 		if l == nil {
 			return refuse(http.StatusBadRequest, "invalid lease")
 		}
-		l.ends = time.Time{}
+		l.ends, l.returned = time.Time{}, true
 		return answer{status: http.StatusNoContent}
 	case "leases/renew":
 		if l == nil || !s.lives(l) {

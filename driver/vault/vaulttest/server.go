@@ -87,6 +87,7 @@ type lease struct {
 	token             string
 	creds             Creds
 	issued, ends, max time.Time
+	returned          bool
 }
 
 type entry struct {
@@ -267,6 +268,25 @@ func (s *Server) Neglected() map[string]time.Time {
 		}
 	}
 	return users
+}
+
+// Returned are the database users that the client itself has given up: it has revoked their lease, or the token they came with.
+func (s *Server) Returned() (users []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, l := range s.leases {
+		if l.returned {
+			users = append(users, user(id))
+		}
+	}
+	return users
+}
+
+// Reissue changes what a login must present.
+func (s *Server) Reissue(jwt string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.JWT = jwt
 }
 
 // Tokens are the values of the tokens that live, in no order.
