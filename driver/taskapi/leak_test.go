@@ -1,0 +1,9 @@
+package taskapi
+
+import (
+	"testing"
+
+	"nomad-driver-vault/driver/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }

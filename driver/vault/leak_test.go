@@ -1,0 +1,9 @@
+package vault_test
+
+import (
+	"testing"
+
+	"nomad-driver-vault/driver/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
