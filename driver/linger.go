@@ -32,6 +32,9 @@ type left struct {
 	warned  bool          // that it cannot be revoked yet
 }
 
+// Format keeps the sessions out of logs, errors and panics.
+func (l *left) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[what %s has left]", l.record.Key) }
+
 // leave keeps l for that long.
 func (d *Driver) leave(l *left, wait time.Duration) {
 	l.late = make(chan struct{})

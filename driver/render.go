@@ -32,6 +32,11 @@ type generation struct {
 	auth   *imageAuth          // nil unless the wrapped driver is to have it
 }
 
+// Format keeps it out of logs, errors and panics.
+func (g generation) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "[generation of %d files]", len(g.files))
+}
+
 // checksum of something secret; a string, so that a record holds it as it is.
 type checksum string
 
@@ -51,6 +56,9 @@ type renderer struct {
 	templates []*template.Template // in the order of conf.Templates
 	owner     owner                // of token files
 }
+
+// Format keeps the secrets out of logs, errors and panics.
+func (r *renderer) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[renderer of %s]", r.cfg.ID) }
 
 // newRenderer resolves the destinations. Two templates for one file are refused: which of them won would be chance.
 func newRenderer(cfg *drivers.TaskConfig, conf *TaskConfig, op Config, s *secrets) (*renderer, error) {

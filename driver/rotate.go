@@ -27,6 +27,9 @@ type rendered struct {
 	err  error
 }
 
+// Format keeps the generation out of logs, errors and panics.
+func (r rendered) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[rendered: %v %v]", r.next, r.err) }
+
 // settle delays rendering by the longest wait that a template asks for, counted from the latest change.
 func (t *task) settle() {
 	var least, most time.Duration

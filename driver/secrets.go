@@ -36,6 +36,9 @@ type secrets struct {
 	watch    *taskapi.Watch
 }
 
+// Format keeps the sessions out of logs, errors and panics.
+func (s *secrets) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[secrets of %s]", s.key) }
+
 func newSecrets(d *Driver, cfg *drivers.TaskConfig, conf TaskConfig) *secrets {
 	return &secrets{d: d, key: taskKey(cfg), conf: conf, cfg: cfg, changed: make(chan struct{}, 1),
 		sessions: map[string]*vault.Session{}}
@@ -229,6 +232,9 @@ type pass struct {
 	mu    sync.Mutex
 	nomad *taskapi.Reading
 }
+
+// Format keeps what was read out of logs, errors and panics.
+func (p *pass) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[pass over %v]", p.s) }
 
 // begin makes a pass of all that has been asked before: what no template asks this time is given up by its commit.
 func (s *secrets) begin(fresh bool) *pass {

@@ -47,10 +47,16 @@ type record struct {
 	aside bool   // no run may claim it: it is to be revoked
 }
 
+// Format keeps the sessions out of logs, errors and panics.
+func (r record) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[record of %s]", r.Key) }
+
 type savedSession struct {
 	Login login
 	State []byte // vault.Session.Save
 }
+
+// Format keeps the session out of logs, errors and panics.
+func (s savedSession) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[saved session of %+v]", s.Login) }
 
 const (
 	tmpfsMagic = 0x01021994

@@ -58,6 +58,9 @@ type task struct {
 	over    bool // it is another's to save
 }
 
+// Format keeps what the task was given out of logs, errors and panics, whatever the verb.
+func (t *task) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[task %s]", t.cfg.ID) }
+
 type stopRequest struct {
 	timeout time.Duration
 	signal  string

@@ -34,6 +34,9 @@ type File struct {
 	UID, GID int
 }
 
+// Format keeps the data out of logs, errors and panics.
+func (f File) Format(to fmt.State, _ rune) { fmt.Fprintf(to, "[file %q]", f.Path) }
+
 // tempPrefix begins the name of a file that is not complete yet.
 const tempPrefix = ".nomad-driver-vault-"
 

@@ -65,10 +65,10 @@ const (
 )
 
 // String keeps the data out of logs and error messages.
-func (s *Secret) String() string { return "[secret " + s.Path + "]" }
+func (s Secret) String() string { return "[secret " + s.Path + "]" }
 
 // GoString is String, for %#v.
-func (s *Secret) GoString() string { return s.String() }
+func (s Secret) GoString() string { return s.String() }
 
 // leaseID is empty where there is no secret, too.
 func (s *Secret) leaseID() string {

@@ -23,8 +23,14 @@ func (s *Session) spend(id string, now time.Time, grace time.Duration) {
 }
 
 // retire notes for revocation the tokens before the one in use: what was read with them has been read anew with this one.
-// Their leases end with them, so a negative grace keeps them until the session is closed. Call with mu held.
+// Their leases end with them, so a negative grace keeps them until the session is closed, and none is revoked while what is in use
+// is the last known good of a lease that could not be replaced yet. Call with mu held.
 func (s *Session) retire(now time.Time, grace time.Duration) {
+	for _, it := range s.items {
+		if it.gone && it.used == it.secret {
+			return
+		}
+	}
 	s.retired = slices.DeleteFunc(s.retired, func(t *token) bool {
 		if t.N >= s.used {
 			return false

@@ -115,7 +115,7 @@ func (s *Session) resume(in *saved, now time.Time) {
 			it.used = one.Secret
 		}
 		for _, l := range one.Held {
-			if l.ID == it.used.leaseID() {
+			if l.ID == it.used.leaseID() || l.ID == it.secret.leaseID() { // which a reading shows until there is another
 				it.hold(l.resumed(now), now)
 			} else { // no reading of that process can commit any more
 				s.spend(l.ID, now, 0)

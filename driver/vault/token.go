@@ -36,10 +36,10 @@ type token struct {
 }
 
 // String keeps the value out of logs and error messages.
-func (t *token) String() string { return fmt.Sprintf("[token %d %s]", t.N, t.Accessor) }
+func (t token) String() string { return fmt.Sprintf("[token %d %s]", t.N, t.Accessor) }
 
 // GoString is String, for %#v.
-func (t *token) GoString() string { return t.String() }
+func (t token) GoString() string { return t.String() }
 
 // stays reports a token that is not revoked here, and so takes no lease with it: a batch token, which cannot be
 // (https://developer.hashicorp.com/vault/docs/concepts/tokens#batch-tokens), or one that is somebody else's.

@@ -1,0 +1,69 @@
+package driver
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/vaulttest"
+)
+
+// secretive is a task that has a secret of every kind in its hands.
+func secretive(h *host) *run {
+	h.write(vaulttest.Planted)
+	return h.start("vault {\n role = \"app\"\n env = true\n file = true\n}\n" +
+		block("secrets/env", "PASS="+strings.ReplaceAll(creds, "username", "password"), "env = true") + block("local/k", kv, "") + block("local/once", kv, "once = true") +
+		block("local/w", `{{ with secret "pki/issue/app" "password=`+vaulttest.Planted+`" }}{{ .Data.certificate }}{{ end }}`, ""))
+}
+
+// Whatever a line of the log, an error or a panic is made of: no type that holds a secret prints it.
+func TestNothingThatHoldsASecretPrintsIt(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := secretive(h)
+		tk, _ := h.task(r.cfg.ID)
+		must.StrContains(t, string(tk.current.output["secrets/env"]), vaulttest.Planted)
+		kept := tk.record
+		kept.Sessions = tk.secrets.save()
+		must.StrContains(t, string(kept.Sessions["default"].State), vaulttest.Planted)
+		reading := tk.current.pass.readings["default"]
+		login := jwt("one")
+		all := []any{tk, *tk.current, tk.current, kept, &kept, kept.Sessions, tk.leaves(), rendered{next: tk.current},
+			tk.current.files, tk.current.files[0], tk.current.pass, tk.secrets, tk.make, tk.secrets.sessions, reading,
+			vault.Request{Op: vault.Write, Path: "x", Data: map[string]any{"password": vaulttest.Planted}}, h.Driver.tasks, h.Driver.idle}
+		for _, one := range all {
+			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+				text := fmt.Sprintf(verb, one)
+				for _, never := range []string{vaulttest.Planted, fmt.Sprintf("%x", vaulttest.Planted), strings.Trim(fmt.Sprint([]byte(vaulttest.Planted)), "[]"), login} {
+					must.StrNotContains(t, text, never, must.Sprintf("%s of %T", verb, one))
+				}
+			}
+		}
+	})
+}
+
+// A panic in the middle of rendering ends the plugin with a trace of everything that runs. The child is this very test.
+func TestPanicWhileRenderingShowsNoSecret(t *testing.T) {
+	const child = "PANIC_WHILE_RENDERING"
+	if os.Getenv(child) != "" {
+		bubble(t, func(h *host) {
+			r := secretive(h)
+			tk, _ := h.task(r.cfg.ID)
+			tk.make.templates[1] = nil
+			h.write(vaulttest.Planted + "2")
+			after(noticed)
+		})
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), child+"=1", "GOTRACEBACK=all")
+	trace, err := cmd.CombinedOutput()
+	must.Error(t, err)
+	must.StrContains(t, string(trace), "nil pointer dereference")
+	must.StrContains(t, string(trace), "(*renderer).execute")
+	must.StrNotContains(t, string(trace), vaulttest.Planted)
+}
