@@ -2,6 +2,8 @@
 // from Vault. Nomad starts it from plugin_dir. Which driver it wraps is in the name it is started by, a link such as
 // vault-docker, or in the args of its plugin block.
 //
+// A first argument of setup or check is for a person: see package operator.
+//
 // A first argument of executor, docker_logger or init never gets here: Nomad's drivers start this binary again with those
 // and take over in their packages' init functions.
 package main
@@ -21,11 +23,15 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins"
 
+	"nomad-driver-vault/operator"
 	"nomad-driver-vault/plugin"
 	_ "nomad-driver-vault/sigpipe" // initialises before the executor does
 )
 
 func main() {
+	if code, known := operator.Run(os.Args[1:], published, operator.Terminal{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}); known {
+		os.Exit(code)
+	}
 	o, err := parse(os.Args, os.Stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -51,6 +57,12 @@ type options struct {
 	driver  string // the wrapped driver, one of plugin.Drivers
 	name    string // what Nomad knows us by
 	version bool
+}
+
+// published is parse for a plugin block of an agent's configuration: the file's name and args.
+func published(args []string) (wraps, name string, err error) {
+	o, err := parse(args, io.Discard)
+	return o.driver, o.name, err
 }
 
 // nameRule is what can stand in a job's driver field and in an attribute's name.

@@ -95,8 +95,7 @@ func (r *renderer) prepare() error {
 		if err != nil {
 			return err
 		}
-		parsed, err := template.Parse(template.Spec{Name: t.Destination, Data: data, LeftDelim: t.LeftDelimiter,
-			RightDelim: t.RightDelimiter, ErrorOnMissingKey: t.ErrorOnMissingKey})
+		parsed, err := t.parse(data)
 		if err != nil {
 			return err
 		}

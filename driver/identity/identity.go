@@ -172,15 +172,15 @@ func (s Source) unreadable(err error, root *os.Root) error {
 		return s.final(ErrMalformed, "%s cannot be read: %v", s.file(), err)
 	}
 	absent := s.problem(ErrAbsent, "no file %s: add to the task: %s (if that is there, Nomad's servers have not signed it)",
-		s.file(), s.block())
+		s.file(), s.Block())
 	if beside := s.beside(root); len(beside) > 0 {
 		absent.text += fmt.Sprintf("; found beside it, from identities of other names: %s", strings.Join(beside, ", "))
 	}
 	return absent
 }
 
-// block is what is missing from the jobspec.
-func (s Source) block() string {
+// Block is what is missing from the jobspec.
+func (s Source) Block() string {
 	named, path := "", ""
 	if !s.isDefault() {
 		named = fmt.Sprintf(`name = %q aud = ["vault.io"] `, s.Name)

@@ -1,0 +1,93 @@
+package driver
+
+import (
+	"fmt"
+
+	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/driver/vault"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+)
+
+// A Use is a vault block of a task and what the task's templates ask there.
+type Use struct {
+	VaultConfig
+	Server        vault.Cluster // of the plugin's configuration
+	IdentityBlock string        // what the task must have, as its author writes it
+	Questions     []Question
+}
+
+// A Question is what a template asks Vault.
+type Question struct {
+	Template string // its destination
+	Line     int
+	Text     string // the call as it is written, or why it cannot be read here
+	// Request is what the driver would send; its path is empty where only the task can know it.
+	Request vault.Request
+}
+
+// Review checks a task's config block as a start does, without a task, and returns what would be asked of which Vault. Of
+// cfg it needs the name, the environment and the user. The error is the one that the start would fail with.
+func Review(op Config, cfg *drivers.TaskConfig, conf TaskConfig) ([]Use, error) {
+	if err := conf.validate(op.PollInterval); err != nil {
+		return nil, err
+	}
+	if err := conf.permitted(op); err != nil {
+		return nil, err
+	}
+	if _, err := newRenderer(cfg, &conf, op, nil); err != nil {
+		return nil, err
+	}
+	asked := map[string][]Question{}
+	for i := range conf.Templates {
+		t := &conf.Templates[i]
+		questions, err := t.questions()
+		if err != nil {
+			return nil, err
+		}
+		asked[t.Vault] = append(asked[t.Vault], questions...)
+	}
+	blocks := conf.Vaults
+	if !conf.has("default") && len(asked["default"]) > 0 {
+		blocks = append([]VaultConfig{conf.vault("default")}, blocks...)
+	}
+	var uses []Use
+	for _, block := range blocks {
+		server, err := op.cluster(block.Cluster)
+		if err != nil {
+			return nil, err
+		}
+		uses = append(uses, Use{VaultConfig: block, Server: server, IdentityBlock: identitySource(block, cfg).Block(),
+			Questions: asked[block.Name]})
+	}
+	return uses, nil
+}
+
+// questions are those of one template, without executing it.
+func (t *TemplateConfig) questions() ([]Question, error) {
+	if t.Source != "" {
+		return []Question{{Template: t.Destination, Text: fmt.Sprintf("source %q, a file of the task", t.Source)}}, nil
+	}
+	parsed, err := t.parse(t.Data)
+	if err != nil {
+		return nil, err
+	}
+	var all []Question
+	for _, ask := range parsed.Asks() {
+		q := Question{Template: t.Destination, Line: ask.Line, Text: ask.Text, Request: vault.Request{Op: vault.Read, Path: ask.Path}}
+		switch {
+		case ask.Write:
+			q.Request.Op = vault.Write
+		case ask.Func == "secrets":
+			q.Request.Op = vault.List
+		}
+		all = append(all, q)
+	}
+	return all, nil
+}
+
+// parse checks the template's text.
+func (t *TemplateConfig) parse(text string) (*template.Template, error) {
+	return template.Parse(template.Spec{Name: t.Destination, Data: text, LeftDelim: t.LeftDelimiter,
+		RightDelim: t.RightDelimiter, ErrorOnMissingKey: t.ErrorOnMissingKey})
+}

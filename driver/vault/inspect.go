@@ -1,0 +1,74 @@
+package vault
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// What follows is for an operator's look at a Vault, not for a task.
+
+// Answers returns nil when the cluster can be reached and answers, sealed or not.
+func (c *Client) Answers(ctx context.Context) error { return c.answers(ctx) }
+
+// Probe logs in with a JWT that is well formed and signed by nobody, and returns nil when Vault refuses it for its signature:
+// it then has the auth method and the role, and has got the keys that it checks signatures with. Any other outcome is the
+// error that a task's login would meet, too. An empty role or namespace is the cluster's.
+func (c *Client) Probe(ctx context.Context, role, namespace string) error {
+	s := c.newSession(Options{Login: Login{Role: role, Namespace: namespace}})
+	t, err := s.logIn(ctx, unsigned(), 1)
+	var e *Error
+	switch {
+	case err == nil:
+		return errors.Join(s.revoke(ctx, t), &Error{Class: ErrInvalid, Op: "log in with a JWT that nobody signed",
+			Detail: "Vault accepts it", Hint: fmt.Sprintf("auth/%s checks no signatures: make it anew", c.cluster.AuthPath)})
+	case errors.As(err, &e) && !strings.Contains(e.Detail, "fetching keys") &&
+		(strings.Contains(e.Detail, "no known key") || strings.Contains(e.Detail, "failed to verify id token signature")):
+		return nil
+	}
+	return err
+}
+
+// unsigned is a JWT as Nomad makes them since 1.7, but for its signature. Its key's id is a new one each time: Vault then asks
+// for the keys again instead of looking at those it has.
+func unsigned() string {
+	part := base64.RawURLEncoding.EncodeToString
+	now := time.Now().Unix()
+	return part([]byte(`{"alg":"RS256","typ":"JWT","kid":"`+rand.Text()+`"}`)) + "." +
+		part(fmt.Appendf(nil, `{"sub":"nomad-driver-vault check","iat":%d,"exp":%d}`, now, now+60)) + "." + part(make([]byte, 256))
+}
+
+// Locate returns the path of a request as Vault's API has it, and where it is mounted: the type of the engine and whether it is
+// KV version 2. The engine is empty where nothing is mounted there or the token may not know.
+func (c *Client) Locate(ctx context.Context, token, namespace string, req Request) (path, engine string, v2 bool, err error) {
+	as, err := c.as(token, namespace)
+	if err != nil {
+		return "", "", false, err
+	}
+	req.Path = clean(req.Path)
+	m, err := c.mountOf(ctx, as, namespace, req.Path)
+	if err != nil {
+		return "", "", false, c.fail("look up the mount of "+req.Path, err)
+	}
+	return m.apiPath(req.Op, req.Path), m.engine, m.v2, nil
+}
+
+// Capabilities are what a policy must have one of for an operation.
+func (o Op) Capabilities() []string {
+	return map[Op][]string{Read: {"read"}, Write: {"create", "update"}, List: {"list"}}[o]
+}
+
+// Said is what Vault or the network answered, on one line and without credentials.
+func Said(err error) string {
+	var answer *api.ResponseError
+	if errors.As(err, &answer) {
+		return message(answer)
+	}
+	return bare(err)
+}

@@ -1,0 +1,102 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/nomad/helper/pluginutils/hclspecutils"
+	"github.com/hashicorp/nomad/helper/pluginutils/hclutils"
+	"github.com/hashicorp/nomad/plugins/base"
+	"github.com/hashicorp/nomad/plugins/shared/hclspec"
+	"github.com/zclconf/go-cty/cty"
+	"github.com/zclconf/go-cty/cty/msgpack"
+
+	"nomad-driver-vault/driver"
+)
+
+// What follows reads configuration outside of an agent, as the agent and a plugin do it.
+
+// ReadConfig reads the config block of a plugin that wraps a driver and is published as name. It is the configuration of an
+// agent on this machine: the files that it names must be here.
+func ReadConfig(ctx context.Context, wraps, name string, block map[string]any) (driver.Config, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p := New(ctx, hclog.NewNullLogger(), wraps, name)
+	raw, err := encode(p.ConfigSchema, block, nil)
+	if err != nil {
+		return driver.Config{}, err
+	}
+	own, err := decode(raw)
+	if err != nil {
+		return driver.Config{}, err
+	}
+	conf, err := own.forDriver(name)
+	if err == nil {
+		err = p.Configure(conf)
+	}
+	return conf, err
+}
+
+// ReadTask reads our part of the config block of a task whose driver wraps that one. vars are what the block may refer to.
+func ReadTask(ctx context.Context, wraps string, block map[string]any, vars map[string]cty.Value) (conf driver.TaskConfig, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	raw, err := encode(New(ctx, hclog.NewNullLogger(), wraps, wraps).TaskConfigSchema, block, vars)
+	if err == nil {
+		err = base.MsgPackDecode(raw, &conf)
+	}
+	return conf, err
+}
+
+// RemovesForeign reports whether a docker driver with that config block, published as name, removes the containers of other
+// docker drivers on its engine; see keepForeignContainers.
+func RemovesForeign(ctx context.Context, name string, block map[string]any) (bool, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	raw, err := encode(New(ctx, hclog.NewNullLogger(), "docker", name).ConfigSchema, block, nil)
+	if err != nil {
+		return false, err
+	}
+	var conf struct {
+		GC struct {
+			Dangling struct {
+				Enabled bool `codec:"enabled"`
+			} `codec:"dangling_containers"`
+		} `codec:"gc"`
+	}
+	err = base.MsgPackDecode(raw, &conf)
+	return conf.GC.Dangling.Enabled, err
+}
+
+// encode takes a block to the bytes that a plugin gets. The error is on one line.
+func encode(schema func() (*hclspec.Spec, error), block map[string]any, vars map[string]cty.Value) ([]byte, error) {
+	attrs, err := schema()
+	if err != nil {
+		return nil, err
+	}
+	spec, diagnostics := hclspecutils.Convert(attrs)
+	if diagnostics.HasErrors() {
+		return nil, errors.New(oneLine(diagnostics))
+	}
+	if block == nil {
+		block = map[string]any{}
+	}
+	value, diagnostics, _ := hclutils.ParseHclInterface(block, spec, vars)
+	if diagnostics.HasErrors() {
+		return nil, fmt.Errorf("config block: %s", oneLine(diagnostics))
+	}
+	return msgpack.Marshal(value, value.Type())
+}
+
+// oneLine leaves out where in the text it is: the text is JSON that nobody wrote.
+func oneLine(diagnostics hcl.Diagnostics) string {
+	var said []string
+	for _, d := range diagnostics {
+		said = append(said, strings.TrimSuffix(d.Summary, ".")+": "+strings.TrimSuffix(d.Detail, "."))
+	}
+	return strings.Join(strings.Fields(strings.Join(said, "; ")), " ")
+}
