@@ -4,13 +4,16 @@ package operator
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"strings"
 
 	"github.com/hashicorp/vault/api"
@@ -112,4 +115,44 @@ func failed(op string, client *api.Client, err error) error {
 		return fmt.Errorf("%s: %s; set VAULT_TOKEN to a token that may", op, vault.Said(err))
 	}
 	return fmt.Errorf("%s: %s", op, vault.Said(err))
+}
+
+// settings are what Vault is told of an object, and what it says of it.
+type settings map[string]any
+
+// read returns what Vault says of an object, but for what is empty; nil where there is none.
+func read(ctx context.Context, client *api.Client, path string) (settings, error) {
+	answer, err := client.Logical().ReadWithContext(ctx, path)
+	var refused *api.ResponseError
+	if err == nil && answer == nil || errors.As(err, &refused) && refused.StatusCode == 404 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, failed("read "+path, client, err)
+	}
+	var have settings // with numbers as encoding/json reads them
+	text, err := json.Marshal(answer.Data)
+	if err == nil {
+		err = json.Unmarshal(text, &have)
+	}
+	maps.DeleteFunc(have, func(_ string, v any) bool {
+		return v == nil || v == "" || reflect.DeepEqual(v, []any{}) || reflect.DeepEqual(v, map[string]any{})
+	})
+	return have, err
+}
+
+// list returns the names below a path.
+func list(ctx context.Context, client *api.Client, path string) (names []string, err error) {
+	answer, err := client.Logical().ListWithContext(ctx, path)
+	if err != nil || answer == nil {
+		if err != nil {
+			err = failed("list "+path, client, err)
+		}
+		return nil, err
+	}
+	keys, _ := answer.Data["keys"].([]any)
+	for _, key := range keys {
+		names = append(names, fmt.Sprint(key))
+	}
+	return names, nil
 }

@@ -96,9 +96,6 @@ const madeBy = "made by nomad-driver-vault setup"
 
 func (s *setup) rolePath() string { return "auth/" + s.path + "/role/" + s.role }
 
-// settings are what Vault is told of an object, and what it says of it.
-type settings map[string]any
-
 func (s *setup) configSettings() settings {
 	c := settings{"jwks_url": s.jwksURL, "jwt_supported_algs": []any{"RS256", "EdDSA"}, "default_role": s.role}
 	if s.jwksCA != "" {
@@ -307,7 +304,7 @@ func (s *setup) planMethod(ctx context.Context) (steps []step, accessor string, 
 		return []step{{"create", object, "type jwt", mount},
 			{"create", "configuration " + config, s.configSettings().lines(), write}}, "", nil
 	}
-	have, err := s.read(ctx, config)
+	have, err := read(ctx, s.vault, config)
 	if err != nil {
 		return nil, "", err
 	}
@@ -334,7 +331,7 @@ func (s *setup) planConfig(path string, have settings) (step, error) {
 }
 
 func (s *setup) planRole(ctx context.Context) (step, error) {
-	have, err := s.read(ctx, s.rolePath())
+	have, err := read(ctx, s.vault, s.rolePath())
 	if err != nil {
 		return step{}, err
 	}
@@ -445,30 +442,6 @@ func (s *setup) engine(ctx context.Context) (*api.MountOutput, error) {
 	return engines[s.kv+"/"], nil
 }
 
-// read returns what Vault says of an object, but for what is empty; nil where there is none.
-func (s *setup) read(ctx context.Context, path string) (settings, error) {
-	answer, err := s.vault.Logical().ReadWithContext(ctx, path)
-	var refused *api.ResponseError
-	if errors.As(err, &refused) && refused.StatusCode == 404 {
-		return nil, nil
-	}
-	if err != nil && strings.Contains(err.Error(), "unsupported path") || err == nil && answer == nil {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, failed("read "+path, s.vault, err)
-	}
-	var have settings // with numbers as encoding/json reads them
-	text, err := json.Marshal(answer.Data)
-	if err == nil {
-		err = json.Unmarshal(text, &have)
-	}
-	maps.DeleteFunc(have, func(_ string, v any) bool {
-		return v == nil || v == "" || reflect.DeepEqual(v, []any{}) || reflect.DeepEqual(v, map[string]any{})
-	})
-	return have, err
-}
-
 func (s *setup) write(path string, data settings) func(context.Context) error {
 	return func(ctx context.Context) error {
 		_, err := s.vault.Logical().WriteWithContext(ctx, path, data)
@@ -517,7 +490,7 @@ func remove(ours bool, object string, do func(context.Context) error) step {
 }
 
 func (s *setup) destroyMethod(ctx context.Context, method *api.AuthMount, oursRole bool) ([]step, error) {
-	roles, err := s.list(ctx, "auth/"+s.path+"/role")
+	roles, err := list(ctx, s.vault, "auth/"+s.path+"/role")
 	if err != nil {
 		return nil, err
 	}
@@ -541,7 +514,7 @@ func (s *setup) destroyEngine(ctx context.Context, engine *api.MountOutput) step
 	object := "secrets engine " + s.kv + "/"
 	ours := strings.HasSuffix(engine.Description, madeBy)
 	empty := func(ctx context.Context) error {
-		names, err := s.list(ctx, s.kv+"/metadata")
+		names, err := list(ctx, s.vault, s.kv+"/metadata")
 		if err == nil && len(names) > 0 {
 			err = errors.New("it has secrets")
 		}
@@ -556,19 +529,4 @@ func (s *setup) destroyEngine(ctx context.Context, engine *api.MountOutput) step
 		}
 		return s.vault.Sys().UnmountWithContext(ctx, s.kv)
 	})
-}
-
-func (s *setup) list(ctx context.Context, path string) (names []string, err error) {
-	answer, err := s.vault.Logical().ListWithContext(ctx, path)
-	if err != nil || answer == nil {
-		if err != nil {
-			err = failed("list "+path, s.vault, err)
-		}
-		return nil, err
-	}
-	keys, _ := answer.Data["keys"].([]any)
-	for _, key := range keys {
-		names = append(names, fmt.Sprint(key))
-	}
-	return names, nil
 }

@@ -146,10 +146,9 @@ func (s *Session) explain(err error, req Request, path string, t *token) error {
 	if !errors.As(err, &e) {
 		return err
 	}
-	capability := map[Op]string{Read: `"read"`, Write: `"create", "update"`, List: `"list"`}[req.Op]
 	switch e.Class {
 	case ErrDenied:
-		e.Hint = grant(t, s.role, path, capability)
+		e.Hint = Grant(s.role, t.Policies, path, req.Op)
 	case ErrNotFound, ErrInvalid:
 		if strings.Contains(e.Detail, "unsupported path") || strings.Contains(e.Detail, "no handler for route") {
 			e.Class, e.Hint = ErrNotFound, "no secrets engine answers at that path: correct it, or the namespace"

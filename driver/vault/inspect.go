@@ -44,24 +44,58 @@ func unsigned() string {
 		part(fmt.Appendf(nil, `{"sub":"nomad-driver-vault check","iat":%d,"exp":%d}`, now, now+60)) + "." + part(make([]byte, 256))
 }
 
-// Locate returns the path of a request as Vault's API has it, and where it is mounted: the type of the engine and whether it is
-// KV version 2. The engine is empty where nothing is mounted there or the token may not know.
-func (c *Client) Locate(ctx context.Context, token, namespace string, req Request) (path, engine string, v2 bool, err error) {
+// A Place is where Vault has what a request asks for. Without an Engine nothing is mounted there, or the token may not know.
+type Place struct {
+	Path   string // as Vault's API has it
+	Mount  string // with a slash at its end
+	Engine string // "kv", "database", ...
+	V2     bool   // KV version 2
+}
+
+// Locate returns the place of a request as far as a token may know it.
+func (c *Client) Locate(ctx context.Context, token, namespace string, req Request) (Place, error) {
 	as, err := c.as(token, namespace)
 	if err != nil {
-		return "", "", false, err
+		return Place{}, err
 	}
 	req.Path = clean(req.Path)
 	m, err := c.mountOf(ctx, as, namespace, req.Path)
-	if err != nil {
-		return "", "", false, c.fail("look up the mount of "+req.Path, err)
-	}
-	return m.apiPath(req.Op, req.Path), m.engine, m.v2, nil
+	return Place{m.apiPath(req.Op, req.Path), m.path, m.engine, m.v2}, c.fail("look up the mount of "+req.Path, err)
 }
 
-// Capabilities are what a policy must have one of for an operation.
+// Capable logs in as a task does and returns what Vault lets that token do at each path. The token is revoked at once.
+func (c *Client) Capable(ctx context.Context, l Login, paths []string) (can map[string][]string, err error) {
+	s := c.newSession(Options{Login: l})
+	jwt, err := s.identity(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.logIn(ctx, jwt, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.revoke(context.WithoutCancel(ctx), t)) }()
+	as, err := c.as(t.Value, s.namespace)
+	if err != nil {
+		return nil, err
+	}
+	can = map[string][]string{}
+	for _, path := range paths {
+		if can[path], err = as.Sys().CapabilitiesSelfWithContext(ctx, path); err != nil {
+			return nil, c.fail("ask for capabilities at "+path, err)
+		}
+	}
+	return can, nil
+}
+
+// Capabilities are those of which a policy must grant one for the operation.
 func (o Op) Capabilities() []string {
 	return map[Op][]string{Read: {"read"}, Write: {"create", "update"}, List: {"list"}}[o]
+}
+
+// Grant says what is missing in the policies of a role, for a request that is denied.
+func Grant(role string, policies []string, path string, op Op) string {
+	return grant(&token{Policies: policies}, role, path, `"`+strings.Join(op.Capabilities(), `", "`)+`"`)
 }
 
 // Said is what Vault or the network answered, on one line and without credentials.

@@ -1,0 +1,338 @@
+package operator
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/api"
+
+	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/vault"
+)
+
+var quiet = hclog.NewNullLogger()
+
+// patience is how long one cluster may take to answer.
+const patience = 15 * time.Second
+
+// login is how a task would log in for one of its vault blocks.
+type login struct {
+	driver.Use
+	about, task string
+	vague       bool // Use.Server has no more than a name
+	claims      map[string]string
+	audience    []string
+	subject     string // without the region in front
+
+	as         *api.Client // the operator's, in the namespace of the login
+	role, path string      // where they are known
+	settings   settings    // of the role
+	acl        acl
+	can        func(path string, capabilities []string) bool // nil: not known
+}
+
+// use looks at one vault block: can the task log in, and may it do what its templates ask?
+func (c *checker) use(ctx context.Context, l login) {
+	client := c.direct
+	if !l.vague {
+		var err error
+		if client, err = vault.NewClient(l.Server, c.sched, quiet); err != nil {
+			c.fault(l.about, err)
+			return
+		}
+		if !c.reach(ctx, client) {
+			return
+		}
+	}
+	l.role, l.path = cmp.Or(l.Role, l.Server.Role), cmp.Or(l.Server.AuthPath, c.path)
+	namespace := cmp.Or(l.Namespace, l.Server.Namespace)
+	asked, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := client.Probe(asked, l.role, namespace); err != nil {
+		c.fault(l.about, err)
+	} else {
+		c.ok(l.about, "auth/%s has %s, and Vault reads Nomad's keys", l.path, l.roleName())
+	}
+	if l.Cluster != c.cluster {
+		c.warn(l.about, fmt.Sprintf("run check again with -cluster=%s, VAULT_ADDR and VAULT_TOKEN of that cluster", l.Cluster),
+			"role and policies are not looked at: VAULT_ADDR is that of cluster %q", c.cluster)
+		return
+	}
+	l.as = c.vault
+	if namespace != "" {
+		l.as = c.vault.WithNamespace(namespace)
+	}
+	switch err := l.read(ctx); {
+	case errors.Is(err, errNone):
+		return // Probe has said it
+	case err != nil:
+		c.warn(l.about, "", "role and policies cannot be looked at: %v", err)
+	default:
+		c.admits(l)
+		l.can = l.acl.allows
+	}
+	c.questions(ctx, client, l)
+}
+
+func (l login) roleName() string {
+	if l.role == "" {
+		return "a default role"
+	}
+	return fmt.Sprintf("role %q", l.role)
+}
+
+// reach reports whether a cluster of the plugin's configuration answers, and tells it once.
+func (c *checker) reach(ctx context.Context, client *vault.Client) bool {
+	name := client.Cluster().Name
+	answers, known := c.reached[name]
+	if known {
+		return answers
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	about, err := fmt.Sprintf("cluster %q", name), client.Answers(ctx)
+	if err != nil {
+		c.fault(about, err)
+	} else {
+		c.ok(about, "%s answers", client.Cluster().Address)
+	}
+	c.reached[name] = err == nil
+	return err == nil
+}
+
+// errNone means that there is nothing to read: no such role.
+var errNone = errors.New("there is none")
+
+// read reads what the role grants.
+func (l *login) read(ctx context.Context) error {
+	methods, err := l.as.Sys().ListAuthWithContext(ctx)
+	if err != nil {
+		return failed("list auth methods", l.as, err)
+	}
+	if l.role == "" {
+		config, err := read(ctx, l.as, "auth/"+l.path+"/config")
+		if err != nil {
+			return err
+		}
+		l.role, _ = config["default_role"].(string)
+	}
+	l.settings, err = read(ctx, l.as, "auth/"+l.path+"/role/"+l.role)
+	method := methods[l.path+"/"]
+	if err != nil || l.settings == nil || method == nil {
+		return cmp.Or(err, errNone)
+	}
+	known := identityOf(method.Accessor, l.settings, l.claims)
+	for _, name := range l.policies() {
+		text, err := l.as.Sys().GetPolicyWithContext(ctx, name)
+		if err != nil {
+			return failed("read policy "+name, l.as, err)
+		}
+		if err := l.acl.add(name, text, known); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l login) policies() []string {
+	names := texts(l.settings["token_policies"])
+	if l.settings["token_no_default_policy"] != true {
+		names = append([]string{"default"}, names...)
+	}
+	return names
+}
+
+// texts reads a list of strings, or one string.
+func texts(v any) (all []string) {
+	if list, ok := v.([]any); ok {
+		for _, one := range list {
+			all = append(all, fmt.Sprint(one))
+		}
+	} else if v != nil {
+		all = []string{fmt.Sprint(v)}
+	}
+	return all
+}
+
+// admits compares what the role binds with the claims that the task's identity will have.
+func (c *checker) admits(l login) {
+	role, before := fmt.Sprintf("role %q of auth/%s", l.role, l.path), len(c.findings)
+	bound := texts(l.settings["bound_audiences"])
+	if len(bound)+len(l.audience) > 0 && !slices.ContainsFunc(l.audience, func(aud string) bool { return slices.Contains(bound, aud) }) {
+		c.problem(l.about, fmt.Sprintf("make aud of the task's identity block one of bound_audiences of role %q, or add it there", l.role),
+			"aud is %q, and %s wants one of %q", l.audience, role, bound)
+	}
+	user := strings.TrimPrefix(fmt.Sprint(l.settings["user_claim"]), "/")
+	pointer := l.settings["user_claim_json_pointer"] == true
+	if known := append(slices.Sorted(maps.Keys(l.claims)), "nomad_allocation_id", "sub"); !slices.Contains(known, user) || user != l.settings["user_claim"] && !pointer {
+		c.problem(l.about, `set user_claim = "/nomad_job_id" and user_claim_json_pointer = true, as nomad-driver-vault setup does`,
+			"user_claim of %s is %q, which Nomad's identities do not have", role, l.settings["user_claim"])
+	}
+	if subject, _ := l.settings["bound_subject"].(string); subject != "" && !strings.HasSuffix(subject, ":"+l.subject) {
+		c.problem(l.about, "correct or remove bound_subject", "%s is for the subject %q, and the task's is <region>:%s", role, subject, l.subject)
+	}
+	claims, _ := l.settings["bound_claims"].(map[string]any)
+	for _, claim := range slices.Sorted(maps.Keys(claims)) {
+		value, known := l.claims[strings.TrimPrefix(claim, "/")]
+		switch wanted := texts(claims[claim]); {
+		case !known:
+			c.warn(l.about, "", "bound_claims of %s has %q, which is not known before the task runs", role, claim)
+		case !slices.ContainsFunc(wanted, func(w string) bool {
+			return w == value || l.settings["bound_claims_type"] == "glob" && like(w, value)
+		}):
+			c.problem(l.about, "add it to bound_claims, or name another role in the task's vault block",
+				"%s does not admit this job: %s is %q, and bound_claims wants one of %q", role, claim, value, wanted)
+		}
+	}
+	if len(c.findings) == before {
+		c.ok(l.about, "%s admits the task", role)
+	}
+}
+
+// like matches the globs of bound_claims, in which * stands for anything.
+func like(glob, value string) bool {
+	ok, _ := regexp.MatchString("^"+strings.ReplaceAll(regexp.QuoteMeta(glob), `\*`, ".*")+"$", value)
+	return ok
+}
+
+// A located question is one whose path is known.
+type located struct {
+	driver.Question
+	vault.Place
+	about string
+}
+
+// questions looks at each path of each template: what is mounted there, whether the task may, and whether there is a secret.
+func (c *checker) questions(ctx context.Context, client *vault.Client, l login) {
+	found := c.locate(ctx, l)
+	if c.login {
+		can, err := c.asTask(ctx, client, l, found)
+		if err != nil {
+			c.fault(l.about, err)
+			return
+		}
+		l.can = can
+	}
+	for _, q := range found {
+		if l.can == nil {
+			c.warn(q.about, "", "%s %s: not known whether the policies allow it", q.Request.Op, q.Path)
+			continue
+		}
+		c.allowed(l, q)
+		if q.Request.Op == vault.Read && q.Engine == "kv" {
+			c.present(ctx, l, q)
+		}
+	}
+}
+
+// locate finds where the paths lead.
+func (c *checker) locate(ctx context.Context, l login) (found []located) {
+	for _, q := range l.Questions {
+		if q.Request.Path == "" || strings.Contains(q.Request.Path, "${") {
+			c.warn(l.about, "see to it that a policy of the role allows what it asks for",
+				"template %q: %s: only the task knows the path", q.Template, q.Text)
+			continue
+		}
+		about := fmt.Sprintf("%s, template %q line %d", l.about, q.Template, q.Line)
+		place, err := c.direct.Locate(ctx, l.as.Token(), l.as.Namespace(), q.Request)
+		switch {
+		case err != nil:
+			c.fault(about, err)
+		case place.Engine == "" && c.unmounted(ctx, l.as, q.Request.Path):
+			c.problem(about, "enable one, or correct the path or the namespace", "no secrets engine is mounted at %s", q.Request.Path)
+		default:
+			found = append(found, located{q, place, about})
+		}
+	}
+	return found
+}
+
+// asTask logs in with the identity that the running task has, and returns what Vault lets it do.
+func (c *checker) asTask(ctx context.Context, client *vault.Client, l login, asked []located) (func(string, []string) bool, error) {
+	if l.IdentityFile != "" {
+		return nil, fmt.Errorf("-login: the task hides its identity in %s", l.IdentityFile)
+	}
+	var jwt, said bytes.Buffer
+	command := []string{"/bin/sh", "-c", `cat "$NOMAD_SECRETS_DIR/$0"`, "nomad_" + l.Identity + ".jwt"}
+	code, err := c.nomad.Allocations().Exec(ctx, c.running, l.task, false, command, strings.NewReader(""), &jwt, &said, nil, nil)
+	if err != nil || code != 0 {
+		return nil, fmt.Errorf("-login: read the identity of the running task: exit code %d: %s%w", code, said.String(), cmp.Or(err, errNone))
+	}
+	var paths []string
+	for _, q := range asked {
+		paths = append(paths, q.asked())
+	}
+	can, err := client.Capable(ctx, vault.Login{Role: l.Role, Namespace: l.Namespace,
+		JWT: func(context.Context) (string, error) { return strings.TrimSpace(jwt.String()), nil }}, paths)
+	return func(path string, capabilities []string) bool {
+		return slices.ContainsFunc(can[path], func(have string) bool { return slices.Contains(capabilities, have) })
+	}, err
+}
+
+// asked is the path that policies are asked about: that of a list ends with a slash.
+func (q located) asked() string {
+	if q.Request.Op == vault.List {
+		return q.Path + "/"
+	}
+	return q.Path
+}
+
+// allowed tells whether the role's policies allow a request.
+func (c *checker) allowed(l login, q located) {
+	capabilities := q.Request.Op.Capabilities()
+	if l.can(q.asked(), capabilities) {
+		c.ok(q.about, "%s %s is allowed", q.Request.Op, q.Path)
+		return
+	}
+	fix := vault.Grant(l.role, l.policies(), q.Path, q.Request.Op)
+	without := strings.Replace(q.asked(), q.Mount+"data/", q.Mount, 1)
+	switch {
+	case q.V2 && without != q.asked() && l.can(without, capabilities):
+		fix = fmt.Sprintf("write data/ after %s in the paths of the policies %q: the mount is KV version 2", q.Mount, l.policies())
+	case len(l.acl.left) > 0:
+		fix += fmt.Sprintf("; or, where the policies speak of %s, which a login at auth/%s does not have: run nomad-driver-vault setup",
+			strings.Join(slices.Compact(slices.Sorted(slices.Values(l.acl.left))), ", "), l.path)
+	}
+	c.problem(q.about, fix, "%s %s is denied", q.Request.Op, q.Path)
+}
+
+// unmounted reports that nothing is mounted at a path, as far as the operator may know.
+func (c *checker) unmounted(ctx context.Context, as *api.Client, at string) bool {
+	mounts, err := as.Sys().ListMountsWithContext(ctx)
+	for mount := range mounts {
+		if strings.HasPrefix(at+"/", mount) {
+			return false
+		}
+	}
+	return err == nil
+}
+
+// present tells whether a KV engine has a secret, without reading it. Where the operator may not know, nothing is told.
+func (c *checker) present(ctx context.Context, l login, q located) {
+	fix := "write it first, or correct the path"
+	if q.V2 {
+		meta, err := read(ctx, l.as, strings.Replace(q.Path, q.Mount+"data/", q.Mount+"metadata/", 1))
+		if err != nil || meta != nil {
+			return
+		}
+	} else {
+		names, err := list(ctx, l.as, path.Dir(q.Path))
+		if err != nil || slices.Contains(names, path.Base(q.Path)) {
+			return
+		}
+		if strings.HasPrefix(q.Path, q.Mount+"data/") {
+			fix = "leave data/ out: the mount is KV version 1"
+		}
+	}
+	c.problem(q.about, fix, "there is no secret at %s", q.Path)
+}
