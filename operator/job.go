@@ -240,7 +240,7 @@ func environment(job *nomad.Job, group *nomad.TaskGroup, task *nomad.Task, claim
 	if err != nil {
 		return nil, nil, err
 	}
-	node := map[string]string{}
+	node := map[string]string{"node.unique.id": "${node.unique.id}"} // AllValues wants one
 	for _, found := range reference.FindAllStringSubmatch(string(text), -1) {
 		if name := found[1]; strings.Contains(name, ".") {
 			node[name] = "${" + name + "}"

@@ -1,0 +1,397 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	vault "github.com/hashicorp/vault/api"
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/e2e/stack"
+)
+
+// operate runs the program as an operator does, who may do everything, and returns what it printed and its exit code.
+func operate(t *testing.T, s *stack.Stack, stdin string, args ...string) (string, int) {
+	t.Helper()
+	cmd := exec.CommandContext(within(t, time.Minute), filepath.Join(s.Dir, "plugins", "vault-exec"), args...)
+	cmd.Env = []string{"HOME=" + s.Dir, "VAULT_ADDR=" + s.Vault.Addr, "VAULT_TOKEN=" + s.Vault.Token,
+		"NOMAD_ADDR=" + s.Nomad.Addr, "NOMAD_TOKEN=" + s.Nomad.Token}
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		must.NoError(t, err)
+	}
+	must.StrNotContains(t, string(out), s.Vault.Token)
+	must.StrNotContains(t, string(out), s.Nomad.Token)
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// mounted is all of Vault that setup could change, as text.
+func mounted(t *testing.T, s *stack.Stack) string {
+	t.Helper()
+	ctx := within(t, time.Minute)
+	var all []any
+	for _, path := range []string{"sys/auth", "sys/mounts"} {
+		found, err := s.Vault.API.Logical().ReadWithContext(ctx, path)
+		must.NoError(t, err)
+		for _, mount := range slices.Sorted(maps.Keys(found.Data)) {
+			all = append(all, mount, found.Data[mount])
+		}
+	}
+	policies, err := s.Vault.API.Sys().ListPoliciesWithContext(ctx)
+	must.NoError(t, err)
+	for _, name := range policies {
+		text, err := s.Vault.API.Sys().GetPolicyWithContext(ctx, name)
+		must.NoError(t, err)
+		all = append(all, name, text)
+	}
+	text, err := json.MarshalIndent(all, "", " ")
+	must.NoError(t, err)
+	return string(text)
+}
+
+// greeting is a job that gets one secret of its own.
+func greeting(name string) job {
+	return job{Name: name, Driver: "vault-exec", Args: []string{"show", "secrets/out"},
+		Config: file("secrets/out", `{{ with secret "kv/data/default/`+name+`/config" }}{{ .Data.data.greeting }}{{ end }}`, "")}
+}
+
+func TestSetupPreparesAVault(t *testing.T) {
+	t.Parallel()
+	s := own(t, stack.Options{Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec")}})
+	ctx := within(t, 5*time.Minute)
+	api := s.Vault.API
+
+	must.NoError(t, api.Sys().DisableAuthWithContext(ctx, "jwt-nomad")) // what the stack has set up by script
+	must.NoError(t, api.Sys().DeletePolicyWithContext(ctx, "nomad-workloads"))
+	must.NoError(t, api.Sys().UnmountWithContext(ctx, "kv"))
+	before := mounted(t, s)
+
+	t.Run("what is only shown changes nothing", func(t *testing.T) {
+		for _, format := range []string{"vault", "terraform"} {
+			out, code := operate(t, s, "", "setup", "-dry-run", "-format="+format)
+			must.Zero(t, code)
+			must.StrContains(t, out, s.Nomad.Addr+"/.well-known/jwks.json")
+		}
+		for answer, says := range map[string]string{"n\n": "nothing was changed", "\n": "nothing was changed", "": "there is nobody to ask: use -yes"} {
+			out, code := operate(t, s, answer, "setup")
+			must.Eq(t, 1, code)
+			must.StrContains(t, out, "create  role auth/jwt-nomad/role/nomad-workloads")
+			must.StrContains(t, out, says)
+		}
+		must.Eq(t, before, mounted(t, s))
+	})
+	t.Run("a mistake leaves nothing", func(t *testing.T) {
+		out, code := operate(t, s, "", "setup", "-yes", "-jwks-url=http://127.0.0.1:1/none")
+		must.Eq(t, 1, code)
+		must.StrContains(t, out, "set -jwks-url to Nomad's address as Vault reaches it")
+		must.Eq(t, before, mounted(t, s))
+	})
+	t.Run("a job gets its secrets", func(t *testing.T) {
+		out, code := operate(t, s, "y\n", "setup")
+		must.Zero(t, code, must.Sprint(out))
+		must.NoError(t, s.Vault.Put(ctx, "kv/data/default/set-up/config", map[string]any{"data": map[string]any{"greeting": "made by setup"}}))
+		_, err := run(t, s, greeting("set-up")).Log(within(t, 2*time.Minute), "set-up", "stdout", "made by setup", 1)
+		must.NoError(t, err)
+	})
+	after := mounted(t, s)
+	t.Run("a second run has nothing to do", func(t *testing.T) {
+		out, code := operate(t, s, "", "setup")
+		must.Zero(t, code, must.Sprint(out))
+		must.StrContains(t, out, "Nothing is to be done.")
+		must.StrNotContains(t, out, "create")
+		must.StrNotContains(t, out, "change")
+		must.Eq(t, after, mounted(t, s))
+	})
+	t.Run("what others have set is shown before it is changed, and added to", func(t *testing.T) {
+		role := "auth/jwt-nomad/role/nomad-workloads"
+		must.NoError(t, s.Vault.Put(ctx, role, map[string]any{"role_type": "jwt", "user_claim": "nomad_task", "user_claim_json_pointer": true,
+			"bound_audiences": []string{"other"}, "token_policies": []string{"other"}, "bound_claims": map[string]any{"nomad_namespace": "default"}}))
+		out, code := operate(t, s, "", "setup")
+		must.Eq(t, 1, code)
+		must.StrContains(t, out, `user_claim: "nomad_task" -> "/nomad_job_id"`)
+		must.StrContains(t, out, `bound_audiences: ["other"] -> ["other","vault.io"]`)
+		out, code = operate(t, s, "", "setup", "-yes")
+		must.Zero(t, code, must.Sprint(out))
+		found, err := api.Logical().ReadWithContext(ctx, role)
+		must.NoError(t, err)
+		must.Eq(t, []any{"other", "nomad-workloads"}, found.Data["token_policies"].([]any))
+		must.Eq(t, map[string]any{"nomad_namespace": "default"}, found.Data["bound_claims"].(map[string]any))
+	})
+	t.Run("an auth method of another type is left alone", func(t *testing.T) {
+		must.NoError(t, api.Sys().EnableAuthWithOptionsWithContext(ctx, "people", &vault.EnableAuthOptions{Type: "userpass"}))
+		for _, args := range [][]string{{"setup", "-yes", "-path=people"}, {"setup", "-destroy", "-yes", "-path=people"}} {
+			out, code := operate(t, s, "", args...)
+			must.Eq(t, 1, code)
+			must.StrContains(t, out, `auth/people is an auth method of type "userpass", not "jwt": choose another -path`)
+		}
+		must.NoError(t, api.Sys().DisableAuthWithContext(ctx, "people"))
+	})
+	t.Run("destroy removes what setup made, and nothing else", func(t *testing.T) {
+		must.NoError(t, s.Vault.Role(ctx, "theirs", `path "kv/*" { capabilities = ["read"] }`, nil))
+		out, code := operate(t, s, "", "setup", "-destroy", "-yes")
+		must.Zero(t, code, must.Sprint(out))
+		must.StrContains(t, out, "it has other roles: theirs")
+		must.StrContains(t, out, "it has secrets")
+		found, err := api.Logical().ReadWithContext(ctx, "kv/data/default/set-up/config")
+		must.NoError(t, err)
+		must.NotNil(t, found)
+		found, err = api.Logical().ReadWithContext(ctx, "auth/jwt-nomad/role/nomad-workloads")
+		must.NoError(t, err)
+		must.Nil(t, found)
+
+		_, err = api.Logical().DeleteWithContext(ctx, "auth/jwt-nomad/role/theirs")
+		must.NoError(t, err)
+		must.NoError(t, api.Sys().DeletePolicyWithContext(ctx, "theirs"))
+		_, err = api.Logical().DeleteWithContext(ctx, "kv/metadata/default/set-up/config")
+		must.NoError(t, err)
+		out, code = operate(t, s, "", "setup", "-destroy", "-yes")
+		must.Zero(t, code, must.Sprint(out))
+		must.Eq(t, before, mounted(t, s))
+	})
+}
+
+// What a script or a person has made with the same names works as well, and is not removed.
+func TestSetupTakesWhatIsThere(t *testing.T) {
+	t.Parallel()
+	s := common(t)
+	before := mounted(t, s)
+	out, code := operate(t, s, "", "setup")
+	must.Zero(t, code, must.Sprint(out))
+	must.StrContains(t, out, "Nothing is to be done.")
+	out, code = operate(t, s, "", "setup", "-destroy", "-yes")
+	must.Zero(t, code, must.Sprint(out))
+	must.Eq(t, 4, strings.Count(out, "setup has not made it"))
+	must.Eq(t, before, mounted(t, s))
+}
+
+// A flaw is one change to a job that would get its secrets, and what check says of it.
+type flaw struct {
+	old, new string   // pattern of what is replaced in the jobspec, and by what
+	config   string   // in place of what the job asks
+	says     []string // all on one line, which begins with "problem"
+}
+
+var flaws = map[string]flaw{
+	"an unknown role": {old: `role = "checked"`, new: `role = "chekced"`, says: []string{
+		`task "checked", vault "default"`, `role "chekced" could not be found`, `create role "chekced"`}},
+	"a role that is for another job": {old: `role = "checked"`, new: `role = "checked-bound"`, says: []string{
+		`role "checked-bound" of auth/jwt-nomad does not admit this job`, `nomad_job_id is "checked", and bound_claims wants one of ["another"]`}},
+	"a role with a claim that nobody has": {old: `role = "checked"`, new: `role = "checked-claim"`, says: []string{
+		`user_claim of role "checked-claim"`, `set user_claim = "/nomad_job_id"`}},
+	"another audience": {old: `vault\.io`, new: `consul.io`, says: []string{
+		`aud is ["consul.io"]`, `wants one of ["vault.io"]`, `make aud of the task's identity block one of bound_audiences of role "checked"`}},
+	"an unknown cluster": {old: `role = "checked"`, new: `cluster = "west"`, says: []string{
+		`vault "default": cluster "west" is unknown: the operator has configured "default"`}},
+	"no identity": {old: `(?s)identity {.*?}`, says: []string{
+		`the task has no identity "vault"`, `add to the task: identity { name = "vault" aud = ["vault.io"] file = true }`}},
+	"an identity that the task does not get": {old: `file = true`, says: []string{`add to the identity block: file = true`}},
+	"a policy without the path": {config: renders(`{{ with secret "kv/data/default/another/config" }}{{ end }}`, ""), says: []string{
+		`template "secrets/out" line 1: read kv/data/default/another/config is denied`,
+		`role "checked" grants the policies [default checked]; what is missing in one of them is: path "kv/data/default/another/config" { capabilities = ["read"] }`}},
+	"a policy with the paths of the vault command": {config: renders(`{{ with secret "kv/default/checked-words/config" }}{{ end }}`, ""), says: []string{
+		`read kv/data/default/checked-words/config is denied`, `write data/ after kv/ in the paths of the policies`}},
+	"a path of KV version 2 in version 1": {config: renders(`{{ with secret "checked-v1/data/config" }}{{ end }}`, ""), says: []string{
+		`there is no secret at checked-v1/data/config`, `leave data/ out: the mount is KV version 1`}},
+	"a secret that nobody has written": {config: renders(`{{ with secret "kv/default/checked/none" }}{{ end }}`, ""), says: []string{
+		`there is no secret at kv/data/default/checked/none`, `write it first, or correct the path`}},
+	"an engine that nobody has mounted": {config: renders(`{{ with secret "checked-none/config" }}{{ end }}`, ""), says: []string{
+		`no secrets engine is mounted at checked-none/config`, `correct the path or the namespace`}},
+	"a certificate that the policy does not allow": {config: renders(`{{ with pkiCert "pki-none/issue/x" "common_name=x" }}{{ end }}`, ""), says: []string{
+		`no secrets engine is mounted at pki-none/issue/x`}},
+	"a template that is none": {config: renders(`{{ with secret }`, ""), says: []string{`parse template "secrets/out": line 1`, `unexpected "}"`}},
+	"an unknown option":       {config: renders("x", `chnge_mode = "noop"`), says: []string{`chnge_mode`}},
+	"a wrong value":           {config: renders("x", `perms = "rw"`), says: []string{`template "secrets/out": perms "rw" is not an octal file mode such as "0600"`}},
+	"another driver":          {old: `vault-exec`, new: `exec`, says: []string{`no task has a driver of this plugin`, `set driver = "vault-exec"`}},
+	"a driver that no client has": {old: `vault-exec`, new: `vault-docker`, says: []string{
+		`no client has the driver vault-docker`, `install the plugin there`}},
+}
+
+const checkedPolicy = `
+	path "kv/data/{{identity.entity.aliases.ACCESSOR.metadata.nomad_namespace}}/{{identity.entity.aliases.ACCESSOR.metadata.nomad_job_id}}/*" {
+		capabilities = ["read"]
+	}
+	path "kv/default/checked-words/*" { capabilities = ["read"] }
+	path "checked-v1/*" { capabilities = ["read"] }
+	path "database/creds/checked" { capabilities = ["read"] }`
+
+func setUpChecked(t *testing.T, s *stack.Stack) {
+	ctx := within(t, 2*time.Minute)
+	method, err := s.Vault.API.Logical().ReadWithContext(ctx, "sys/auth/jwt-nomad")
+	must.NoError(t, err)
+	policy := strings.ReplaceAll(checkedPolicy, "ACCESSOR", method.Data["accessor"].(string))
+	must.NoError(t, s.Vault.Put(ctx, "kv/data/default/checked/config", map[string]any{"data": map[string]any{"color": canary}}))
+	must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, "checked-v1", &vault.MountInput{Type: "kv"}))
+	must.NoError(t, s.Vault.Put(ctx, "checked-v1/config", map[string]any{"color": canary}))
+	must.NoError(t, s.Vault.Role(ctx, "checked", policy, nil))
+	must.NoError(t, s.Vault.Role(ctx, "checked-bound", policy, map[string]any{"bound_claims": map[string]any{"nomad_job_id": "another"}}))
+	must.NoError(t, s.Vault.Role(ctx, "checked-claim", policy, map[string]any{"user_claim": "name", "user_claim_json_pointer": false}))
+}
+
+// asks is what a job asks that is as it should be: of both versions of KV, of a database, and by a path that only the task knows.
+var asks = renders(`{{ with secret "kv/data/default/checked/config" }}{{ end }}{{ with secret "kv/default/${NOMAD_JOB_ID}/config" }}{{ end }}
+{{ with secret "checked-v1/config" }}{{ end }}{{ with secret "database/creds/checked" }}{{ end }}`, "")
+
+func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
+	t.Parallel()
+	s := own(t, stack.Options{Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec")}, Postgres: true})
+	setUpChecked(t, s)
+	must.NoError(t, s.Vault.DatabaseRole(within(t, time.Minute), "checked", time.Hour, time.Hour))
+	spec := func(t *testing.T, config string, f flaw) string {
+		text := job{Name: "checked", Driver: "vault-exec", Args: []string{"show"}, Config: "vault {\n role = \"checked\"\n }\n" + config}.spec()
+		changed := text
+		if f.old != "" {
+			changed = regexp.MustCompile(f.old).ReplaceAllLiteralString(text, f.new)
+			must.NotEq(t, text, changed)
+		}
+		path := filepath.Join(t.TempDir(), "job.nomad.hcl")
+		must.NoError(t, os.WriteFile(path, []byte(changed), 0o600))
+		return path
+	}
+	agent := "-config=" + filepath.Join(s.Dir, "client.hcl")
+
+	t.Run("a job that is right", func(t *testing.T) {
+		for _, args := range [][]string{nil, {agent}} {
+			out, code := operate(t, s, "", append([]string{"check", "-job=" + spec(t, asks, flaw{})}, args...)...)
+			must.Zero(t, code, must.Sprint(out))
+			for _, says := range []string{
+				`ok       task "checked": 1 of 1 clients have the driver vault-exec`,
+				`the task has its identity "vault"`,
+				`auth/jwt-nomad has role "checked", and Vault reads Nomad's keys`,
+				`role "checked" of auth/jwt-nomad admits the task`,
+				`line 1: read kv/data/default/checked/config is allowed`,
+				`line 2: read checked-v1/config is allowed`,
+				`line 2: read database/creds/checked is allowed`,
+			} {
+				must.StrContains(t, out, says)
+			}
+			must.StrNotContains(t, out, "warning")
+			must.StrNotContains(t, out, canary)
+		}
+		leases, err := s.Vault.Leases(t.Context(), "checked")
+		must.NoError(t, err)
+		must.SliceEmpty(t, leases, must.Sprint("nothing is read"))
+		tokens, err := s.Vault.Tokens(t.Context())
+		must.NoError(t, err)
+		must.SliceEmpty(t, tokens, must.Sprint("nobody logs in"))
+	})
+	for _, sentence := range slices.Sorted(maps.Keys(flaws)) {
+		f := flaws[sentence]
+		t.Run(sentence, func(t *testing.T) {
+			config := f.config
+			if config == "" {
+				config = asks
+			}
+			file := spec(t, config, f)
+			for _, args := range [][]string{nil, {agent}} {
+				out, code := operate(t, s, "", append([]string{"check", "-job=" + file}, args...)...)
+				must.Eq(t, 1, code, must.Sprint(out))
+				must.True(t, slices.ContainsFunc(strings.Split(out, "\n"), func(line string) bool {
+					return strings.HasPrefix(line, "problem ") && mistake{says: f.says}.said(line)
+				}), must.Sprintf("says not %q:\n%s", f.says, out))
+			}
+			out, code := operate(t, s, "", "check", "-json", "-job="+file)
+			must.Eq(t, 1, code)
+			var report struct {
+				Findings []struct{ Status, About, Message, Fix string }
+			}
+			must.NoError(t, json.Unmarshal([]byte(out), &report), must.Sprint(out))
+			must.SliceContainsFunc(t, report.Findings, "problem", func(found struct{ Status, About, Message, Fix string }, status string) bool {
+				return found.Status == status && found.About != "" && found.Message != ""
+			})
+		})
+	}
+	t.Run("a path that only the task knows is a warning", func(t *testing.T) {
+		file := spec(t, renders(`{{ with secret (printf "kv/data/default/%s/config" (env "X")) }}{{ end }}{{ secret "kv/${node.unique.id}" }}`, ""), flaw{})
+		out, code := operate(t, s, "", "check", "-job="+file)
+		must.Zero(t, code, must.Sprint(out))
+		must.Eq(t, 2, strings.Count(out, "only the task knows the path"))
+	})
+	t.Run("keys that Vault cannot fetch, and a Vault that is away", func(t *testing.T) { testCheckOutages(t, s, spec(t, asks, flaw{}), agent) })
+	t.Run("a running task", func(t *testing.T) {
+		text, err := os.ReadFile(spec(t, asks, flaw{}))
+		must.NoError(t, err)
+		_, alloc := register(t, s, string(text))
+		must.NoError(t, alloc.Running(within(t, 2*time.Minute)))
+		before, err := s.Vault.Tokens(t.Context())
+		must.NoError(t, err)
+		for _, args := range [][]string{{"-alloc=" + alloc.ID}, {"-alloc=" + alloc.ID[:8], "-login", agent}} {
+			out, code := operate(t, s, "", append([]string{"check"}, args...)...)
+			must.Zero(t, code, must.Sprint(out))
+			must.StrContains(t, out, "read database/creds/checked is allowed")
+			must.StrNotContains(t, out, "eyJ")
+		}
+		must.NoError(t, s.Vault.API.Sys().PutPolicyWithContext(t.Context(), "checked", `path "kv/*" { capabilities = ["read"] }`))
+		out, code := operate(t, s, "", "check", "-login", "-alloc="+alloc.ID)
+		must.Eq(t, 1, code)
+		must.StrContains(t, out, "read database/creds/checked is denied")
+		after, err := s.Vault.Tokens(t.Context())
+		must.NoError(t, err)
+		must.SliceContainsAll(t, before, after, must.Sprint("a token is left"))
+	})
+	t.Run("two docker drivers on one engine", func(t *testing.T) {
+		file := spec(t, "", flaw{old: "vault-exec", new: "vault-docker"})
+		for off, found := range map[string]bool{"": true, "plugin \"docker\" {\n config {\n gc {\n dangling_containers {\n enabled = false\n }\n }\n }\n }": false,
+			"client {\n options {\n \"driver.denylist\" = \"docker\"\n }\n }": false} {
+			conf := filepath.Join(t.TempDir(), "agent.hcl")
+			must.NoError(t, os.WriteFile(conf, []byte(off+"\nplugin \"vault-docker\" {\n config {\n vault \"default\" {\n address = \""+s.Vault.Addr+"\"\n }\n }\n }\n"), 0o600))
+			out, _ := operate(t, s, "", "check", "-job="+file, "-config="+conf)
+			must.Eq(t, found, strings.Contains(out, "gc { dangling_containers { enabled = false } }"), must.Sprint(off, "\n", out))
+		}
+	})
+	t.Run("who asks in the wrong way is told so", func(t *testing.T) {
+		for _, args := range [][]string{{"check"}, {"check", "-job=x", "-alloc=y"}, {"check", "-login", "-job=x"}, {"check", "-job=/none"},
+			{"check", "-job=x", "-config=/none"}, {"check", "-x"}, {"setup", "more"}, {"setup", "-format=x"}, {"setup", "-kv="}} {
+			out, code := operate(t, s, "", args...)
+			must.Eq(t, 2, code, must.Sprint(args, out))
+			must.Eq(t, 1, strings.Count(out, "\n"), must.Sprint(out))
+		}
+		for _, name := range []string{"setup", "check"} {
+			out, code := operate(t, s, "", name, "-h")
+			must.Zero(t, code)
+			must.StrContains(t, out, "Usage: nomad-driver-vault "+name)
+		}
+	})
+}
+
+// testCheckOutages takes away what Vault and check need, one after the other.
+func testCheckOutages(t *testing.T, s *stack.Stack, file, agent string) {
+	ctx := within(t, 2*time.Minute)
+	says := func(args []string, parts ...string) {
+		t.Helper()
+		out, code := operate(t, s, "", append([]string{"check", "-job=" + file}, args...)...)
+		must.Eq(t, 1, code, must.Sprint(out))
+		must.True(t, slices.ContainsFunc(strings.Split(out, "\n"), func(line string) bool {
+			return strings.HasPrefix(line, "problem ") && mistake{says: parts}.said(line)
+		}), must.Sprint(out))
+	}
+	says([]string{"-path=none"}, `there is no JWT auth method at auth/none (correct jwt_auth_backend_path in the plugin's vault "default" block)`)
+
+	const config = "auth/jwt-nomad/config"
+	before, err := s.Vault.API.Logical().ReadWithContext(ctx, config)
+	must.NoError(t, err)
+	nomad, err := url.Parse(s.Nomad.Addr)
+	must.NoError(t, err)
+	keys := httptest.NewServer(httputil.NewSingleHostReverseProxy(nomad))
+	must.NoError(t, s.Vault.Put(ctx, config, map[string]any{"jwks_url": keys.URL + "/.well-known/jwks.json"}))
+	keys.Close()
+	says([]string{agent}, "fetching keys", `Vault must reach Nomad's keys: check jwks_url in auth/jwt-nomad/config`)
+	must.NoError(t, s.Vault.Put(ctx, config, map[string]any{"jwks_url": before.Data["jwks_url"]}))
+
+	must.NoError(t, s.Vault.Pause())
+	says([]string{agent}, `cluster "default"`, "Vault unavailable", "no answer in time", `address in the plugin's vault "default" block is `+s.Vault.Addr)
+	must.NoError(t, s.Vault.Resume())
+}
