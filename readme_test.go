@@ -16,6 +16,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/operator"
 	"nomad-driver-vault/plugin"
 )
 
@@ -43,6 +44,33 @@ func TestReadmeHasEveryTaskOption(t *testing.T) {
 			must.Eq(t, specified(plugin.TaskConfigSpec(wraps)), documented(t, "Task options", wraps, "vault-"+wraps))
 		})
 	}
+}
+
+// TestReadmeHasEveryFlag compares the tables of flags with what -h prints.
+func TestReadmeHasEveryFlag(t *testing.T) {
+	text := section(t, "Setup and check")
+	row := regexp.MustCompile("(?m)^\\| `-([\\w-]+)` \\| (?:`(.*?)`)? ?\\|")
+	printed := regexp.MustCompile(`(?m)^  -([\w-]+)(?: \w+)?\n(?:.*\(default "?(.*?)"?\)$)?`)
+	for _, name := range []string{"setup", "check"} {
+		t.Run(name, func(t *testing.T) {
+			var help strings.Builder
+			code, known := operator.Run([]string{name, "-h"}, published, operator.Terminal{Out: &help, Err: &help})
+			must.True(t, known)
+			must.Zero(t, code)
+			_, table, _ := strings.Cut(text, "| flag of `"+name+"` |")
+			table, _, _ = strings.Cut(table, "\n\n")
+			must.Eq(t, flagsOf(printed.FindAllStringSubmatch(help.String(), -1)), flagsOf(row.FindAllStringSubmatch(table, -1)))
+		})
+	}
+}
+
+// flagsOf returns the defaults by the flags' names; that of a switch is not printed.
+func flagsOf(found [][]string) map[string]string {
+	all := map[string]string{}
+	for _, f := range found {
+		all[f[1]] = strings.TrimPrefix(f[2], "false")
+	}
+	return all
 }
 
 // specified returns what the README has to say in parentheses of each option, by its path: "template.wait.min".

@@ -342,6 +342,7 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 		must.NoError(t, err)
 		must.SliceContainsAll(t, before, after, must.Sprint("a token is left"))
 	})
+	t.Run("policies as Vault itself reads them", func(t *testing.T) { testCheckReadsPolicies(t, s) })
 	t.Run("two docker drivers on one engine", func(t *testing.T) {
 		file := spec(t, "", flaw{old: "vault-exec", new: "vault-docker"})
 		for off, found := range map[string]bool{"": true, "plugin \"docker\" {\n config {\n gc {\n dangling_containers {\n enabled = false\n }\n }\n }\n }": false,
@@ -394,4 +395,50 @@ func testCheckOutages(t *testing.T, s *stack.Stack, file, agent string) {
 	must.NoError(t, s.Vault.Pause())
 	says([]string{agent}, `cluster "default"`, "Vault unavailable", "no answer in time", `address in the plugin's vault "default" block is `+s.Vault.Addr)
 	must.NoError(t, s.Vault.Resume())
+}
+
+// testCheckReadsPolicies compares what check makes of policies with what Vault says to the task itself (-login). The template asks
+// for nothing when it is executed.
+func testCheckReadsPolicies(t *testing.T, s *stack.Stack) {
+	ctx := within(t, 3*time.Minute)
+	must.NoError(t, s.Vault.Role(ctx, "policies", checkedPolicy, map[string]any{"token_policies": []string{"policies", "policies-2"}}))
+	var text strings.Builder
+	for _, path := range []string{"a", "a/b", "a/b/c", "ab", "b/x", "b/x/y", "b/z/y", "default/policies/x", "default/other/x", "d", "e/f"} {
+		text.WriteString(`{{ secret "checked-v1/` + path + `" }}{{ secrets "checked-v1/` + path + `" }}{{ secret "checked-v1/` + path + `" "x=y" }}`)
+	}
+	_, alloc := register(t, s, job{Name: "policies", Driver: "vault-exec", Args: []string{"show"},
+		Config: "vault {\n role = \"policies\"\n }\n" + renders("{{ if false }}"+text.String()+"{{ end }}", "")}.spec())
+	must.NoError(t, alloc.Running(ctx))
+	method, err := s.Vault.API.Logical().ReadWithContext(ctx, "sys/auth/jwt-nomad")
+	must.NoError(t, err)
+	said := func(args ...string) (lines []string) {
+		out, _ := operate(t, s, "", append([]string{"check", "-alloc=" + alloc.ID}, args...)...)
+		for _, line := range regexp.MustCompile(`(read|list|write) checked-v1/\S* is (allowed|denied)`).FindAllString(out, -1) {
+			lines = append(lines, line)
+		}
+		return lines
+	}
+	seen := map[bool]int{}
+	for _, policies := range [][2]string{
+		{`path "*" { capabilities = ["read", "list"] }`, `path "checked-v1/a*" { capabilities = ["deny"] }`},
+		{`path "checked-v1/*" { capabilities = ["read"] } path "checked-v1/a/*" { capabilities = ["list", "update"] }`, `path "checked-v1/a/b" { capabilities = ["create", "read"] }`},
+		{`path "checked-v1/+/x" { capabilities = ["list"] } path "checked-v1/b/*" { capabilities = ["read"] }`, `path "checked-v1/+/+/y" { capabilities = ["read"] } path "checked-v1/b/+/y" { capabilities = ["deny"] }`},
+		{`path "checked-v1/+/x" { capabilities = ["read"] } path "checked-v1/+/*" { capabilities = ["list"] }`, `path "+/a" { capabilities = ["read", "list"] } path "checked-v1/b/x*" { capabilities = ["update"] }`},
+		{`path "checked-v1/{{identity.entity.aliases.ACCESSOR.metadata.nomad_namespace}}/{{identity.entity.aliases.ACCESSOR.metadata.nomad_job_id}}/*" { capabilities = ["read", "list"] }`,
+			`path "checked-v1/default/{{identity.entity.aliases.ACCESSOR.name}}/x" { capabilities = ["update"] } path "checked-v1/{{identity.entity.aliases.auth_jwt_0.name}}/*" { capabilities = ["read"] }`},
+		{`path "checked-v1/a/b/" { capabilities = ["list"] } path "checked-v1/d" { capabilities = ["list"] }`, `path "checked-v1/d" { capabilities = ["read"] } path "checked-v1/e/" { capabilities = ["list"] }`},
+	} {
+		for i, name := range []string{"policies", "policies-2"} {
+			policy := strings.ReplaceAll(policies[i], "ACCESSOR", method.Data["accessor"].(string))
+			must.NoError(t, s.Vault.API.Sys().PutPolicyWithContext(ctx, name, policy))
+		}
+		read, asked := said(), said("-login")
+		must.SliceLen(t, 33, read)
+		must.Eq(t, asked, read, must.Sprint(policies))
+		for _, line := range read {
+			seen[strings.HasSuffix(line, "allowed")]++
+		}
+	}
+	must.Greater(t, 20, seen[true])
+	must.Greater(t, 20, seen[false])
 }

@@ -80,7 +80,7 @@ func (c *checker) fault(about string, err error) {
 	c.problem(about, e.Hint, "%v", &bare)
 }
 
-// strings collects a flag that may be repeated.
+// repeated collects a flag that may be repeated.
 type repeated []string
 
 func (r *repeated) String() string     { return strings.Join(*r, ",") }

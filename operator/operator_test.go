@@ -1,0 +1,90 @@
+package operator
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/hcl/v2/hclparse"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/shoenig/test/must"
+)
+
+// output runs a subcommand that talks to nobody.
+func output(t *testing.T, args ...string) (string, int) {
+	t.Helper()
+	var out strings.Builder
+	code, known := Run(args, func([]string) (string, string, error) { return "", "", errors.New("none") }, Terminal{Out: &out, Err: &out})
+	must.True(t, known)
+	return out.String(), code
+}
+
+func TestRunLeavesThePluginsOwnArgumentsAlone(t *testing.T) {
+	for _, args := range [][]string{nil, {"-driver=exec"}, {"serve"}, {"-setup"}} {
+		_, known := Run(args, nil, Terminal{})
+		must.False(t, known, must.Sprint(args))
+	}
+}
+
+// TestTerraformIsHCL parses what is printed as Terraform does; a URL may have what would be an interpolation there.
+func TestTerraformIsHCL(t *testing.T) {
+	out, code := output(t, "setup", "-dry-run", "-format=terraform", "-path=jwt/team", "-role=r", "-policy=p", "-kv=team/kv",
+		"-audience=https://vault/", "-jwks-url=http://nomad/${x}?a=1&b=%{2}")
+	must.Zero(t, code, must.Sprint(out))
+	file, diagnostics := hclparse.NewParser().ParseHCL([]byte(out), "main.tf")
+	must.False(t, diagnostics.HasErrors(), must.Sprint(diagnostics, out))
+	found := map[string]map[string]string{}
+	for _, block := range file.Body.(*hclsyntax.Body).Blocks {
+		must.Eq(t, "resource", block.Type)
+		args := map[string]string{}
+		for name, attribute := range block.Body.Attributes {
+			if value, diagnostics := attribute.Expr.Value(nil); !diagnostics.HasErrors() && value.Type().FriendlyName() == "string" {
+				args[name] = value.AsString()
+			}
+		}
+		found[block.Labels[0]] = args
+	}
+	must.Eq(t, map[string]map[string]string{
+		"vault_jwt_auth_backend":      {"path": "jwt/team", "type": "jwt", "jwks_url": "http://nomad/${x}?a=1&b=%{2}", "default_role": "r"},
+		"vault_policy":                {"name": "p"}, // the policy has the accessor of another resource in it
+		"vault_jwt_auth_backend_role": {"role_name": "r", "role_type": "jwt", "token_type": "service", "user_claim": "/nomad_job_id"},
+		"vault_mount":                 {"path": "team/kv", "type": "kv"},
+	}, found)
+	must.StrContains(t, out, `path "team/kv/data/{{identity.entity.aliases.${vault_jwt_auth_backend.nomad.accessor}.metadata.nomad_namespace}}/`)
+	must.StrContains(t, out, `bound_audiences = ["https://vault/"]`)
+}
+
+// TestPoliciesAreReadAsVaultReadsThem has the examples of Vault's documentation; e2e compares with Vault itself.
+func TestPoliciesAreReadAsVaultReadsThem(t *testing.T) {
+	for sentence, c := range map[string]struct {
+		policies     []string
+		allows, not  []string
+		capabilities string
+	}{
+		"a path without a wildcard is that path": {[]string{`path "kv/a" { capabilities = ["read"] }`}, []string{"kv/a", "/kv/a"}, []string{"kv/ab", "kv/a/b", "kv"}, "read"},
+		"a * at the end is anything":             {[]string{`path "kv/a*" { capabilities = ["read"] }`}, []string{"kv/a", "kv/ab", "kv/a/b/c"}, []string{"kv/b", "kv"}, "read"},
+		"a + is one segment":                     {[]string{`path "kv/+/x" { capabilities = ["read"] }`}, []string{"kv/a/x"}, []string{"kv/x", "kv/a/b/x", "kv/a/xy"}, "read"},
+		"both":                                   {[]string{`path "kv/+/x*" { capabilities = ["read"] }`}, []string{"kv/a/x", "kv/a/xy/z"}, []string{"kv/a/b", "kv/x"}, "read"},
+		"the most specific path counts alone": {[]string{`path "kv/*" { capabilities = ["read"] } path "kv/a/*" { capabilities = ["list"] } path "kv/a/b" { capabilities = ["read"] }`},
+			[]string{"kv/b", "kv/a/b"}, []string{"kv/a/c"}, "read"},
+		"what is denied in one policy is denied":  {[]string{`path "kv/a" { capabilities = ["read"] }`, `path "kv/a" { capabilities = ["deny"] }`}, nil, []string{"kv/a"}, "read"},
+		"the same path in two policies is both":   {[]string{`path "kv/a" { capabilities = ["list"] }`, `path "kv/a" { capabilities = ["read"] }`}, []string{"kv/a"}, nil, "read"},
+		"a list may be granted without its slash": {[]string{`path "kv/a" { capabilities = ["list"] }`}, []string{"kv/a/"}, []string{"kv/b/"}, "list"},
+		"names are put in, and what is not known is left out": {[]string{`path "kv/{{ identity.entity.name }}/*" { capabilities = ["read"] } path "kv/{{identity.entity.aliases.here.name}}/*" { capabilities = ["read"] }`},
+			[]string{"kv/api/x"}, []string{"kv//x", "kv/x"}, "read"},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			var a acl
+			for _, text := range c.policies {
+				must.NoError(t, a.add("p", text, map[string]string{"identity.entity.aliases.here.name": "api"}))
+			}
+			for _, path := range c.allows {
+				must.True(t, a.allows(path, []string{"other", c.capabilities}), must.Sprint(path))
+			}
+			for _, path := range c.not {
+				must.False(t, a.allows(path, []string{c.capabilities}), must.Sprint(path))
+			}
+		})
+	}
+	must.ErrorContains(t, new(acl).add("p", `path {`, nil), `policy "p"`)
+}
