@@ -56,24 +56,10 @@ func (a *acl) add(name, text string, identity map[string]string) error {
 	return nil
 }
 
-// allows reports whether one of the capabilities is granted at a path. Of the rules that fit, those of the most specific path
-// count, together; a list asks for a path that ends with a slash, which a rule need not have.
+// allows reports whether one of the capabilities is granted at a path, which for a list ends with a slash.
 func (a acl) allows(path string, capabilities []string) bool {
-	path = strings.TrimPrefix(path, "/")
-	var best []rule
-	for _, r := range a.rules {
-		if !r.fits(path) && !(strings.HasSuffix(path, "/") && r.path+"/" == path) {
-			continue
-		}
-		switch order := slices.Compare(r.rank(), rankOf(best)); {
-		case order > 0:
-			best = []rule{r}
-		case order == 0:
-			best = append(best, r)
-		}
-	}
 	granted := false
-	for _, r := range best {
+	for _, r := range a.counting(strings.TrimPrefix(path, "/")) {
 		if slices.Contains(r.can, "deny") {
 			return false
 		}
@@ -82,10 +68,47 @@ func (a acl) allows(path string, capabilities []string) bool {
 	return granted
 }
 
-// fits reports whether the rule is about the path: + stands for one segment, * at the end for anything.
+// counting returns the rules that count at a path, in the order of AllowOperation in Vault's vault/acl.go: those of the path
+// itself, or else those of the most specific one with wildcards; of a list without its slash before those with it.
+func (a acl) counting(path string) (best []rule) {
+	bare := strings.TrimSuffix(path, "/")
+	for _, try := range []struct {
+		path string
+		wild bool
+	}{{path, false}, {bare, false}, {bare, true}, {path, true}} {
+		for _, r := range a.rules {
+			if r.wild() != try.wild || !r.fits(try.path) {
+				continue
+			}
+			if len(best) == 0 || r.rank() > best[0].rank() {
+				best = nil
+			}
+			if len(best) == 0 || r.rank() == best[0].rank() {
+				best = append(best, r)
+			}
+		}
+		if len(best) > 0 {
+			break
+		}
+	}
+	return best
+}
+
+// segments are the path's, without the * that stands for anything at its end.
+func (r rule) segments() (segments []string, glob bool) {
+	path, glob := strings.CutSuffix(r.path, "*")
+	return strings.Split(path, "/"), glob
+}
+
+func (r rule) wild() bool {
+	segments, glob := r.segments()
+	return glob || slices.Contains(segments, "+")
+}
+
+// fits reports whether the rule is about the path: + stands for one segment.
 func (r rule) fits(path string) bool {
-	pattern, glob := strings.CutSuffix(r.path, "*")
-	wanted, there := strings.Split(pattern, "/"), strings.Split(path, "/")
+	wanted, glob := r.segments()
+	there := strings.Split(path, "/")
 	if len(there) < len(wanted) || !glob && len(there) > len(wanted) {
 		return false
 	}
@@ -98,24 +121,21 @@ func (r rule) fits(path string) bool {
 	return true
 }
 
-// rank orders paths as Vault does, the most specific last: by where the first wildcard stands, then by whether there is a *
-// at the end, the number of +, the length, and the path itself.
-func (r rule) rank() []string {
-	first, glob := math.MaxInt32, 1
-	if i := strings.IndexAny(r.path, "+*"); i >= 0 {
-		first = i
+// rank orders paths with wildcards as Vault does, the most specific last: by where the first wildcard stands, by whether there
+// is a * at the end, by the number of +, by length, and by the path.
+func (r rule) rank() string {
+	segments, glob := r.segments()
+	first, plain, plus := len(strings.Join(segments, "/")), 1, 0
+	if glob {
+		plain = 0
 	}
-	if strings.HasSuffix(r.path, "*") {
-		glob = 0
+	for i, segment := range slices.Backward(segments) {
+		if segment == "+" {
+			plus++
+			first = len(strings.Join(segments[:i+1], "/")) - 1
+		}
 	}
-	return []string{fmt.Sprintf("%010d %d %05d %05d", first, glob, math.MaxInt16-strings.Count(r.path, "+"), len(r.path)), r.path}
-}
-
-func rankOf(best []rule) []string {
-	if len(best) == 0 {
-		return nil
-	}
-	return best[0].rank()
+	return fmt.Sprintf("%09d %d %09d %09d %s", first, plain, math.MaxInt16-plus, len(r.path), r.path)
 }
 
 // identityOf returns the values of a policy's placeholders for a login with these claims at the auth method with that accessor.
