@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -25,8 +26,14 @@ import (
 // operate runs the program as an operator does, who may do everything, and returns what it printed and its exit code.
 func operate(t *testing.T, s *stack.Stack, stdin string, args ...string) (string, int) {
 	t.Helper()
+	return operateAs(t, s, s.Vault.Token, stdin, args...)
+}
+
+// operateAs is operate with another Vault token.
+func operateAs(t *testing.T, s *stack.Stack, token, stdin string, args ...string) (string, int) {
+	t.Helper()
 	cmd := exec.CommandContext(within(t, time.Minute), filepath.Join(s.Dir, "plugins", "vault-exec"), args...)
-	cmd.Env = []string{"HOME=" + s.Dir, "VAULT_ADDR=" + s.Vault.Addr, "VAULT_TOKEN=" + s.Vault.Token,
+	cmd.Env = []string{"HOME=" + s.Dir, "VAULT_ADDR=" + s.Vault.Addr, "VAULT_TOKEN=" + token,
 		"NOMAD_ADDR=" + s.Nomad.Addr, "NOMAD_TOKEN=" + s.Nomad.Token}
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
@@ -34,8 +41,9 @@ func operate(t *testing.T, s *stack.Stack, stdin string, args ...string) (string
 	if err != nil && !errors.As(err, &exit) {
 		must.NoError(t, err)
 	}
-	must.StrNotContains(t, string(out), s.Vault.Token)
-	must.StrNotContains(t, string(out), s.Nomad.Token)
+	for _, secret := range []string{token, s.Vault.Token, s.Nomad.Token} {
+		must.StrNotContains(t, string(out), cmp.Or(secret, "eyJ"))
+	}
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
@@ -75,7 +83,17 @@ func TestSetupPreparesAVault(t *testing.T) {
 	ctx := within(t, 5*time.Minute)
 	api := s.Vault.API
 
-	must.NoError(t, api.Sys().DisableAuthWithContext(ctx, "jwt-nomad")) // what the stack has set up by script
+	made := mounted(t, s) // by example/vault.sh
+	t.Run("what a script has made is as good, and is not removed", func(t *testing.T) {
+		out, code := operate(t, s, "", "setup")
+		must.Zero(t, code, must.Sprint(out))
+		must.StrContains(t, out, "Nothing is to be done.")
+		out, code = operate(t, s, "", "setup", "-destroy", "-yes")
+		must.Zero(t, code, must.Sprint(out))
+		must.Eq(t, 4, strings.Count(out, "setup has not made it"))
+		must.Eq(t, made, mounted(t, s))
+	})
+	must.NoError(t, api.Sys().DisableAuthWithContext(ctx, "jwt-nomad"))
 	must.NoError(t, api.Sys().DeletePolicyWithContext(ctx, "nomad-workloads"))
 	must.NoError(t, api.Sys().UnmountWithContext(ctx, "kv"))
 	before := mounted(t, s)
@@ -164,20 +182,6 @@ func TestSetupPreparesAVault(t *testing.T) {
 	})
 }
 
-// What a script or a person has made with the same names works as well, and is not removed.
-func TestSetupTakesWhatIsThere(t *testing.T) {
-	t.Parallel()
-	s := common(t)
-	before := mounted(t, s)
-	out, code := operate(t, s, "", "setup")
-	must.Zero(t, code, must.Sprint(out))
-	must.StrContains(t, out, "Nothing is to be done.")
-	out, code = operate(t, s, "", "setup", "-destroy", "-yes")
-	must.Zero(t, code, must.Sprint(out))
-	must.Eq(t, 4, strings.Count(out, "setup has not made it"))
-	must.Eq(t, before, mounted(t, s))
-}
-
 // A flaw is one change to a job that would get its secrets, and what check says of it.
 type flaw struct {
 	old, new string   // pattern of what is replaced in the jobspec, and by what
@@ -210,8 +214,11 @@ var flaws = map[string]flaw{
 		`there is no secret at kv/data/default/checked/none`, `write it first, or correct the path`}},
 	"an engine that nobody has mounted": {config: renders(`{{ with secret "checked-none/config" }}{{ end }}`, ""), says: []string{
 		`no secrets engine is mounted at checked-none/config`, `correct the path or the namespace`}},
-	"a certificate that the policy does not allow": {config: renders(`{{ with pkiCert "pki-none/issue/x" "common_name=x" }}{{ end }}`, ""), says: []string{
-		`no secrets engine is mounted at pki-none/issue/x`}},
+	"a certificate that the policy does not allow": {config: renders(`{{ with pkiCert "checked-pki/issue/x" "common_name=x" }}{{ end }}`, ""), says: []string{
+		`write checked-pki/issue/x is denied`, `path "checked-pki/issue/x" { capabilities = ["create", "update"] }`}},
+	"a policy for the auth method of before": {old: `role = "checked"`, new: `role = "checked-stale"`, says: []string{
+		`read kv/data/default/checked/config is denied`, `{{identity.entity.aliases.auth_jwt_0.metadata.nomad_job_id}}`,
+		`which a login at auth/jwt-nomad does not have: run nomad-driver-vault setup`}},
 	"a template that is none": {config: renders(`{{ with secret }`, ""), says: []string{`parse template "secrets/out": line 1`, `unexpected "}"`}},
 	"an unknown option":       {config: renders("x", `chnge_mode = "noop"`), says: []string{`chnge_mode`}},
 	"a wrong value":           {config: renders("x", `perms = "rw"`), says: []string{`template "secrets/out": perms "rw" is not an octal file mode such as "0600"`}},
@@ -236,7 +243,9 @@ func setUpChecked(t *testing.T, s *stack.Stack) {
 	must.NoError(t, s.Vault.Put(ctx, "kv/data/default/checked/config", map[string]any{"data": map[string]any{"color": canary}}))
 	must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, "checked-v1", &vault.MountInput{Type: "kv"}))
 	must.NoError(t, s.Vault.Put(ctx, "checked-v1/config", map[string]any{"color": canary}))
+	must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, "checked-pki", &vault.MountInput{Type: "pki"}))
 	must.NoError(t, s.Vault.Role(ctx, "checked", policy, nil))
+	must.NoError(t, s.Vault.Role(ctx, "checked-stale", strings.ReplaceAll(checkedPolicy, "ACCESSOR", "auth_jwt_0"), nil))
 	must.NoError(t, s.Vault.Role(ctx, "checked-bound", policy, map[string]any{"bound_claims": map[string]any{"nomad_job_id": "another"}}))
 	must.NoError(t, s.Vault.Role(ctx, "checked-claim", policy, map[string]any{"user_claim": "name", "user_claim_json_pointer": false}))
 }
@@ -319,6 +328,32 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 		out, code := operate(t, s, "", "check", "-job="+file)
 		must.Zero(t, code, must.Sprint(out))
 		must.Eq(t, 2, strings.Count(out, "only the task knows the path"))
+	})
+	t.Run("what the operator may not see is a warning", func(t *testing.T) {
+		token, err := s.Vault.API.Auth().Token().CreateWithContext(t.Context(), &vault.TokenCreateRequest{Policies: []string{"default"}})
+		must.NoError(t, err)
+		out, code := operateAs(t, s, token.Auth.ClientToken, "", "check", "-job="+spec(t, asks, flaw{}))
+		must.Zero(t, code, must.Sprint(out))
+		must.StrContains(t, out, `has role "checked", and Vault reads Nomad's keys`)
+		must.StrContains(t, out, "role and policies cannot be looked at: list auth methods: permission denied (403); set VAULT_TOKEN to a token that may")
+		must.Eq(t, 4, strings.Count(out, "not known whether the policies allow it"))
+		out, code = operateAs(t, s, token.Auth.ClientToken, "", "check", "-job="+spec(t, asks, flaws["an unknown role"]))
+		must.Eq(t, 1, code)
+		must.StrContains(t, out, `create role "chekced"`)
+	})
+	t.Run("an identity that will not last is a warning", func(t *testing.T) {
+		for old, says := range map[string]string{`ttl  = "1h"`: `add to the identity block: ttl = "1h"`, `file = true`: `add to the identity block: file = true`} {
+			out, code := operate(t, s, "", "check", "-job="+spec(t, asks, flaw{old: old, new: "env = true"}))
+			must.Zero(t, code, must.Sprint(out))
+			must.StrContains(t, out, says)
+		}
+	})
+	t.Run("a cluster that VAULT_ADDR does not lead to is asked without the token", func(t *testing.T) {
+		out, code := operate(t, s, "", "check", "-cluster=west", "-job="+spec(t, asks, flaw{}), agent)
+		must.Zero(t, code, must.Sprint(out))
+		must.StrContains(t, out, `has role "checked", and Vault reads Nomad's keys`)
+		must.StrContains(t, out, "run check again with -cluster=default, VAULT_ADDR and VAULT_TOKEN of that cluster")
+		must.StrNotContains(t, out, "allow")
 	})
 	t.Run("keys that Vault cannot fetch, and a Vault that is away", func(t *testing.T) { testCheckOutages(t, s, spec(t, asks, flaw{}), agent) })
 	t.Run("a running task", func(t *testing.T) {

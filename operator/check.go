@@ -58,7 +58,8 @@ type finding struct {
 }
 
 func (c *checker) add(status, about, fix, format string, args ...any) {
-	c.findings = append(c.findings, finding{status, about, fmt.Sprintf(format, args...), fix})
+	line := func(text string) string { return strings.Join(strings.Fields(text), " ") }
+	c.findings = append(c.findings, finding{status, about, line(fmt.Sprintf(format, args...)), line(fix)})
 }
 func (c *checker) ok(about, format string, args ...any) { c.add("ok", about, "", format, args...) }
 func (c *checker) warn(about, fix, format string, args ...any) {
@@ -87,7 +88,7 @@ func (r *repeated) String() string     { return strings.Join(*r, ",") }
 func (r *repeated) Set(v string) error { *r = append(*r, v); return nil }
 
 func runCheck(ctx context.Context, args []string, named func([]string) (string, string, error), t Terminal) error {
-	c := &checker{named: named, plugins: map[string]*published{}, reached: map[string]bool{}}
+	c := &checker{named: named, plugins: map[string]*published{}, reached: map[string]bool{}, findings: []finding{}}
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	flags.StringVar(&c.file, "job", "", "jobspec (HCL) of a job, which need not be running")
 	flags.StringVar(&c.alloc, "alloc", "", "ID of an allocation, or its beginning, in place of -job")
@@ -186,6 +187,8 @@ func (c *checker) connect() (err error) {
 	if c.vault, err = connect(); err != nil {
 		return err
 	}
+	c.vault.SetClientTimeout(patience)
+	c.vault.SetMaxRetries(1)
 	if c.direct, err = vault.NewClient(vault.Cluster{Name: c.cluster, Address: c.vault.Address(), AuthPath: c.path}, c.sched, quiet); err != nil {
 		return fmt.Errorf("read the VAULT_ variables: %w", err)
 	}

@@ -93,6 +93,8 @@ func (c *checker) readPlugins(ctx context.Context) error {
 	return nil
 }
 
+const readNodes = `set NOMAD_TOKEN to a token with node { policy = "read" }`
+
 // readJob returns the job, and the clients that it could run on or, of an allocation, does.
 func (c *checker) readJob(ctx context.Context) (job *nomad.Job, clients []*nomad.NodeListStub, err error) {
 	q := (&nomad.QueryOptions{}).WithContext(ctx)
@@ -107,9 +109,9 @@ func (c *checker) readJob(ctx context.Context) (job *nomad.Job, clients []*nomad
 		}
 		clients, _, err = c.nomad.Nodes().List(q)
 		if err != nil {
-			c.warn("job", "give NOMAD_TOKEN the policy node { policy = \"read\" }", "the clients cannot be looked at: %s", oneLine(err))
+			c.warn("job", readNodes, "the clients cannot be looked at: %s", oneLine(err))
 		}
-		return job, clients, nil
+		return job, slices.DeleteFunc(clients, func(n *nomad.NodeListStub) bool { return n.Status != nomad.NodeStatusReady }), nil
 	}
 	stubs, _, err := c.nomad.Allocations().PrefixList(c.alloc)
 	if err == nil && len(stubs) != 1 {
@@ -123,10 +125,10 @@ func (c *checker) readJob(ctx context.Context) (job *nomad.Job, clients []*nomad
 	}
 	node, _, err := c.nomad.Nodes().Info(c.running.NodeID, q)
 	if err != nil {
-		c.warn("job", "give NOMAD_TOKEN the policy node { policy = \"read\" }", "the client cannot be looked at: %s", oneLine(err))
+		c.warn("job", readNodes, "the client cannot be looked at: %s", oneLine(err))
 		return c.running.Job, nil, nil
 	}
-	return c.running.Job, []*nomad.NodeListStub{{Name: node.Name, Drivers: node.Drivers, Status: node.Status}}, nil
+	return c.running.Job, []*nomad.NodeListStub{{Name: node.Name, Drivers: node.Drivers}}, nil
 }
 
 // driver returns the published driver of a task, nil where it is none of ours.
@@ -142,7 +144,7 @@ func (c *checker) driver(name string, clients []*nomad.NodeListStub) *published 
 			continue
 		}
 		found.wraps = info.Attributes["driver."+name+".wraps"]
-		clusters := strings.Split(info.Attributes["driver."+name+".clusters"], ",")
+		clusters := strings.FieldsFunc(info.Attributes["driver."+name+".clusters"], func(r rune) bool { return r == ',' })
 		if served++; served == 1 {
 			for _, cluster := range clusters {
 				found.conf.Clusters = append(found.conf.Clusters, vault.Cluster{Name: cluster, AuthPath: c.path})

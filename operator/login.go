@@ -55,23 +55,19 @@ func (c *checker) use(ctx context.Context, l login) {
 		}
 	}
 	l.role, l.path = cmp.Or(l.Role, l.Server.Role), cmp.Or(l.Server.AuthPath, c.path)
-	namespace := cmp.Or(l.Namespace, l.Server.Namespace)
-	asked, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	if err := client.Probe(asked, l.role, namespace); err != nil {
-		c.fault(l.about, err)
-	} else {
-		c.ok(l.about, "auth/%s has %s, and Vault reads Nomad's keys", l.path, l.roleName())
+	l.Namespace = cmp.Or(l.Namespace, l.Server.Namespace)
+	if l.vague {
+		l.Namespace = cmp.Or(l.Namespace, c.vault.Namespace())
+	}
+	if !c.probe(ctx, client, l) {
+		return
 	}
 	if l.Cluster != c.cluster {
 		c.warn(l.about, fmt.Sprintf("run check again with -cluster=%s, VAULT_ADDR and VAULT_TOKEN of that cluster", l.Cluster),
 			"role and policies are not looked at: VAULT_ADDR is that of cluster %q", c.cluster)
 		return
 	}
-	l.as = c.vault
-	if namespace != "" {
-		l.as = c.vault.WithNamespace(namespace)
-	}
+	l.as = c.vault.WithNamespace(l.Namespace)
 	switch err := l.read(ctx); {
 	case errors.Is(err, errNone):
 		return // Probe has said it
@@ -84,11 +80,21 @@ func (c *checker) use(ctx context.Context, l login) {
 	c.questions(ctx, client, l)
 }
 
-func (l login) roleName() string {
-	if l.role == "" {
-		return "a default role"
+// probe tells how Vault takes a login, and reports whether Vault answers.
+func (c *checker) probe(ctx context.Context, client *vault.Client, l login) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := client.Probe(ctx, l.role, l.Namespace)
+	var e *vault.Error
+	switch {
+	case err != nil:
+		c.fault(l.about, err)
+	case l.role == "":
+		c.ok(l.about, "auth/%s has a default role, and Vault reads Nomad's keys", l.path)
+	default:
+		c.ok(l.about, "auth/%s has role %q, and Vault reads Nomad's keys", l.path, l.role)
 	}
-	return fmt.Sprintf("role %q", l.role)
+	return !errors.As(err, &e) || e.Class != vault.ErrUnavailable
 }
 
 // reach reports whether a cluster of the plugin's configuration answers, and tells it once.

@@ -2,6 +2,7 @@ package operator
 
 import (
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 
@@ -87,4 +88,39 @@ func TestPoliciesAreReadAsVaultReadsThem(t *testing.T) {
 		})
 	}
 	must.ErrorContains(t, new(acl).add("p", `path {`, nil), `policy "p"`)
+}
+
+func TestARoleAdmitsTheJob(t *testing.T) {
+	role := func(more settings) settings {
+		s := settings{"bound_audiences": []any{"vault.io"}, "user_claim": "/nomad_job_id", "user_claim_json_pointer": true}
+		maps.Copy(s, more)
+		return s
+	}
+	for sentence, c := range map[string]struct {
+		role settings
+		says string // "ok" or the beginning of the finding
+	}{
+		"by its audience":                  {role(nil), "ok"},
+		"a role without audiences":         {role(settings{"bound_audiences": nil}), `problem aud is ["vault.io"]`},
+		"another user claim":               {role(settings{"user_claim": "sub"}), "ok"},
+		"a pointer that is none":           {role(settings{"user_claim_json_pointer": false}), "problem user_claim"},
+		"a user claim of others":           {role(settings{"user_claim": "/email"}), "problem user_claim"},
+		"a claim that is bound":            {role(settings{"bound_claims": map[string]any{"nomad_job_id": "api"}}), "ok"},
+		"by a pointer, and in a list":      {role(settings{"bound_claims": map[string]any{"/nomad_namespace": []any{"a", "default"}}}), "ok"},
+		"a claim that is bound to others":  {role(settings{"bound_claims": map[string]any{"nomad_task": []any{"a"}}}), `problem role "r" of auth/jwt does not admit this job: nomad_task is "web"`},
+		"a glob, where it is not one":      {role(settings{"bound_claims": map[string]any{"nomad_job_id": "ap*"}}), "problem"},
+		"a glob":                           {role(settings{"bound_claims_type": "glob", "bound_claims": map[string]any{"nomad_job_id": "a*"}}), "ok"},
+		"a glob for others":                {role(settings{"bound_claims_type": "glob", "bound_claims": map[string]any{"nomad_job_id": "b*i"}}), "problem"},
+		"a claim that is not known before": {role(settings{"bound_claims": map[string]any{"nomad_allocation_id": "x"}}), "warning bound_claims"},
+		"a subject, whatever the region":   {role(settings{"bound_subject": "eu:default:api:g:web:vault"}), "ok"},
+		"a subject of another task":        {role(settings{"bound_subject": "eu:default:api:g:other:vault"}), "problem role"},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			var check checker
+			check.admits(login{about: "x", role: "r", path: "jwt", settings: c.role, audience: []string{"vault.io"}, subject: "default:api:g:web:vault",
+				claims: map[string]string{"nomad_job_id": "api", "nomad_namespace": "default", "nomad_task": "web"}})
+			must.SliceLen(t, 1, check.findings)
+			must.StrHasPrefix(t, c.says, check.findings[0].Status+" "+check.findings[0].Message)
+		})
+	}
 }

@@ -69,6 +69,7 @@ func runSetup(ctx context.Context, args []string, t Terminal) error {
 // complete checks the flags and fills in what depends on others.
 func (s *setup) complete(caFile string) error {
 	s.path, s.kv = strings.Trim(s.path, "/"), strings.Trim(s.kv, "/")
+	s.role, s.policy = strings.ToLower(s.role), strings.ToLower(s.policy) // as Vault does
 	for name, value := range map[string]string{"path": s.path, "role": s.role, "policy": s.policy, "kv": s.kv, "audience": s.audience} {
 		if value == "" || strings.ContainsAny(value, " \"\\\n{}*+?#") {
 			return misuse("-%s %q is not a name", name, value)
