@@ -271,8 +271,11 @@ func (c *checker) asTask(ctx context.Context, client *vault.Client, l login, ask
 	var jwt, said bytes.Buffer
 	command := []string{"/bin/sh", "-c", `cat "$NOMAD_SECRETS_DIR/$0"`, "nomad_" + l.Identity + ".jwt"}
 	code, err := c.nomad.Allocations().Exec(ctx, c.running, l.task, false, command, strings.NewReader(""), &jwt, &said, nil, nil)
-	if err != nil || code != 0 {
-		return nil, fmt.Errorf("-login: read the identity of the running task: exit code %d: %s%w", code, said.String(), cmp.Or(err, errNone))
+	if err == nil && (code != 0 || jwt.Len() == 0) {
+		err = fmt.Errorf("exit code %d: %s", code, said.String())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("-login: read the identity of the running task: %w", err)
 	}
 	var paths []string
 	for _, q := range asked {

@@ -84,10 +84,14 @@ func (s *setup) planConfig(path string, have settings) (step, error) {
 		}
 	}
 	want := s.configSettings()
-	for key, flag := range map[string]string{"jwks_url": "jwks-url", "default_role": "", "jwt_supported_algs": ""} {
-		if have["jwks_url"] != nil && !s.chosen[flag] && (have[key] != nil || key == "jwt_supported_algs") {
-			delete(want, key)
-		}
+	if have["jwks_url"] != nil && !s.chosen["jwks-url"] {
+		delete(want, "jwks_url")
+	}
+	if have["default_role"] != nil { // what logs in without a role expects that one
+		delete(want, "default_role")
+	}
+	if have["jwks_url"] != nil && have["jwt_supported_algs"] == nil { // it takes every one
+		delete(want, "jwt_supported_algs")
 	}
 	all, changes := want.over(have)
 	return s.change("configuration "+path, path, have, all, changes), nil

@@ -28,8 +28,8 @@ func TestAsks(t *testing.T) {
 			Spec{Data: "{{ define \"t\" }}{{ secret \"kv/a\" }}{{ end }}\n{{ (secret \"kv/b\").Data.x }}\n{{ if false }}{{ else }}{{ secret \"kv/c\" }}{{ end }}"},
 			[]Ask{{"secret", "kv/a", false, 1, `secret "kv/a"`}, {"secret", "kv/b", false, 2, `secret "kv/b"`}, {"secret", "kv/c", false, 3, `secret "kv/c"`}},
 		},
-		"other delimiters":      {Spec{Data: `<< secret "kv/a" >>{{ secret "kv/b" }}`, LeftDelim: "<<", RightDelim: ">>"}, []Ask{{"secret", "kv/a", false, 1, `secret "kv/a"`}}},
-		"what asks no Vault":    {Spec{Data: `{{ env "A" }}{{ nomadVar "x" }}{{ "secret" }}`}, nil},
+		"other delimiters":   {Spec{Data: `<< secret "kv/a" >>{{ secret "kv/b" }}`, LeftDelim: "<<", RightDelim: ">>"}, []Ask{{"secret", "kv/a", false, 1, `secret "kv/a"`}}},
+		"what asks no Vault": {Spec{Data: `{{ env "A" }}{{ nomadVar "x" }}{{ "secret" }}`}, nil},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			parsed, err := Parse(c.spec)
