@@ -252,20 +252,20 @@ func experience(t *testing.T, s *stack.Stack, driver string) (seen []string) {
 	must.NoError(t, err)
 	eventually(t, time.Minute, ready)
 	stop(t, ctx, s, alloc, j)
-	see("events", events(t, ctx, alloc, j))
+	see("events", eventTexts(t, ctx, alloc, j))
 
 	_, alloc = register(t, s, fmt.Sprintf(plain, driver, "batch", ofDriver[driver], "7"))
 	ended, err := alloc.Ended(ctx)
 	must.NoError(t, err)
-	see("batch job", ended.ClientStatus+"\n"+events(t, ctx, alloc, job{Name: "batch-" + driver}))
+	see("batch job", ended.ClientStatus+"\n"+eventTexts(t, ctx, alloc, job{Name: "batch-" + driver}))
 	return seen
 }
 
 // dynamicPort is one that Nomad chooses.
 var dynamicPort = regexp.MustCompile(`\b(2\d|3[01])\d{3}\b`)
 
-// events are the messages of the task's events, in their order.
-func events(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) string {
+// eventTexts are the messages of the task's events, in their order.
+func eventTexts(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) string {
 	t.Helper()
 	var all strings.Builder
 	for _, e := range state(t, ctx, alloc, j).Events {
