@@ -250,6 +250,10 @@ func (c *checker) identity(about string, task *nomad.Task, use driver.Use) *noma
 	i := slices.IndexFunc(task.Identities, func(i *nomad.WorkloadIdentity) bool {
 		return i.Name == use.Identity || use.IdentityFile != "" && i.Filepath == use.IdentityFile
 	})
+	if i < 0 && task.Vault != nil && use.Role == "" && use.IdentityFile == "" && use.Identity == "vault" {
+		c.ok(about, "the task is served with the token that Nomad derives for its own vault block, which is not looked at here")
+		return nil
+	}
 	if i < 0 {
 		c.problem(about, "add to the task: "+use.IdentityBlock, "the task has no identity %q", use.Identity)
 		return nil

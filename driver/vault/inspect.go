@@ -65,11 +65,7 @@ func (c *Client) Locate(ctx context.Context, token, namespace string, req Reques
 // Capable logs in as a task does and returns what Vault lets that token do at each path. The token is revoked at once.
 func (c *Client) Capable(ctx context.Context, l Login, paths []string) (can map[string][]string, err error) {
 	s := c.newSession(Options{Login: l})
-	jwt, err := s.identity(ctx)
-	if err != nil {
-		return nil, err
-	}
-	t, err := s.logIn(ctx, jwt, 1)
+	t, err := s.obtain(ctx, ctx, 1)
 	if err != nil {
 		return nil, err
 	}
