@@ -325,8 +325,8 @@ func (a *obstructed) sh(t *testing.T, script string) {
 	must.NoError(t, err, must.Sprintf("%s: %s", a.name, out))
 }
 
-// chattrs makes what it is about immutable, or not.
-func (a *obstructed) chattrs(t *testing.T, flags int) {
+// chattrs makes what it is about immutable, or not. Its other attributes stay: ext4 refuses to lose some.
+func (a *obstructed) chattrs(t *testing.T, immutable bool) {
 	t.Helper()
 	if a.chattr == "" {
 		return
@@ -334,6 +334,12 @@ func (a *obstructed) chattrs(t *testing.T, flags int) {
 	file, err := os.Open(a.alloc.Path(a.job.Name, a.chattr))
 	must.NoError(t, err)
 	defer file.Close()
+	flags, err := unix.IoctlGetInt(int(file.Fd()), unix.FS_IOC_GETFLAGS)
+	must.NoError(t, err)
+	const is = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
+	if flags &^= is; immutable {
+		flags |= is
+	}
 	must.NoError(t, unix.IoctlSetPointerInt(int(file.Fd()), unix.FS_IOC_SETFLAGS, flags))
 }
 
@@ -342,9 +348,8 @@ func (a *obstructed) block(t *testing.T, ctx context.Context) {
 	must.Eq(t, "green", shown(t, ctx, a.alloc, a.job, "/local/conf/color", 1)[0])
 	a.before = untouched(t, ctx, a.alloc, a.job, "secrets/color", "local/color")
 	a.sh(t, a.put)
-	const immutable = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
-	a.chattrs(t, immutable)
-	t.Cleanup(func() { a.chattrs(t, 0) }) // Or nobody could remove the directory.
+	a.chattrs(t, true)
+	t.Cleanup(func() { a.chattrs(t, false) }) // Or nobody could remove the directory.
 }
 
 // stays waits until the trouble is told, and checks that nothing has changed, in the task or outside.
@@ -361,7 +366,7 @@ func (a *obstructed) stays(t *testing.T, ctx context.Context) {
 
 func (a *obstructed) unblock(t *testing.T) {
 	t.Helper()
-	a.chattrs(t, 0)
+	a.chattrs(t, false)
 	a.sh(t, a.take)
 }
 

@@ -207,17 +207,17 @@ func TestWriteToAFullDirectory(t *testing.T) {
 	must.Eq(t, before, tree(t, dir))
 }
 
-// chattr sets attributes of a file as chattr(1) does, until the test ends.
-func chattr(t *testing.T, path string, flags int) {
+// chattr adds attributes to a file as chattr(1) does, until the test ends. The others stay: ext4 refuses to lose some.
+func chattr(t *testing.T, path string, add int) {
 	t.Helper()
-	set := func(flags int) {
-		file, err := os.Open(path)
-		must.NoError(t, err)
-		defer file.Close()
-		must.NoError(t, unix.IoctlSetPointerInt(int(file.Fd()), unix.FS_IOC_SETFLAGS, flags))
-	}
-	set(flags)
-	t.Cleanup(func() { set(0) })
+	file, err := os.Open(path)
+	must.NoError(t, err)
+	t.Cleanup(func() { file.Close() })
+	before, err := unix.IoctlGetInt(int(file.Fd()), unix.FS_IOC_GETFLAGS)
+	must.NoError(t, err)
+	set := func(flags int) { must.NoError(t, unix.IoctlSetPointerInt(int(file.Fd()), unix.FS_IOC_SETFLAGS, flags)) }
+	set(before | add)
+	t.Cleanup(func() { set(before) })
 }
 
 func TestWriteWhereAttributesForbidIt(t *testing.T) {
