@@ -2,6 +2,7 @@ package stack
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -200,12 +201,19 @@ func (a *Alloc) Log(ctx context.Context, task, stream, pattern string, n int) ([
 	}
 	var all []byte
 	var found [][][]byte
-	err = a.logs(ctx, true, task, stream, func(data []byte) bool {
-		all = append(all, data...)
-		found = re.FindAllSubmatch(all[:bytes.LastIndexByte(all, '\n')+1], n)
-		return len(found) == n
+	var failed error
+	err = Eventually(ctx, func() error {
+		failed = a.logs(ctx, true, task, stream, func(data []byte) bool {
+			all = append(all, data...)
+			found = re.FindAllSubmatch(all[:bytes.LastIndexByte(all, '\n')+1], n)
+			return len(found) == n
+		})
+		if failed != nil && strings.Contains(failed.Error(), "not started yet") { // A busy client knows it later than the server.
+			return failed
+		}
+		return nil
 	})
-	if err != nil {
+	if err = cmp.Or(err, failed); err != nil {
 		return nil, fmt.Errorf("wait for %d of %q in %s of task %s: %w; it is:\n%s", n, pattern, stream, task, err, all)
 	}
 	matches := make([]string, len(found))
