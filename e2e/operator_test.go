@@ -198,8 +198,8 @@ var flaws = map[string]flaw{
 		`user_claim of role "checked-claim"`, `set user_claim = "/nomad_job_id"`}},
 	"another audience": {old: `vault\.io`, new: `consul.io`, says: []string{
 		`aud is ["consul.io"]`, `wants one of ["vault.io"]`, `make aud of the task's identity block one of bound_audiences of role "checked"`}},
-	"an unknown cluster": {old: `role = "checked"`, new: `cluster = "west"`, says: []string{
-		`vault "default": cluster "west" is unknown: the operator has configured "default"`}},
+	"an unknown cluster": {old: `role = "checked"`, new: `cluster = "east"`, says: []string{
+		`vault "default": cluster "east" is unknown: the operator has configured "default", "west"`}},
 	"no identity": {old: `(?s)identity {.*?}`, says: []string{
 		`the task has no identity "vault"`, `add to the task: identity { name = "vault" aud = ["vault.io"] file = true }`}},
 	"an identity that the task does not get": {old: `file = true`, says: []string{`add to the identity block: file = true`}},
@@ -256,7 +256,7 @@ var asks = renders(`{{ with secret "kv/data/default/checked/config" }}{{ end }}{
 
 func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 	t.Parallel()
-	s := own(t, stack.Options{Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec")}, Postgres: true})
+	s := own(t, stack.Options{Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec")}, Postgres: true, Clusters: []string{"west"}})
 	setUpChecked(t, s)
 	must.NoError(t, s.Vault.DatabaseRole(within(t, time.Minute), "checked", time.Hour, time.Hour))
 	spec := func(t *testing.T, config string, f flaw) string {
@@ -354,6 +354,21 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 		must.StrContains(t, out, `has role "checked", and Vault reads Nomad's keys`)
 		must.StrContains(t, out, "run check again with -cluster=default, VAULT_ADDR and VAULT_TOKEN of that cluster")
 		must.StrNotContains(t, out, "allow")
+		out, code = operate(t, s, "", "check", "-cluster=west", "-job="+spec(t, asks, flaw{}))
+		must.Zero(t, code, must.Sprint(out))
+		must.StrContains(t, out, "run check again with -cluster=default")
+		must.StrNotContains(t, out, "has role", must.Sprint("the Vault of VAULT_ADDR is another one"))
+	})
+	t.Run("a Vault that is not the one of the plugin", func(t *testing.T) {
+		conf := filepath.Join(t.TempDir(), "agent.hcl")
+		must.NoError(t, os.WriteFile(conf, []byte("plugin \"vault-exec\" {\n config {\n vault \"default\" {\n address = \""+s.Clusters["west"].Addr+"\"\n }\n }\n }\n"), 0o600))
+		must.NoError(t, s.Vault.Role(t.Context(), "checked-here", checkedPolicy, nil))
+		must.NoError(t, s.Clusters["west"].Role(t.Context(), "checked-there", checkedPolicy, nil))
+		for role, wants := range map[string]int{"checked-here": 1, "checked-there": 0} {
+			out, code := operate(t, s, "", "check", "-config="+conf, "-job="+spec(t, "", flaw{old: `role = "checked"`, new: `role = "` + role + `"`}))
+			must.Eq(t, wants, code, must.Sprint(out))
+			must.Eq(t, 1-wants, strings.Count(out, `has no role "checked-there" of auth/jwt-nomad; create it, or set VAULT_ADDR to that of cluster "default"`), must.Sprint(out))
+		}
 	})
 	t.Run("keys that Vault cannot fetch, and a Vault that is away", func(t *testing.T) { testCheckOutages(t, s, spec(t, asks, flaw{}), agent) })
 	t.Run("a running task", func(t *testing.T) {

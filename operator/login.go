@@ -59,10 +59,11 @@ func (c *checker) use(ctx context.Context, l login) {
 	if l.vague {
 		l.Namespace = cmp.Or(l.Namespace, c.vault.Namespace())
 	}
-	if !c.probe(ctx, client, l) {
+	elsewhere := l.Cluster != c.cluster
+	if !(l.vague && elsewhere) && !c.probe(ctx, client, l) { // of a vague one elsewhere the address is not known
 		return
 	}
-	if l.Cluster != c.cluster {
+	if elsewhere {
 		c.warn(l.about, fmt.Sprintf("run check again with -cluster=%s, VAULT_ADDR and VAULT_TOKEN of that cluster", l.Cluster),
 			"role and policies are not looked at: VAULT_ADDR is that of cluster %q", c.cluster)
 		return
@@ -70,7 +71,8 @@ func (c *checker) use(ctx context.Context, l login) {
 	l.as = c.vault.WithNamespace(l.Namespace)
 	switch err := l.read(ctx); {
 	case errors.Is(err, errNone):
-		return // Probe has said it
+		c.warn(l.about, fmt.Sprintf("create it, or set VAULT_ADDR to that of cluster %q", l.Cluster), "%s has no role %q of auth/%s", c.vault.Address(), l.role, l.path)
+		return
 	case err != nil:
 		c.warn(l.about, "", "role and policies cannot be looked at: %v", err)
 	default:
