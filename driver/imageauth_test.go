@@ -40,7 +40,7 @@ func TestRegistryCredentialsAreFoundWhereverVaultHasThem(t *testing.T) {
 		"in a KV version 1 with its keys": {asApp + `auth { vault_path = "kv/like-v2" }`, "u2:p2"},
 		"under other keys":                {auth("username_key = \"login\"\n password_key = \"token\""), "l:t"},
 		"but for the user":                {auth("username = \"_json_key\"\n password_key = \"token\""), "_json_key:t"},
-		"for another vault block":         {"vault {\n name = \"b\"\n role = \"app\"\n}\n" + auth(`vault = "b"`), "u:p"},
+		"for another vault block":         {"vault {\n name = \"b\"\n role = \"app\"\n}\nauth {\n vault_path = \"kv/registry\"\n vault = \"b\"\n}", "u1:p1"},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -81,7 +81,7 @@ func TestRegistryCredentialsGoToTheWrappedDriverOnly(t *testing.T) {
 		r := &run{h, cfg, handle}
 		given := r.process().auth
 		must.Eq(t, user+":"+password, r.pulledAs())
-		must.Eq(t, "registry.example", given["server_address"].(string))
+		must.Eq[any](t, "registry.example", given["server_address"])
 		must.Eq(t, map[string]string{"NOMAD_TASK_NAME": "web"}, r.process().env)
 
 		must.Eq(t, &before, cfg, must.Sprint("Nomad's own copy has changed"))
@@ -165,12 +165,13 @@ func TestRegistryCredentialsThatCannotBeHad(t *testing.T) {
 		"a path that is none":    {`auth { vault_path = "kv/%zz" }`, `auth: vault_path "kv/%zz" is not a path such as "kv/data/app/registry"`},
 		"a path that is empty":   {`auth { vault_path = "/" }`, `auth: vault_path "/" is not a path`},
 
-		"no such secret": {asApp + `auth { vault_path = "secret/data/none" }`, `auth: vault_path: read secret/data/none: not found in Vault`},
-		"denied":         {asApp + `auth { vault_path = "database/creds/app" }`, `auth: vault_path: read database/creds/app: denied by Vault`},
-		"no user":        {auth(`username_key = "none"`), `auth: vault_path: secret/data/registry has no text under the key "none": write it, or correct username_key`},
-		"no password":    {auth(`password_key = "none"`), `auth: vault_path: secret/data/registry has no text under the key "none": write it, or correct password_key`},
-		"a number":       {auth(`password_key = "number"`), `has no text under the key "number"`},
-		"an empty text":  {auth(`password_key = "empty"`), `has no text under the key "empty"`},
+		"no such secret":  {asApp + `auth { vault_path = "secret/data/none" }`, `auth: vault_path: read secret/data/none: not found in Vault`},
+		"no such version": {asApp + `auth { vault_path = "secret/data/registry?version=7" }`, `auth: vault_path: read secret/data/registry: not found in Vault: there is no version 7`},
+		"denied":          {asApp + `auth { vault_path = "database/creds/app" }`, `auth: vault_path: read database/creds/app: denied by Vault`},
+		"no user":         {auth(`username_key = "none"`), `auth: vault_path: secret/data/registry has no text under the key "none": write it, or correct username_key`},
+		"no password":     {auth(`password_key = "none"`), `auth: vault_path: secret/data/registry has no text under the key "none": write it, or correct password_key`},
+		"a number":        {auth(`password_key = "number"`), `has no text under the key "number"`},
+		"an empty text":   {auth(`password_key = "empty"`), `has no text under the key "empty"`},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			bubble(t, func(h *host) {

@@ -186,7 +186,7 @@ func (s *Server) kv2(r *http.Request, path string) answer {
 			"Invalid path for a versioned K/V secrets engine. See the API docs for the appropriate API endpoints to use."}}}
 	}
 	e := s.kv["secret/"+name]
-	if e == nil {
+	if v := r.URL.Query().Get("version"); e == nil || v != "" && v != fmt.Sprint(e.version) { // older ones are not kept
 		return refuse(http.StatusNotFound)
 	}
 	meta := map[string]any{"version": e.version, "destroyed": e.destroyed, "deletion_time": ""}
