@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -69,6 +70,7 @@ type Server struct {
 	leases map[string]*lease
 	faults []*Fault
 	calls  []string
+	asked  map[string]bool // namespaces
 	serial int
 	down   bool
 	conns  map[net.Conn]bool
@@ -101,7 +103,7 @@ type entry struct {
 func New(t testing.TB) *Server {
 	s := &Server{JWT: "jwt", Roles: map[string]Role{"app": {TTL: time.Hour}}, Creds: map[string]Creds{},
 		kv: map[string]*entry{}, static: map[string]time.Duration{}, began: time.Now(), tokens: map[string]*token{},
-		leases: map[string]*lease{}, conns: map[net.Conn]bool{}, accept: make(chan net.Conn), done: make(chan struct{})}
+		leases: map[string]*lease{}, conns: map[net.Conn]bool{}, accept: make(chan net.Conn), done: make(chan struct{}), asked: map[string]bool{}}
 	serving := &http.Server{Handler: s, ConnState: s.connState}
 	ended := make(chan struct{})
 	go func() {
@@ -217,6 +219,14 @@ func (s *Server) Calls(prefix string) int {
 		}
 	}
 	return n
+}
+
+// Namespaces are those that requests were for, each once, sorted. The server itself has none: as Vault's community edition, it does not
+// look at the header.
+func (s *Server) Namespaces() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.asked))
 }
 
 // Logins counts login requests.
@@ -398,7 +408,7 @@ func (s *Server) connState(conn net.Conn, state http.ConnState) {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Date", time.Now().Add(s.Ahead).UTC().Format(http.TimeFormat))
 	path := strings.TrimPrefix(r.URL.Path, "/v1/")
-	fault := s.note(r.Method + " " + path)
+	fault := s.note(r.Method+" "+path, r.Header.Get("X-Vault-Namespace"))
 	switch {
 	case fault.Hang:
 		select {
@@ -434,10 +444,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // note counts the request and returns the fault in force for it.
-func (s *Server) note(call string) Fault {
+func (s *Server) note(call, namespace string) Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.calls = append(s.calls, call)
+	s.calls, s.asked[namespace] = append(s.calls, call), true
 	for _, f := range s.faults {
 		if strings.HasPrefix(call, f.Match) {
 			return *f
