@@ -17,7 +17,7 @@ type change struct {
 	signals []string
 	splay   time.Duration // the longest of those that asked
 	silent  bool          // something changed of which the process is not told
-	what    []string      // what changed, for the log: destinations
+	what    []string      // what changed, for the log: destinations, and secrets by their names
 }
 
 // join adds another change to this one. The action is the strongest that anyone asked for.
@@ -70,21 +70,21 @@ func (c change) delay() time.Duration {
 
 func (c change) String() string { return strings.Join(c.what, ", ") }
 
-// change is what a template with new bytes asks.
-func (t *TemplateConfig) change() change {
-	c := change{what: []string{t.Destination}}
-	switch t.ChangeMode {
+// change is what a block with new bytes asks.
+func (b *product) change() change {
+	c := change{what: []string{b.what}}
+	switch b.ChangeMode {
 	case "restart":
 		c.restart = true
 	case "script":
-		c.scripts = []*ChangeScriptConfig{t.ChangeScript}
+		c.scripts = []*ChangeScriptConfig{b.ChangeScript}
 	case "signal":
-		c.signals = []string{t.ChangeSignal}
+		c.signals = []string{b.ChangeSignal}
 	default:
 		c.silent = true
 		return c
 	}
-	c.splay = t.splay
+	c.splay = b.splay
 	return c
 }
 

@@ -66,7 +66,7 @@ func (t *task) takenOver() {
 	switch sessions := t.secrets.describe(); {
 	case sessions != "":
 		t.say("taken over after the end of the plugin before%s", sessions)
-	case len(t.conf.Templates) > 0:
+	case len(t.conf.blocks) > 0:
 		t.say("taken over after the end of the plugin before, which kept no session: its secrets are read anew")
 	}
 }
@@ -122,11 +122,12 @@ func (t *task) remember(change func(*record)) {
 func (t *task) save() { t.remember(func(*record) {}) }
 
 // use remembers that the process has what is in g.
-func (r *record) use(g *generation, templates []TemplateConfig) {
+func (r *record) use(g *generation, blocks []*product) {
 	r.Told, r.Once = maps.Clone(g.sums), map[string][]byte{}
-	for i := range templates {
-		if output, ok := g.once(&templates[i]); ok {
-			r.Once[templates[i].Destination] = output
+	for _, b := range blocks {
+		outputs, _ := g.once(b)
+		for i, output := range outputs {
+			r.Once[b.parts[i].key] = output
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,9 +26,10 @@ import (
 // generation is one consistent set of what a task gets: rendered from one pass, never changed afterwards.
 type generation struct {
 	pass   *pass
-	output map[string][]byte   // by template destination
+	output map[string][]byte   // by the keys of parts; those that are not there are not in it
 	env    map[string]string   // to be set in the task
 	files  []template.File     // to be written, with the paths below the allocation's directory
+	absent []string            // such paths where there must be no file
 	sums   map[string]checksum // of each output and of each token that is shown
 	auth   *imageAuth          // nil unless the wrapped driver is to have it
 }
@@ -52,15 +54,15 @@ type renderer struct {
 	op      Config
 	secrets *secrets
 
-	ready     bool                 // what follows is set: see prepare
-	templates []*template.Template // in the order of conf.Templates
-	owner     owner                // of token files
+	ready  bool    // what follows is set: see prepare
+	makers []maker // in the order of conf.blocks
+	owner  owner   // of token files and of what secret blocks make
 }
 
 // Format keeps the secrets out of logs, errors and panics.
 func (r *renderer) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[renderer of %s]", r.cfg.ID) }
 
-// newRenderer resolves the destinations. Two templates for one file are refused: which of them won would be chance.
+// newRenderer resolves the destinations. Two blocks for one file are refused: which of them won would be chance.
 func newRenderer(cfg *drivers.TaskConfig, conf *TaskConfig, op Config, s *secrets) (*renderer, error) {
 	r := &renderer{cfg: cfg, conf: conf, op: op, secrets: s}
 	taken := map[string]string{}
@@ -69,53 +71,52 @@ func newRenderer(cfg *drivers.TaskConfig, conf *TaskConfig, op Config, s *secret
 			taken[r.below(v.tokenFile())] = fmt.Sprintf("vault %q puts its token there", v.Name)
 		}
 	}
-	for i := range conf.Templates {
-		t := &conf.Templates[i]
-		if err := r.place(t); err != nil {
-			return nil, err
+	for _, b := range conf.blocks {
+		if err := r.place(b, taken); err != nil {
+			return nil, fmt.Errorf("%s: %w", b.name, err)
 		}
-		if by := taken[t.destination]; by != "" {
-			return nil, fmt.Errorf("template %q: destination: %s: choose another", t.Destination, by)
-		}
-		taken[t.destination] = "another template has the same"
 	}
 	return r, nil
 }
 
-// prepare reads and parses the templates and finds the owner of token files: what is wrong there is found before Vault is
-// asked. After recovery it is a part of rendering, because a task that runs is not ended by a template that has gone.
+// prepare reads and parses the templates and finds the owner of files: what is wrong there is found before Vault is asked. After recovery it is a part of rendering, because a task that runs is not ended by a template that has gone.
 func (r *renderer) prepare() error {
 	if r.ready {
 		return nil
 	}
-	var templates []*template.Template
-	for i := range r.conf.Templates {
-		t := &r.conf.Templates[i]
-		data, err := r.text(t)
+	var makers []maker
+	for _, b := range r.conf.blocks {
+		m, err := b.config.prepare(r)
 		if err != nil {
 			return err
 		}
-		parsed, err := t.parse(data)
-		if err != nil {
-			return err
-		}
-		templates = append(templates, parsed)
+		makers = append(makers, m)
 	}
-	owner, err := tokenOwner(r.cfg, r.conf, r.op.DefaultUser)
-	r.templates, r.owner, r.ready = templates, owner, err == nil
+	owner, err := taskOwner(r.cfg, r.conf, r.op.DefaultUser)
+	r.makers, r.owner, r.ready = makers, owner, err == nil
 	return err
 }
 
-// place maps a destination to the path below the allocation's directory.
-func (r *renderer) place(t *TemplateConfig) error {
-	in, err := template.TaskPath(t.Destination, r.cfg.Env)
-	if err != nil {
-		return fmt.Errorf("template %q: destination: %w", t.Destination, err)
+// place maps the destinations of a block to paths below the allocation's directory, and notes who has taken which.
+func (r *renderer) place(b *product, taken map[string]string) error {
+	for i := range b.parts {
+		p := &b.parts[i]
+		if p.destination == "" {
+			continue
+		}
+		in, err := template.TaskPath(p.destination, r.cfg.Env)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.option, err)
+		}
+		if in == "private" || strings.HasPrefix(in, "private/") {
+			return fmt.Errorf("%s: private/ is Nomad's own: use local/, secrets/ or alloc/", p.option)
+		}
+		p.path = r.below(in)
+		if by := taken[p.path]; by != "" {
+			return fmt.Errorf("%s: %s: choose another", p.option, by)
+		}
+		taken[p.path] = b.name + " has the same"
 	}
-	if in == "private" || strings.HasPrefix(in, "private/") {
-		return fmt.Errorf("template %q: destination: private/ is Nomad's own: use local/, secrets/ or alloc/", t.Destination)
-	}
-	t.destination = r.below(in)
 	return nil
 }
 
@@ -193,9 +194,10 @@ func (r *renderer) render(ctx context.Context, last *generation, fresh bool) (*g
 	if err := r.addAuth(ctx, g, last); err != nil {
 		return nil, err
 	}
-	for i := range r.conf.Templates {
-		if err := g.add(&r.conf.Templates[i]); err != nil {
-			return nil, err
+	names := map[string]string{}
+	for _, b := range r.conf.blocks {
+		if err := r.add(g, b, names); err != nil {
+			return nil, fmt.Errorf("%s: %w", b.name, err)
 		}
 	}
 	for i := range r.conf.Vaults {
@@ -206,7 +208,7 @@ func (r *renderer) render(ctx context.Context, last *generation, fresh bool) (*g
 	return g, nil
 }
 
-// execute runs the templates side by side: each question is asked once all the same, and a slow Vault is waited for once.
+// execute runs the blocks side by side: each question is asked once all the same, and a slow Vault is waited for once.
 func (r *renderer) execute(ctx context.Context, g, last *generation) error {
 	task, alloc, err := r.roots()
 	if err != nil {
@@ -215,21 +217,21 @@ func (r *renderer) execute(ctx context.Context, g, last *generation) error {
 	defer task.Close()
 	defer alloc.Close()
 	var all sync.WaitGroup
-	outputs := make([][]byte, len(r.templates))
-	errs := make([]error, len(r.templates))
-	for i, parsed := range r.templates {
-		t := &r.conf.Templates[i]
+	outputs := make([][][]byte, len(r.makers))
+	errs := make([]error, len(r.makers))
+	for i, b := range r.conf.blocks {
 		all.Go(func() {
-			outputs[i], errs[i] = parsed.Execute(ctx, template.Input{Source: g.pass.source(t.Vault, t.every),
-				Env: r.cfg.Env, Root: task, Alloc: alloc})
-			if rendered, ok := last.once(t); ok { // it was executed all the same: what nobody asks for any more is revoked
+			outputs[i], errs[i] = r.makers[i](ctx, g.pass.source(b.Vault, b.every), template.Input{Env: r.cfg.Env, Root: task, Alloc: alloc})
+			if rendered, ok := last.once(b); ok { // it was executed all the same: what nobody asks for any more is revoked
 				outputs[i], errs[i] = rendered, nil
 			}
 		})
 	}
 	all.Wait()
-	for i, t := range r.conf.Templates {
-		g.output[t.Destination] = outputs[i]
+	for i, b := range r.conf.blocks {
+		for n, output := range outputs[i] {
+			g.output[b.parts[n].key] = output
+		}
 	}
 	return first(errs)
 }
@@ -249,8 +251,12 @@ func (r *renderer) roots() (task, alloc *os.Root, err error) {
 // paths are the files of every generation, for their removal.
 func (r *renderer) paths() []string {
 	var paths []string
-	for _, t := range r.conf.Templates {
-		paths = append(paths, t.destination)
+	for _, b := range r.conf.blocks {
+		for _, p := range b.parts {
+			if p.path != "" {
+				paths = append(paths, p.path)
+			}
+		}
 	}
 	for _, v := range r.conf.Vaults {
 		if v.File {
@@ -260,7 +266,7 @@ func (r *renderer) paths() []string {
 	return paths
 }
 
-// first returns the first error: when Vault is away, every template has the same one to tell.
+// first returns the first error: when Vault is away, every block has the same one to tell.
 func first(errs []error) error {
 	for _, err := range errs {
 		if err != nil {
@@ -270,29 +276,75 @@ func first(errs []error) error {
 	return nil
 }
 
-// once returns what a template was rendered to that is rendered once, and whether it has been; g may be nil.
-func (g *generation) once(t *TemplateConfig) (output []byte, done bool) {
-	if g == nil || !t.Once {
+// once returns what a block has made that is rendered once, and whether it has been; g may be nil.
+func (g *generation) once(b *product) (outputs [][]byte, done bool) {
+	if g == nil || !b.Once {
 		return nil, false
 	}
-	output, done = g.output[t.Destination]
-	return output, done
+	for _, p := range b.parts {
+		output, made := g.output[p.key]
+		if !made {
+			return nil, false
+		}
+		outputs = append(outputs, output)
+	}
+	return outputs, true
 }
 
-// add puts a template's output where the task will find it.
-func (g *generation) add(t *TemplateConfig) error {
-	data := g.output[t.Destination]
-	g.sums[t.Destination] = sum(data)
-	g.files = append(g.files, template.File{Path: t.destination, Name: t.Destination, Data: data, Perm: t.perm, UID: t.UID, GID: t.GID})
-	if !t.Env {
-		return nil
+// add puts what a block has made where the task will find it. names are the blocks that have set a variable so far.
+func (r *renderer) add(g *generation, b *product, names map[string]string) error {
+	for _, p := range b.parts {
+		data, there := g.output[p.key]
+		if !there && p.path != "" {
+			g.absent = append(g.absent, p.path)
+		}
+		if !there {
+			continue
+		}
+		g.sums[p.key] = sum(data)
+		if p.path != "" {
+			g.files = append(g.files, r.file(b, p, data))
+		}
+		if p.env == nil {
+			continue
+		}
+		env, err := p.env(data)
+		if err != nil {
+			return fmt.Errorf("env = true: %w", err)
+		}
+		for _, name := range slices.Sorted(maps.Keys(env)) {
+			if by := names[name]; by != "" && b.secret {
+				return fmt.Errorf("env = true: %s sets %s too: rename one of them", by, name)
+			}
+			names[name], g.env[name] = b.name, env[name]
+		}
 	}
-	env, err := template.ParseEnv(data)
-	if err != nil {
-		return fmt.Errorf("template %q: env = true: %w", t.Destination, err)
-	}
-	maps.Copy(g.env, env)
 	return nil
+}
+
+func (r *renderer) file(b *product, p part, data []byte) template.File {
+	f := template.File{Path: p.path, Name: p.destination, Data: data, Perm: b.perm, UID: b.UID, GID: b.GID}
+	if b.secret && f.UID < 0 {
+		f.UID = r.owner.uid
+	}
+	if b.secret && f.GID < 0 {
+		f.GID = r.owner.gid
+	}
+	return f
+}
+
+// describe says what of a task's blocks is there, for the log.
+func (g *generation) describe(conf *TaskConfig) string {
+	text := fmt.Sprintf("templates rendered: %d", len(conf.Templates))
+	if len(conf.Secrets) > 0 {
+		text += fmt.Sprintf(", secrets: %d", len(conf.Secrets))
+	}
+	for _, b := range conf.blocks {
+		if _, there := g.output[b.parts[0].key]; !there {
+			text += fmt.Sprintf(", %s is not there yet", b.name)
+		}
+	}
+	return text
 }
 
 // addToken shows the task its token, where the job asks for that.
@@ -337,9 +389,10 @@ func tokenSum(name string) string { return "token\x00" + name }
 // against returns what a task must be told of g that knows the generation with these sums.
 func (g *generation) against(told map[string]checksum, conf *TaskConfig) change {
 	var all change
-	for i := range conf.Templates {
-		if t := &conf.Templates[i]; g.sums[t.Destination] != told[t.Destination] {
-			all = all.join(t.change())
+	for _, b := range conf.blocks {
+		news := func(p part) bool { return g.sums[p.key] != told[p.key] }
+		if slices.ContainsFunc(b.parts, news) {
+			all = all.join(b.change())
 		}
 	}
 	for i := range conf.Vaults {
@@ -363,21 +416,28 @@ func (g *generation) taskEnv(cfg *drivers.TaskConfig) map[string]string {
 // owner of a file, -1 for the plugin's own.
 type owner struct{ uid, gid int }
 
-// tokenOwner is the task's user, when a token file is asked for. An image's own users are not known here: where neither
+// taskOwner is the task's user, when a file of its own is asked for. An image's own users are not known here: where neither
 // the job nor the wrapped driver names one, the file is root's.
-func tokenOwner(cfg *drivers.TaskConfig, conf *TaskConfig, byDefault string) (owner, error) {
-	wanted := false
+func taskOwner(cfg *drivers.TaskConfig, conf *TaskConfig, byDefault string) (owner, error) {
+	whose := ""
 	for _, v := range conf.Vaults {
-		wanted = wanted || v.File
+		if v.File {
+			whose = fmt.Sprintf("vault %q: file = true", v.Name)
+		}
+	}
+	for _, b := range conf.blocks {
+		if b.secret && (b.UID < 0 || b.GID < 0) {
+			whose = b.name
+		}
 	}
 	runsAs := cmp.Or(cfg.User, byDefault)
-	if !wanted || runsAs == "" {
+	if whose == "" || runsAs == "" {
 		return owner{-1, -1}, nil
 	}
 	name, group, _ := strings.Cut(runsAs, ":")
 	uid, gid, err := lookUser(name)
 	if err != nil {
-		return owner{}, fmt.Errorf("vault: file = true: user %q: %w", runsAs, err)
+		return owner{}, fmt.Errorf("%s: user %q: %w", whose, runsAs, err)
 	}
 	if n, err := strconv.Atoi(group); err == nil {
 		gid = n

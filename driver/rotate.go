@@ -30,11 +30,11 @@ type rendered struct {
 // Format keeps the generation out of logs, errors and panics.
 func (r rendered) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[rendered: %v %v]", r.next, r.err) }
 
-// settle delays rendering by the longest wait that a template asks for, counted from the latest change.
+// settle delays rendering by the longest wait that a block asks for, counted from the latest change.
 func (t *task) settle() {
 	var least, most time.Duration
-	for _, c := range t.conf.Templates {
-		least, most = max(least, c.waitMin), max(most, c.waitMax)
+	for _, b := range t.conf.blocks {
+		least, most = max(least, b.waitMin), max(most, b.waitMax)
 	}
 	now := time.Now()
 	if t.latest.IsZero() {
@@ -120,7 +120,7 @@ func (t *task) told(grace time.Duration) {
 	t.reached("told")
 	t.current.pass.commit(grace)
 	t.reached("committed")
-	t.remember(func(r *record) { r.use(t.current, t.conf.Templates) })
+	t.remember(func(r *record) { r.use(t.current, t.conf.blocks) })
 }
 
 // act does the one action that all changes since the last one ask for. A restart replaces every other: the new process

@@ -286,8 +286,8 @@ func (p *pass) commit(grace time.Duration) {
 	}
 }
 
-// source answers the templates of one vault block; every is their poll interval.
-func (p *pass) source(vaultName string, every time.Duration) template.Source {
+// source answers what asks one vault block; every is the poll interval.
+func (p *pass) source(vaultName string, every time.Duration) *source {
 	return &source{pass: p, vault: vaultName, every: every}
 }
 

@@ -182,23 +182,25 @@ func (t *task) renderFirst() error {
 	}
 	t.reached("written")
 	t.current = first
-	if len(first.sums) > 0 || first.auth != nil {
-		summary := fmt.Sprintf("templates rendered: %d%s%s", len(t.conf.Templates), first.auth.describe(), t.secrets.describe())
+	if len(first.sums) > 0 || len(t.conf.blocks) > 0 || first.auth != nil {
+		summary := first.describe(&t.conf) + first.auth.describe() + t.secrets.describe()
 		t.say("secrets ready after %s: %s", time.Since(began).Round(time.Millisecond), summary)
 		t.event("Secrets ready: %s", summary)
 	}
 	return nil
 }
 
-// write puts a generation's files in place.
+// write puts a generation's files in place, and removes what an earlier run has left of those that are not there.
 func (t *task) write(g *generation) error {
 	root, err := os.OpenRoot(t.cfg.AllocDir)
 	if err != nil {
 		return fmt.Errorf("open allocation directory: %w", err)
 	}
 	defer root.Close()
-	_, err = template.Write(root, g.files)
-	return err
+	if _, err = template.Write(root, g.files); err != nil {
+		return err
+	}
+	return template.Remove(root, g.absent)
 }
 
 // launch starts the wrapped task with the current generation.
@@ -218,7 +220,7 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 	}
 	t.remember(func(r *record) {
 		r.Launching, r.InnerVersion, r.Inner = false, inner.Version, inner.DriverState
-		r.use(t.current, t.conf.Templates) // with which it was started: nobody has to tell it after a crash
+		r.use(t.current, t.conf.blocks) // with which it was started: nobody has to tell it after a crash
 	})
 	t.reached("known")
 	return network, t.watch()

@@ -38,7 +38,7 @@ type record struct {
 	Launching    bool   // the wrapped driver was asked for a process whose handle is not here: there may be one
 
 	Told     map[string]checksum // of the generation that the process was started with or told of
-	Once     map[string][]byte   // output of templates that are rendered once
+	Once     map[string][]byte   // output of blocks that are rendered once
 	Sessions map[string]savedSession
 	AllocDir string
 	Files    []string // below AllocDir, to be removed in the end

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -16,13 +17,15 @@ import (
 
 // TaskConfig is our part of a task's config block; the wrapped driver reads its own part from the same bytes.
 type TaskConfig struct {
-	Vaults      []VaultConfig    `codec:"vault"`
-	Templates   []TemplateConfig `codec:"template"`
-	KillSignal  string           `codec:"kill_signal"`
-	KillTimeout string           `codec:"kill_timeout"`
-	Auth        *ImageAuthConfig `codec:"auth"`
+	Vaults      []VaultConfig            `codec:"vault"`
+	Templates   []TemplateConfig         `codec:"template"`
+	Secrets     map[string]*SecretConfig `codec:"secret"`
+	KillSignal  string                   `codec:"kill_signal"`
+	KillTimeout string                   `codec:"kill_timeout"`
+	Auth        *ImageAuthConfig         `codec:"auth"`
 
 	killTimeout time.Duration
+	blocks      []*product // templates in their order, then secrets by name
 }
 
 // VaultConfig is one vault block: which Vault, as whom, and what the task sees of the token.
@@ -42,31 +45,36 @@ type VaultConfig struct {
 // TemplateConfig is one template block, with the fields and meaning of Nomad's own
 // (https://developer.hashicorp.com/nomad/docs/job-specification/template), plus poll_interval and vault.
 type TemplateConfig struct {
-	Data              string              `codec:"data"`
-	Source            string              `codec:"source"`
-	Destination       string              `codec:"destination"`
-	Env               bool                `codec:"env"`
-	Perms             string              `codec:"perms"`
-	UID               int                 `codec:"uid"`
-	GID               int                 `codec:"gid"`
-	LeftDelimiter     string              `codec:"left_delimiter"`
-	RightDelimiter    string              `codec:"right_delimiter"`
-	ErrorOnMissingKey bool                `codec:"error_on_missing_key"`
-	Once              bool                `codec:"once"`
-	Splay             string              `codec:"splay"`
-	Wait              *WaitConfig         `codec:"wait"`
-	ChangeMode        string              `codec:"change_mode"`
-	ChangeSignal      string              `codec:"change_signal"`
-	ChangeScript      *ChangeScriptConfig `codec:"change_script"`
-	PollInterval      string              `codec:"poll_interval"`
-	Vault             string              `codec:"vault"`
+	Data              string `codec:"data"`
+	Source            string `codec:"source"`
+	Destination       string `codec:"destination"`
+	LeftDelimiter     string `codec:"left_delimiter"`
+	RightDelimiter    string `codec:"right_delimiter"`
+	ErrorOnMissingKey bool   `codec:"error_on_missing_key"`
+	OutputConfig
+}
 
-	perm        fs.FileMode
-	splay       time.Duration
-	every       time.Duration // poll_interval as it applies: zero for once
-	waitMin     time.Duration
-	waitMax     time.Duration
-	destination string // slash path below the allocation's directory
+// OutputConfig is what all blocks that make something have in common: whom to ask, whose the files are, and what a change
+// of them asks.
+type OutputConfig struct {
+	Vault        string              `codec:"vault"`
+	PollInterval string              `codec:"poll_interval"`
+	Once         bool                `codec:"once"`
+	Env          bool                `codec:"env"`
+	Perms        string              `codec:"perms"`
+	UID          int                 `codec:"uid"`
+	GID          int                 `codec:"gid"`
+	Splay        string              `codec:"splay"`
+	Wait         *WaitConfig         `codec:"wait"`
+	ChangeMode   string              `codec:"change_mode"`
+	ChangeSignal string              `codec:"change_signal"`
+	ChangeScript *ChangeScriptConfig `codec:"change_script"`
+
+	perm    fs.FileMode
+	splay   time.Duration
+	every   time.Duration // poll_interval as it applies: zero for once
+	waitMin time.Duration
+	waitMax time.Duration
 }
 
 // WaitConfig is a template's wait block: how long after a change to wait for more of them.
@@ -90,6 +98,7 @@ func TaskConfigSpec() map[string]*hclspec.Spec {
 	return map[string]*hclspec.Spec{
 		"vault":        hclspec.NewBlockList("vault", hclspec.NewObject(vaultSpec())),
 		"template":     hclspec.NewBlockList("template", hclspec.NewObject(templateSpec())),
+		"secret":       hclspec.NewBlockMap("secret", []string{"name"}, hclspec.NewObject(secretSpec())),
 		"kill_signal":  attr("kill_signal", "string", `""`),
 		"kill_timeout": attr("kill_timeout", "string", `"5s"`),
 	}
@@ -111,23 +120,29 @@ func vaultSpec() map[string]*hclspec.Spec {
 }
 
 func templateSpec() map[string]*hclspec.Spec {
-	return map[string]*hclspec.Spec{
+	return withOutput(`"0644"`, map[string]*hclspec.Spec{
 		"data":                 attr("data", "string", `""`),
 		"source":               attr("source", "string", `""`),
 		"destination":          attr("destination", "string", `""`),
-		"env":                  attr("env", "bool", "false"),
-		"perms":                attr("perms", "string", `"0644"`),
-		"uid":                  attr("uid", "number", "-1"),
-		"gid":                  attr("gid", "number", "-1"),
 		"left_delimiter":       attr("left_delimiter", "string", `"{{"`),
 		"right_delimiter":      attr("right_delimiter", "string", `"}}"`),
 		"error_on_missing_key": attr("error_on_missing_key", "bool", "false"),
-		"once":                 attr("once", "bool", "false"),
-		"splay":                attr("splay", "string", `"5s"`),
-		"change_mode":          attr("change_mode", "string", `"restart"`),
-		"change_signal":        attr("change_signal", "string", `""`),
-		"poll_interval":        attr("poll_interval", "string", `""`),
-		"vault":                attr("vault", "string", `"default"`),
+	})
+}
+
+// withOutput adds to a block's own options those of OutputConfig.
+func withOutput(perms string, own map[string]*hclspec.Spec) map[string]*hclspec.Spec {
+	all := map[string]*hclspec.Spec{
+		"vault":         attr("vault", "string", `"default"`),
+		"poll_interval": attr("poll_interval", "string", `""`),
+		"once":          attr("once", "bool", "false"),
+		"env":           attr("env", "bool", "false"),
+		"perms":         attr("perms", "string", perms),
+		"uid":           attr("uid", "number", "-1"),
+		"gid":           attr("gid", "number", "-1"),
+		"splay":         attr("splay", "string", `"5s"`),
+		"change_mode":   attr("change_mode", "string", `"restart"`),
+		"change_signal": attr("change_signal", "string", `""`),
 		"wait": hclspec.NewBlock("wait", false, hclspec.NewObject(map[string]*hclspec.Spec{
 			"min": attr("min", "string", `"5s"`),
 			"max": attr("max", "string", `""`),
@@ -139,13 +154,15 @@ func templateSpec() map[string]*hclspec.Spec {
 			"fail_on_error": attr("fail_on_error", "bool", "false"),
 		})),
 	}
+	maps.Copy(all, own)
+	return all
 }
 
 func attr(name, kind, value string) *hclspec.Spec {
 	return hclspec.NewDefault(hclspec.NewAttr(name, kind, false), hclspec.NewLiteral(value))
 }
 
-// validate checks every value by itself and fills in what it means; every is the poll interval of a template that sets
+// validate checks every value by itself and fills in what it means; every is the poll interval of a block that sets
 // none. The error names the field.
 func (c *TaskConfig) validate(every time.Duration) error {
 	var err error
@@ -161,16 +178,29 @@ func (c *TaskConfig) validate(every time.Duration) error {
 	if err := c.validateAuth(); err != nil {
 		return err
 	}
+	c.blocks = nil
 	for i := range c.Templates {
-		t := &c.Templates[i]
-		if t.Vault != "default" && !c.has(t.Vault) {
-			return fmt.Errorf("template %s: vault = %q: the task has no vault block with that name", t.label(i), t.Vault)
-		}
-		if err := t.validate(every); err != nil {
-			return fmt.Errorf("template %s: %w", t.label(i), err)
+		c.blocks = append(c.blocks, c.Templates[i].block(i))
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Secrets)) {
+		c.blocks = append(c.blocks, c.Secrets[name].block(name))
+	}
+	for _, b := range c.blocks {
+		if err := c.validateBlock(b, every); err != nil {
+			return fmt.Errorf("%s: %w", b.name, err)
 		}
 	}
 	return nil
+}
+
+func (c *TaskConfig) validateBlock(b *product, every time.Duration) error {
+	if b.Vault != "default" && !c.has(b.Vault) {
+		return fmt.Errorf("vault = %q: the task has no vault block with that name", b.Vault)
+	}
+	if err := b.config.check(); err != nil {
+		return err
+	}
+	return b.OutputConfig.validate(every)
 }
 
 // permitted checks what the operator decides: which clusters there are and how often a template may ask. Only a start asks
@@ -181,10 +211,10 @@ func (c *TaskConfig) permitted(op Config) error {
 			return fmt.Errorf("vault %q: %w", v.Name, err)
 		}
 	}
-	for i, t := range c.Templates {
-		if t.PollInterval != "" && !t.Once && t.every < op.MinPollInterval {
-			return fmt.Errorf("template %s: poll_interval %s is below the %s that this node's operator allows (min_poll_interval)",
-				t.label(i), t.every, op.MinPollInterval)
+	for _, b := range c.blocks {
+		if b.PollInterval != "" && !b.Once && b.every < op.MinPollInterval {
+			return fmt.Errorf("%s: poll_interval %s is below the %s that this node's operator allows (min_poll_interval)",
+				b.name, b.every, op.MinPollInterval)
 		}
 	}
 	return nil
@@ -230,89 +260,74 @@ func (v *VaultConfig) validate() error {
 	return checkSignal("change_signal", &v.ChangeSignal, v.ChangeMode != "signal")
 }
 
-// label is how messages name a template: by its destination, or by its place where it has none.
-func (t *TemplateConfig) label(i int) string {
-	if t.Destination != "" {
-		return strconv.Quote(t.Destination)
+func (o *OutputConfig) validate(every time.Duration) error {
+	if o.UID < -1 || o.GID < -1 {
+		return errors.New("uid and gid are numbers from 0, or -1 for the default")
 	}
-	return fmt.Sprintf("number %d", i+1)
-}
-
-func (t *TemplateConfig) validate(every time.Duration) error {
-	switch {
-	case t.Destination == "":
-		return errors.New(`destination is missing: name a file such as "secrets/app.env"`)
-	case t.Data == "" && t.Source == "":
-		return errors.New("neither data nor source is set: give the template's text, or the file it is in")
-	case t.Data != "" && t.Source != "":
-		return errors.New("both data and source are set: keep one")
-	case t.UID < -1 || t.GID < -1:
-		return errors.New("uid and gid are numbers from 0, or -1 for the plugin's own")
-	}
-	perm, err := strconv.ParseUint(t.Perms, 8, 12)
+	perm, err := strconv.ParseUint(o.Perms, 8, 12)
 	if err != nil || perm > 0o777 {
-		return fmt.Errorf(`perms %q is not an octal file mode such as "0600"`, t.Perms)
+		return fmt.Errorf(`perms %q is not an octal file mode such as "0600"`, o.Perms)
 	}
-	t.perm = fs.FileMode(perm)
-	if err := t.validateTimes(every); err != nil {
+	o.perm = fs.FileMode(perm)
+	if err := o.validateTimes(every); err != nil {
 		return err
 	}
-	return t.validateChange()
+	return o.validateChange()
 }
 
-func (t *TemplateConfig) validateTimes(every time.Duration) (err error) {
-	if t.splay, err = duration("splay", t.Splay); err != nil {
+func (o *OutputConfig) validateTimes(every time.Duration) (err error) {
+	if o.splay, err = duration("splay", o.Splay); err != nil {
 		return err
 	}
-	t.every = every
-	if t.PollInterval != "" {
-		t.every, err = duration("poll_interval", t.PollInterval)
+	o.every = every
+	if o.PollInterval != "" {
+		o.every, err = duration("poll_interval", o.PollInterval)
 	}
-	if t.Once {
-		t.every = 0
+	if o.Once {
+		o.every = 0
 	}
 	if err != nil {
 		return err
 	}
-	if t.Wait == nil {
+	if o.Wait == nil {
 		return nil
 	}
-	if t.waitMin, err = duration("wait.min", t.Wait.Min); err != nil {
+	if o.waitMin, err = duration("wait.min", o.Wait.Min); err != nil {
 		return err
 	}
-	t.waitMax = 4 * t.waitMin // consul-template's default
-	if t.Wait.Max == "" {
+	o.waitMax = 4 * o.waitMin // consul-template's default
+	if o.Wait.Max == "" {
 		return nil
 	}
-	if t.waitMax, err = duration("wait.max", t.Wait.Max); err == nil && t.waitMax < t.waitMin {
-		err = fmt.Errorf("wait.max %s is shorter than wait.min %s", t.waitMax, t.waitMin)
+	if o.waitMax, err = duration("wait.max", o.Wait.Max); err == nil && o.waitMax < o.waitMin {
+		err = fmt.Errorf("wait.max %s is shorter than wait.min %s", o.waitMax, o.waitMin)
 	}
 	return err
 }
 
-func (t *TemplateConfig) validateChange() error {
-	switch t.ChangeMode {
+func (o *OutputConfig) validateChange() error {
+	switch o.ChangeMode {
 	case "noop", "restart", "script":
 	case "signal":
-		if t.Env {
+		if o.Env {
 			return errors.New(`change_mode "signal" with env = true: a running process cannot see a new environment; use "restart"`)
 		}
 	default:
-		return fmt.Errorf(`change_mode %q is unknown: use "noop", "signal", "script" or "restart"`, t.ChangeMode)
+		return fmt.Errorf(`change_mode %q is unknown: use "noop", "signal", "script" or "restart"`, o.ChangeMode)
 	}
-	if t.ChangeMode != "signal" && t.ChangeSignal != "" {
+	if o.ChangeMode != "signal" && o.ChangeSignal != "" {
 		return errors.New(`change_signal is set but change_mode is not "signal"`)
 	}
-	if err := checkSignal("change_signal", &t.ChangeSignal, t.ChangeMode != "signal"); err != nil {
+	if err := checkSignal("change_signal", &o.ChangeSignal, o.ChangeMode != "signal"); err != nil {
 		return err
 	}
-	if (t.ChangeMode == "script") != (t.ChangeScript != nil) {
+	if (o.ChangeMode == "script") != (o.ChangeScript != nil) {
 		return errors.New(`change_mode "script" and a change_script block go together: one of them is missing`)
 	}
-	if t.ChangeScript == nil {
+	if o.ChangeScript == nil {
 		return nil
 	}
-	return t.ChangeScript.validate()
+	return o.ChangeScript.validate()
 }
 
 func (s *ChangeScriptConfig) validate() (err error) {

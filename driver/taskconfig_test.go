@@ -31,7 +31,7 @@ var invalid = map[string]struct{ config, says string }{
 	"template: no destination":            {`template { data = "x" }`, `template number 1: destination is missing: name a file such as "secrets/app.env"`},
 	"template: destination outside":       {block("../x", "x", ""), `template "../x": destination: path "../x" is not below the task's directory`},
 	"template: destination is Nomad's":    {block("/private/x", "x", ""), `template "/private/x": destination: private/ is Nomad's own`},
-	"template: one destination twice":     {block("local/x", "x", "") + block("/local/../local/x", "y", ""), `template "/local/../local/x": destination: another template has the same: choose another`},
+	"template: one destination twice":     {block("local/x", "x", "") + block("/local/../local/x", "y", ""), `template "/local/../local/x": destination: template "local/x" has the same: choose another`},
 	"template: destination of the token":  {"vault {\nfile = true\n}\n" + block("secrets/vault_token", "x", ""), `template "secrets/vault_token": destination: vault "default" puts its token there`},
 	"template: neither data nor source":   {`template { destination = "local/x" }`, `template "local/x": neither data nor source is set`},
 	"template: data and source":           {with(`source = "local/y"`), `template "local/x": both data and source are set: keep one`},

@@ -73,7 +73,11 @@ func (s *Session) askOnce(ctx context.Context, req Request, t *token) (*Secret, 
 		answer = &api.Secret{}
 	}
 	if req.Op != Write && empty(answer) {
-		return nil, missing(op, req, m, answer)
+		err := missing(op, req, m, answer)
+		if req.Optional && err.absent {
+			return newSecret(req, path, m.engine, &api.Secret{}, now), nil
+		}
+		return nil, err
 	}
 	return newSecret(req, path, m.engine, answer, now, time.Duration(s.client.ahead.Load())), nil
 }
@@ -114,8 +118,8 @@ func empty(answer *api.Secret) bool {
 }
 
 // missing says what an empty answer means, as far as Vault lets us know.
-func missing(op string, req Request, m mount, answer *api.Secret) error {
-	e := &Error{Class: ErrNotFound, Op: op, Hint: "write it first, or correct the path"}
+func missing(op string, req Request, m mount, answer *api.Secret) *Error {
+	e := &Error{Class: ErrNotFound, Op: op, Hint: "write it first, or correct the path", absent: true}
 	var meta map[string]any
 	var warned string
 	if answer != nil {
@@ -129,13 +133,13 @@ func missing(op string, req Request, m mount, answer *api.Secret) error {
 	case meta["deletion_time"] != nil && meta["deletion_time"] != "":
 		e.Detail, e.Hint = fmt.Sprintf("version %v was deleted at %v", meta["version"], meta["deletion_time"]), "undelete it, "+another
 	case strings.Contains(warned, "Invalid path for a versioned K/V secrets engine"):
-		e.Hint = "the mount is KV version 2: put data/ after the mount's name"
+		e.Hint, e.absent = "the mount is KV version 2: put data/ after the mount's name", false
 	case warned != "":
 		e.Detail = quiet(warned)
 	case req.Query.Has("version"):
 		e.Detail = "there is no version " + req.Query.Get("version")
 	case m.path == "": // Vault tells it to every token that has rights below a mount
-		e.Detail, e.Hint = "no secrets engine is mounted there", "enable one, or correct the path or the namespace"
+		e.Detail, e.Hint, e.absent = "no secrets engine is mounted there", "enable one, or correct the path or the namespace", false
 	}
 	return e
 }

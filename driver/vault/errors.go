@@ -49,6 +49,7 @@ type Error struct {
 	Final  bool   // waiting cannot help although the class is ErrUnavailable: a certificate that is not trusted
 
 	status int  // of the HTTP answer, 0: there was none
+	absent bool // of an ErrNotFound: somebody can write there what is missing, the path is none that could not be
 	lost   bool // Vault may have done what was asked: the request went out and no answer came back
 }
 

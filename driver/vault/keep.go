@@ -292,6 +292,7 @@ func (s *Session) renewLease(ctx context.Context, t *token, path string, l Lease
 func (s *Session) reissue(ctx context.Context, it *item) (changed bool) {
 	s.mu.Lock()
 	t, req, issued, stumbled := s.token, it.req, it.secret.issued(), it.class == ErrUnavailable
+	req.Optional = it.secret.Absent() // what was there once is missed when it is gone
 	wait := it.budget(time.Now())
 	if wait > 0 && !it.renew {
 		it.at = time.Now().Add(wait)

@@ -62,6 +62,9 @@ func (r *Reading) Read(ctx context.Context, req Request) (*Secret, error) {
 	}
 	select {
 	case <-q.done:
+		if q.err == nil && q.secret.Absent() && !req.Optional {
+			return nil, missing(string(req.Op)+" "+q.secret.Path, req, mount{path: q.secret.Path}, nil)
+		}
 		return q.secret, q.err
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%s %s: %w", req.Op, req.Path, ctx.Err())

@@ -397,6 +397,16 @@ func TestRealVaultAnswers(t *testing.T) {
 			test.want.check(t, err, "hunter2")
 		})
 	}
+	for path, query := range map[string]url.Values{"secret/app-none": nil, "kv1/none": nil, "secret/app-deleted": nil,
+		"secret/data/app-destroyed": nil, "secret/app": {"version": {"9"}}} {
+		secret, err := s.Begin(false).Read(t.Context(), vault.Request{Op: vault.Read, Path: path, Query: query, Optional: true})
+		must.NoError(t, err, must.Sprint(path))
+		must.True(t, secret.Absent(), must.Sprint(path))
+	}
+	for path, class := range map[string]error{"nowhere/app": vault.ErrNotFound, "secret/other": vault.ErrDenied} {
+		_, err := s.Begin(false).Read(t.Context(), vault.Request{Op: vault.Read, Path: path, Optional: true})
+		must.ErrorIs(t, err, class, must.Sprint(path))
+	}
 	for name, test := range map[string]struct {
 		req  vault.Request
 		kind vault.Kind

@@ -19,7 +19,8 @@ const (
 	List  Op = "list"
 )
 
-// Request is one question to Vault. Two requests that differ in Every only are the same question.
+// Request is one question to Vault. Two requests that differ in no more than Every and Optional are the same
+// question.
 type Request struct {
 	Op    Op             `json:"op"`
 	Path  string         `json:"path"`
@@ -29,6 +30,9 @@ type Request struct {
 	// Every is how often an answer without a lease is read again to notice a change; zero: never, and a lease that ends
 	// is then not replaced either (a template with once = true).
 	Every time.Duration `json:"every"`
+
+	// Optional makes it an answer that there is nothing at the path of a read yet: an Absent secret, which is polled.
+	Optional bool `json:"optional,omitempty"`
 }
 
 // key identifies the question.
@@ -84,6 +88,9 @@ func (s *Secret) KVv2() bool {
 	_, meta := s.Data["metadata"]
 	return data && meta
 }
+
+// Absent reports that there was nothing at the path, which only an Optional request takes for an answer.
+func (s *Secret) Absent() bool { return s.Kind == Polled && s.Data == nil }
 
 // issued reports that to read the secret again issues another one.
 func (s *Secret) issued() bool { return s.Kind == Leased || s.Kind == Expiring }
