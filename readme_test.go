@@ -85,6 +85,8 @@ func specified(attrs map[string]*hclspec.Spec) map[string]string {
 			all[name] = "required"
 		case spec.GetAttr() != nil:
 			all[name] = "default: none"
+		case spec.GetBlockAttrs() != nil:
+			all[name] = "default: none"
 		case spec.GetBlockValue() != nil:
 			all[name], block = "block", spec.GetBlockValue().GetNested()
 		case spec.GetBlockList() != nil:

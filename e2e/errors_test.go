@@ -93,6 +93,14 @@ var mistakes = map[string]mistake{
 	"a signal for a new environment": {config: renders("A=1", "env = true\n change_mode = \"signal\"\n change_signal = \"SIGHUP\""), says: []string{
 		`template "secrets/out": change_mode "signal" with env = true`, `use "restart"`}},
 
+	"a secret block without a path": {config: "secret \"db\" {}", says: []string{`secret "db": path is required: name a secret such as "kv/data/app"`}},
+	"two secret blocks of one name": {config: "secret \"db\" {\n path = \"a/b\"\n }\n secret \"db\" {\n path = \"a/c\"\n }", says: []string{
+		`A block for secret "db" was already defined`}},
+	"a field that a secret has not": {config: "secret \"app\" {\n path = \"kv/data/default/errors/config\"\n key = \"colour\"\n }", says: []string{
+		`secret "app": key: the secret has no field "colour"`}},
+	"a field in an encoding that it has not": {config: "secret \"app\" {\n path = \"kv/data/default/errors/config\"\n key = \"color\"\n encoding = \"hex\"\n }", says: []string{
+		`secret "app": field "color" is not encoded in hex: correct encoding`}},
+
 	"a destination outside the task": {config: file("../other/secrets/out", "x", ""), says: []string{
 		`template "../other/secrets/out": destination`, `use local/, secrets/ or alloc/`}},
 	"a destination through a link that a task has made": {
