@@ -9,7 +9,7 @@ import (
 	"nomad-driver-vault/driver/template"
 )
 
-// product is what a template or secret block is to the rest of the driver: bytes for files and for the environment, made in
+// product is what a template, secret or pki block is to the rest of the driver: bytes for files and for the environment, made in
 // one pass with those of all others, and what to do when they change.
 type product struct {
 	*OutputConfig
@@ -25,6 +25,7 @@ type part struct {
 	key         string                                  // of its bytes in generations and records
 	option      string                                  // that names the destination
 	destination string                                  // as the job's author wrote it; empty: no file
+	public      bool                                    // the file is for everybody to read, whatever perms says
 	path        string                                  // of the file, with slashes, below the allocation's directory
 	env         func([]byte) (map[string]string, error) // what the bytes are in the task's environment; nil: nothing
 }
@@ -39,7 +40,7 @@ type blockConfig interface {
 // maker makes the bytes of each part of a block. None, without an error, means that there is nothing yet.
 type maker func(ctx context.Context, from *source, in template.Input) ([][]byte, error)
 
-func (t *TemplateConfig) block(i int) *product {
+func (t *TemplateConfig) product(i int) *product {
 	p := part{key: t.Destination, option: "destination", destination: t.Destination}
 	if t.Env {
 		p.env = template.ParseEnv

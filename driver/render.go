@@ -56,7 +56,7 @@ type renderer struct {
 
 	ready  bool    // what follows is set: see prepare
 	makers []maker // in the order of conf.blocks
-	owner  owner   // of token files and of what secret blocks make
+	owner  owner   // of token files and of what secret and pki blocks make
 }
 
 // Format keeps the secrets out of logs, errors and panics.
@@ -324,6 +324,9 @@ func (r *renderer) add(g *generation, b *product, names map[string]string) error
 
 func (r *renderer) file(b *product, p part, data []byte) template.File {
 	f := template.File{Path: p.path, Name: p.destination, Data: data, Perm: b.perm, UID: b.UID, GID: b.GID}
+	if p.public {
+		f.Perm = 0o644
+	}
 	if b.secret && f.UID < 0 {
 		f.UID = r.owner.uid
 	}
@@ -338,6 +341,9 @@ func (g *generation) describe(conf *TaskConfig) string {
 	text := fmt.Sprintf("templates rendered: %d", len(conf.Templates))
 	if len(conf.Secrets) > 0 {
 		text += fmt.Sprintf(", secrets: %d", len(conf.Secrets))
+	}
+	if len(conf.PKIs) > 0 {
+		text += fmt.Sprintf(", certificates: %d", len(conf.PKIs))
 	}
 	for _, b := range conf.blocks {
 		if _, there := g.output[b.parts[0].key]; !there {

@@ -52,8 +52,8 @@ func secretSpec() map[string]*hclspec.Spec {
 	})
 }
 
-// block has a part for the file, unless only the environment is asked for, and one for the environment.
-func (s *SecretConfig) block(name string) *product {
+// product has a part for the file, unless only the environment is asked for, and one for the environment.
+func (s *SecretConfig) product(name string) *product {
 	s.label = name
 	b := &product{OutputConfig: &s.OutputConfig, config: s, name: s.String(), what: s.String(), secret: true}
 	destination := s.Destination

@@ -42,7 +42,7 @@ func TestSecretBlockIsAFile(t *testing.T) {
 		"by the API's path":  {"secret \"db\" {\n path = \"/secret/data/web\"\n key = \"user\"\n}", "secrets/db", "web"},
 		"of KV version 1":    {"secret \"db\" {\n path = \"kv/web\"\n}", "secrets/db", `{"data":{"a":1}}` + "\n"},
 		"of another engine":  {"secret \"db\" {\n path = \"database/creds/app\"\n include = [\"user*\"]\n}", "secrets/db", `{"username":"v-`},
-		"of a write":         {"secret \"db\" {\n path = \"pki/issue/x\"\n method = \"write\"\n args = { ttl = \"2h\" }\n key = \"certificate\"\n}", "secrets/db", "certificate "},
+		"of a write":         {"secret \"db\" {\n path = \"pki/issue/x\"\n method = \"write\"\n args = { ttl = \"2h\" }\n key = \"certificate\"\n}", "secrets/db", "-----BEGIN CERTIFICATE-----"},
 		"named by its block": {secretBlock("a-b_C9", `key = "user"`), "secrets/a-b_C9", "web"},
 	} {
 		t.Run(name, func(t *testing.T) {

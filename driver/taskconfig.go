@@ -20,12 +20,13 @@ type TaskConfig struct {
 	Vaults      []VaultConfig            `codec:"vault"`
 	Templates   []TemplateConfig         `codec:"template"`
 	Secrets     map[string]*SecretConfig `codec:"secret"`
+	PKIs        map[string]*PKIConfig    `codec:"pki"`
 	KillSignal  string                   `codec:"kill_signal"`
 	KillTimeout string                   `codec:"kill_timeout"`
 	Auth        *ImageAuthConfig         `codec:"auth"`
 
 	killTimeout time.Duration
-	blocks      []*product // templates in their order, then secrets by name
+	blocks      []*product // templates in their order, then secrets and certificates by name
 }
 
 // VaultConfig is one vault block: which Vault, as whom, and what the task sees of the token.
@@ -99,6 +100,7 @@ func TaskConfigSpec() map[string]*hclspec.Spec {
 		"vault":        hclspec.NewBlockList("vault", hclspec.NewObject(vaultSpec())),
 		"template":     hclspec.NewBlockList("template", hclspec.NewObject(templateSpec())),
 		"secret":       hclspec.NewBlockMap("secret", []string{"name"}, hclspec.NewObject(secretSpec())),
+		"pki":          hclspec.NewBlockMap("pki", []string{"name"}, hclspec.NewObject(pkiSpec())),
 		"kill_signal":  attr("kill_signal", "string", `""`),
 		"kill_timeout": attr("kill_timeout", "string", `"5s"`),
 	}
@@ -180,10 +182,13 @@ func (c *TaskConfig) validate(every time.Duration) error {
 	}
 	c.blocks = nil
 	for i := range c.Templates {
-		c.blocks = append(c.blocks, c.Templates[i].block(i))
+		c.blocks = append(c.blocks, c.Templates[i].product(i))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Secrets)) {
-		c.blocks = append(c.blocks, c.Secrets[name].block(name))
+		c.blocks = append(c.blocks, c.Secrets[name].product(name))
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.PKIs)) {
+		c.blocks = append(c.blocks, c.PKIs[name].product(name))
 	}
 	for _, b := range c.blocks {
 		if err := c.validateBlock(b, every); err != nil {

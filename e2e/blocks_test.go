@@ -1,20 +1,25 @@
 package e2e
 
 import (
+	"context"
+	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	vault "github.com/hashicorp/vault/api"
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/e2e/stack"
 )
 
-// Secrets without a template.
+// Secrets and certificates without a template.
 
 // secret is a secret block (HCL) for a secret of the job's, kv/<namespace>/<job>/<secret>.
 func secret(j job, name, of, more string) string {
@@ -111,5 +116,102 @@ func TestSecretBlockAsksForWhatATemplateAsksForOnce(t *testing.T) {
 		must.Eq(t, shown(t, ctx, alloc, j, "/secrets/block", 1), shown(t, ctx, alloc, j, "/secrets/template", 1))
 		must.RegexMatch(t, regexp.MustCompile(`^v-`), shown(t, ctx, alloc, j, "/secrets/block", 1)[0])
 		must.Eq(t, 1, watched(s, j).granted(t, "database/creds/"+j.Name))
+	})
+}
+
+// pkiFor mounts a PKI engine of the job's name, with the role "app" and a Vault role that may use it.
+func pkiFor(t *testing.T, s *stack.Stack, j job, ttl time.Duration, leased bool) {
+	t.Helper()
+	ctx := within(t, 2*time.Minute)
+	must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, j.Name, &vault.MountInput{Type: "pki"}))
+	must.NoError(t, s.Vault.Put(ctx, j.Name+"/root/generate/internal", map[string]any{"common_name": "root", "ttl": "24h", "key_type": "ec"}))
+	must.NoError(t, s.Vault.Put(ctx, j.Name+"/roles/app", map[string]any{"allow_any_name": true, "allow_ip_sans": true, "allowed_uri_sans": "spiffe://*",
+		"ttl": ttl.String(), "max_ttl": "1h", "key_type": "ec", "key_bits": 256, "generate_lease": leased}))
+	must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "%s/issue/app" { capabilities = ["update"] } %s`, j.Name, revokes), nil))
+}
+
+// certificate is a pki block that asks for each file.
+func certificate(j job, more string) string {
+	return fmt.Sprintf("vault {\n role = %[1]q\n }\npki \"web\" {\n path = \"%[1]s/issue/app\"\n common_name = \"a.example\"\n alt_names = [\"b.example\", \"c.example\"]\n"+
+		" ip_sans = [\"10.0.0.1\"]\n uri_sans = [\"spiffe://example/web\"]\n args = {\n private_key_format = \"pkcs8\"\n }\n"+
+		" cert_file = \"secrets/tls.crt\"\n key_file = \"secrets/tls.key\"\n ca_file = \"local/ca.crt\"\n chain_file = \"secrets/chain.crt\"\n bundle_file = \"secrets/bundle.pem\"\n"+
+		" splay = \"0s\"\n %[2]s\n }\n", j.Name, more)
+}
+
+var certificateFiles = []string{"/secrets/tls.crt", "/secrets/tls.key", "/local/ca.crt", "/secrets/chain.crt", "/secrets/bundle.pem"}
+
+// generation returns the certificate that the task has printed the n-th time, after having checked that all its files fit.
+func generation(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job, n int) *x509.Certificate {
+	t.Helper()
+	files := map[string]string{}
+	for _, name := range certificateFiles {
+		files[name] = shown(t, ctx, alloc, j, name, n)[n-1]
+	}
+	cert, key, ca := files["/secrets/tls.crt"], files["/secrets/tls.key"], files["/local/ca.crt"]
+	leaf := pair(t, cert, key)
+	must.StrHasPrefix(t, "-----BEGIN PRIVATE KEY-----", key, must.Sprint("pkcs8"))
+	must.Eq(t, cert+ca, files["/secrets/chain.crt"])
+	must.Eq(t, key+cert+ca, files["/secrets/bundle.pem"])
+	roots := x509.NewCertPool()
+	must.True(t, roots.AppendCertsFromPEM([]byte(ca)))
+	for _, name := range []string{"a.example", "b.example", "c.example", "10.0.0.1"} {
+		_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: name, CurrentTime: leaf.NotBefore.Add(time.Second)})
+		must.NoError(t, err, must.Sprint(name))
+	}
+	must.Eq(t, "spiffe://example/web", leaf.URIs[0].String())
+	return leaf
+}
+
+func TestPKIBlockIsReplacedBeforeItEndsAndAllItsFilesFit(t *testing.T) {
+	each(t, "pki-block", func(t *testing.T, s *stack.Stack, j job) {
+		ctx := within(t, 2*time.Minute)
+		const ttl = time.Minute
+		pkiFor(t, s, j, ttl, false)
+		j.Task = `user = "nobody"`
+		j.Args = append([]string{"show"}, certificateFiles...)
+		j.Config = certificate(j, "renew_before = \"30s\"\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"")
+		alloc := run(t, s, j)
+		first := generation(t, ctx, alloc, j, 1)
+		for name, mode := range map[string]os.FileMode{"secrets/tls.key": 0o600, "secrets/bundle.pem": 0o600, "secrets/tls.crt": 0o644, "secrets/chain.crt": 0o644} {
+			info, err := os.Stat(alloc.Path(j.Name, name))
+			must.NoError(t, err)
+			must.Eq(t, mode, info.Mode().Perm(), must.Sprint(name))
+			must.Eq(t, 65534, info.Sys().(*syscall.Stat_t).Uid, must.Sprint(name, ": nobody's"))
+		}
+		second := generation(t, ctx, alloc, j, 2)
+		must.NotEq(t, first.SerialNumber, second.SerialNumber)
+		issued := watched(s, j).answered(t, j.Name+"/issue/app", true)
+		must.SliceLen(t, 2, issued, must.Sprint("five files, one certificate at a time"))
+		must.Between(t, ttl/2-slack, first.NotAfter.Sub(issued[1]), ttl/2+slack)
+		message, err := alloc.Event(ctx, j.Name, "Secrets changed")
+		must.NoError(t, err)
+		must.StrContains(t, message, `pki "web"; sent SIGHUP`)
+		unnoticed(t, ctx, alloc, j)
+	})
+}
+
+func TestPKIBlockIsKeptOverARestartAndRevokedWithItsLease(t *testing.T) {
+	each(t, "pki-lease", func(t *testing.T, s *stack.Stack, j job) {
+		ctx := within(t, 2*time.Minute)
+		pkiFor(t, s, j, time.Hour, true)
+		j.Args = append([]string{"show"}, certificateFiles...)
+		j.Config = certificate(j, "")
+		alloc := run(t, s, j)
+		first := generation(t, ctx, alloc, j, 1)
+		must.NoError(t, alloc.Restart(ctx, j.Name))
+		must.Eq(t, first.SerialNumber, generation(t, ctx, alloc, j, 2).SerialNumber)
+		must.Eq(t, 1, watched(s, j).granted(t, j.Name+"/issue/app"))
+
+		stop(t, ctx, s, alloc, j)
+		eventually(t, 5*time.Second+slack, func() error {
+			list, err := s.Vault.API.Logical().ListWithContext(ctx, j.Name+"/certs/revoked")
+			if err != nil {
+				return err
+			}
+			if list == nil || len(list.Data["keys"].([]any)) != 1 {
+				return errors.New("no certificate is revoked")
+			}
+			return nil
+		})
 	})
 }

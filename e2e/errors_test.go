@@ -94,6 +94,8 @@ var mistakes = map[string]mistake{
 		`template "secrets/out": change_mode "signal" with env = true`, `use "restart"`}},
 
 	"a secret block without a path": {config: "secret \"db\" {}", says: []string{`secret "db": path is required: name a secret such as "kv/data/app"`}},
+	"a pki block without a file": {config: "pki \"web\" {\n path = \"pki/issue/app\"\n }", says: []string{
+		`pki "web": no file is asked for: set one of cert_file, key_file`}},
 	"two secret blocks of one name": {config: "secret \"db\" {\n path = \"a/b\"\n }\n secret \"db\" {\n path = \"a/c\"\n }", says: []string{
 		`A block for secret "db" was already defined`}},
 	"a field that a secret has not": {config: "secret \"app\" {\n path = \"kv/data/default/errors/config\"\n key = \"colour\"\n }", says: []string{

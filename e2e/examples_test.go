@@ -28,6 +28,7 @@ var examples = map[string]struct {
 	"docker.nomad.hcl": {task: "hello", put: putKV("hello-docker"), before: "(?m)^good morning$", after: "(?m)^good night$"},
 	"clusters.nomad.hcl": {task: "hello", put: putKV("hello-clusters"),
 		before: `(?m)^here: good morning\nthere: good morning$`, after: `(?m)^here: good night\nthere: good night$`},
+	"pki.nomad.hcl":    {task: "hello", before: `(?m)^-----BEGIN CERTIFICATE-----$`},
 	"secret.nomad.hcl": {task: "hello", put: putKV("hello-secret"), before: `(?m)^\{"greeting":"good morning"\}$`, after: `(?m)^\{"greeting":"good night"\}$`},
 	"nomad-vars.nomad.hcl": {task: "hello", put: putVariable,
 		before: `(?m)^good morning from 127\.0\.0\.1:\d+$`, after: `(?m)^good night from 127\.0\.0\.1:\d+$`},

@@ -221,9 +221,26 @@ func (x *execution) pkiCert(args ...string) (any, error) {
 	if s == nil {
 		return nil, fmt.Errorf("no answer from Vault for %q: use a path such as pki/issue/<role>", path)
 	}
-	p := pems(s.Data)
+	return issued(path, s.Data)
+}
+
+// Certificate is an answer of Vault's PKI engine in PEM. Key is empty where
+// there is none.
+type Certificate struct {
+	Cert, Key   string
+	Authorities string // the issuing one first
+}
+
+// Issued reads Vault's answer to a request at a path.
+func Issued(path string, data map[string]any) (Certificate, error) {
+	p, err := issued(path, data)
+	return Certificate{Cert: p.Cert, Key: p.Key, Authorities: strings.Join(p.CAChain, "")}, err
+}
+
+func issued(path string, data map[string]any) (dependency.PemEncoded, error) {
+	p := pems(data)
 	if p.Cert == "" {
-		return nil, fmt.Errorf("no certificate in PEM form in Vault's answer for %q: use a path such as pki/issue/<role>, and no format argument", path)
+		return p, fmt.Errorf("no certificate in PEM form in Vault's answer for %q: use a path such as pki/issue/<role>, and no format argument", path)
 	}
 	return p, nil
 }

@@ -49,6 +49,9 @@ func (it *item) op() string { return string(it.req.Op) + " " + it.secret.Path }
 // plan sets when the item next wants attention.
 func (it *item) plan(now time.Time) {
 	it.at, it.renew = it.secret.Kind.due(it.lease, it.req.Every)
+	if it.req.Before > 0 && it.secret.issued() && !it.renew && !it.at.IsZero() {
+		it.at = it.lease.ahead(it.req.Before)
+	}
 	switch {
 	case it.gone && it.req.Every > 0:
 		it.at, it.renew = now, false

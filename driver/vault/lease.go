@@ -65,6 +65,12 @@ func (l Lease) replaceAt() time.Time {
 	return l.Issued.Add(fraction(l.Ends.Sub(l.Issued), replaceFraction-0.03+0.06*l.Jitter))
 }
 
+// ahead is that long before the end, or up to a tenth of that more, but not in the first half of the life.
+func (l Lease) ahead(d time.Duration) time.Time {
+	half := l.Issued.Add(fraction(l.Ends.Sub(l.Issued), 0.5))
+	return later(half, l.Ends.Add(-fraction(d, 1+l.Jitter/10)))
+}
+
 // due is when the lease next wants attention and whether that is a renewal; the zero time means never.
 func (l Lease) due() (at time.Time, renew bool) {
 	switch {

@@ -24,7 +24,8 @@ type Reading struct {
 
 // question is one that a reading was asked.
 type question struct {
-	every  time.Duration // the shortest that was asked for; the reading's mu guards it
+	every  time.Duration // the shortest that was asked for; the reading's mu guards it and before
+	before time.Duration // the longest
 	done   chan struct{} // closed when the answer is there
 	secret *Secret
 	err    error
@@ -54,7 +55,7 @@ func (r *Reading) Read(ctx context.Context, req Request) (*Secret, error) {
 		q = &question{done: make(chan struct{})}
 		r.questions[key] = q
 	}
-	q.every = shorter(q.every, req.Every)
+	q.every, q.before = shorter(q.every, req.Every), max(q.before, req.Before)
 	r.mu.Unlock()
 	if !asked {
 		q.secret, q.err = r.answer(ctx, key, req)
@@ -230,8 +231,8 @@ func (r *Reading) settle(it *item, q *question, now time.Time, grace time.Durati
 		release(it)
 		delete(s.items, it.req.key())
 		delete(s.told, it.op())
-	case it.req.Every != q.every:
-		it.req.Every = q.every
+	case it.req.Every != q.every, it.req.Before != q.before:
+		it.req.Every, it.req.Before = q.every, q.before
 		it.plan(now)
 	}
 }

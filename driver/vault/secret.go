@@ -19,8 +19,8 @@ const (
 	List  Op = "list"
 )
 
-// Request is one question to Vault. Two requests that differ in no more than Every and Optional are the same
-// question.
+// Request is one question to Vault. Two requests that differ in no more than Every, Before and Optional are the
+// same question.
 type Request struct {
 	Op    Op             `json:"op"`
 	Path  string         `json:"path"`
@@ -30,6 +30,10 @@ type Request struct {
 	// Every is how often an answer without a lease is read again to notice a change; zero: never, and a lease that ends
 	// is then not replaced either (a template with once = true).
 	Every time.Duration `json:"every"`
+
+	// Before is how long before its end an answer that cannot be renewed is replaced, but not in the first half of its life;
+	// zero: at 85 % of its life.
+	Before time.Duration `json:"before,omitempty"`
 
 	// Optional makes it an answer that there is nothing at the path of a read yet: an Absent secret, which is polled.
 	Optional bool `json:"optional,omitempty"`

@@ -920,6 +920,38 @@ func TestCertificateIsReplacedInTimeWhateverTheClocksSay(t *testing.T) {
 	}
 }
 
+func TestExpiringSecretIsReplacedAsLongBeforeItsEndAsIsAskedFor(t *testing.T) {
+	for name, test := range map[string]struct{ before, from, to time.Duration }{
+		"not said":               {0, 49 * time.Minute, 53 * time.Minute},
+		"late":                   {5 * time.Minute, 54 * time.Minute, 55*time.Minute + time.Second},
+		"early":                  {20 * time.Minute, 37 * time.Minute, 40*time.Minute + time.Second},
+		"more than its life":     {2 * time.Hour, 29 * time.Minute, 30*time.Minute + time.Second},
+		"by the second who asks": {-20 * time.Minute, 37 * time.Minute, 40*time.Minute + time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				cert := vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"ttl": "1h"}, Every: every, Before: max(test.before, 0)}
+				reqs := []vault.Request{cert}
+				if test.before < 0 {
+					cert.Before = -test.before
+					reqs = append(reqs, cert)
+				}
+				s := b.open()
+				b.generation(s, 0, reqs...)
+				time.Sleep(test.from)
+				must.False(b, changed(s))
+				time.Sleep(test.to - test.from)
+				must.True(b, changed(s))
+				must.Eq(b, 2, b.Calls("PUT pki/issue/app"))
+				b.generation(s, 0, reqs...)
+				time.Sleep(20 * time.Minute)
+				must.Eq(b, 2, b.Calls("PUT pki/issue/app"))
+				b.end(s)
+			})
+		})
+	}
+}
+
 func TestSpentLeases(t *testing.T) {
 	for name, test := range map[string]struct {
 		revoke bool

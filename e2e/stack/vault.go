@@ -16,8 +16,9 @@ import (
 )
 
 // A Vault is one Vault server in dev mode, set up for the stack's Nomad as example/vault.sh does it: the auth method jwt-nomad with the
-// role and the policy nomad-workloads, and a KV v2 engine at kv/ beside dev mode's own at secret/. Where the stack has PostgreSQL it has
-// what example/database.sh adds: the engine database/ with the connection "postgres", and the role and the policy "database".
+// role and the policy nomad-workloads, and a KV v2 engine at kv/ beside dev mode's own at secret/; and with the CA of
+// example/pki.sh, the engine pki/ and the role and the policy "hello-pki". Where the stack has PostgreSQL it has what
+// example/database.sh adds: the engine database/ with the connection "postgres", and the role and the policy "database".
 type Vault struct {
 	Process
 	Addr  string        // http://127.0.0.1:<port>
@@ -111,7 +112,7 @@ func (s *Stack) setUpVaults(ctx context.Context) error {
 
 // setUp runs the very scripts of example/.
 func (v *Vault) setUp(ctx context.Context) error {
-	scripts := []string{"vault.sh"}
+	scripts := []string{"vault.sh", "pki.sh"}
 	env := []string{"VAULT_ADDR=" + v.Addr, "VAULT_TOKEN=" + v.Token, "NOMAD_ADDR=" + v.stack.Nomad.Addr}
 	if pg := v.stack.Postgres; pg != nil {
 		scripts = append(scripts, "database.sh")

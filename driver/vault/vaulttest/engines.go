@@ -1,8 +1,14 @@
 package vaulttest
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
 	"maps"
+	"math/big"
 	"net/http"
 	"slices"
 	"strings"
@@ -250,6 +256,24 @@ func (s *Server) pki(body map[string]any) answer {
 	if text, ok := body["ttl"].(string); ok {
 		ttl, _ = time.ParseDuration(text)
 	}
-	return reply(map[string]any{"request_id": s.request(), "data": map[string]any{
-		"certificate": fmt.Sprintf("certificate %d", s.serial), "expiration": time.Now().Add(s.Ahead + ttl).Unix()}})
+	name, _ := body["common_name"].(string)
+	names, _ := body["alt_names"].(string)
+	ca, _ := certificate(0, "root", "", true)
+	cert, key := certificate(s.serial, name, names, false)
+	return reply(map[string]any{"request_id": s.request(), "data": map[string]any{"certificate": cert, "private_key": key,
+		"issuing_ca": ca, "ca_chain": []string{ca}, "expiration": time.Now().Add(s.Ahead + ttl).Unix()}})
+}
+
+// certificate is signed with its own key, which is enough for those who look at no more than the form.
+func certificate(serial int, name, names string, isCA bool) (cert, key string) {
+	public, private, _ := ed25519.GenerateKey(nil)
+	form := &x509.Certificate{SerialNumber: big.NewInt(int64(serial)), Subject: pkix.Name{CommonName: name}, IsCA: isCA,
+		DNSNames: strings.Split(names, ","), BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, form, form, public, private)
+	if err != nil {
+		panic(err) // of a form that nobody can sign
+	}
+	raw, _ := x509.MarshalPKCS8PrivateKey(private)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
 }

@@ -1,0 +1,154 @@
+package driver
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/nomad/structs"
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/vault/vaulttest"
+)
+
+func pkiBlock(name, more string) string {
+	return "pki \"" + name + "\" {\n path = \"pki/issue/app\"\n splay = \"0s\"\n " + more + "\n}\n"
+}
+
+const everyFile = `common_name = "a.example"
+	alt_names = ["b.example", "c.example"]
+	cert_file = "secrets/tls.crt"
+	key_file = "secrets/tls.key"
+	ca_file = "local/ca.crt"
+	chain_file = "secrets/chain.crt"
+	bundle_file = "secrets/bundle.pem"
+	`
+
+// issued checks that all files of a pki block are of one certificate, and returns it.
+func (h *host) issued() *x509.Certificate {
+	h.Helper()
+	cert, key, ca := h.file("secrets/tls.crt"), h.file("secrets/tls.key"), h.file("local/ca.crt")
+	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
+	must.NoError(h, err)
+	must.Eq(h, 1, strings.Count(ca, "BEGIN CERTIFICATE"))
+	must.Eq(h, cert+ca, h.file("secrets/chain.crt"))
+	must.Eq(h, key+cert+ca, h.file("secrets/bundle.pem"))
+	return pair.Leaf
+}
+
+func TestPKIBlockIsOneCertificateInAllItsFiles(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(asApp + pkiBlock("web", everyFile+"ttl = \"1h\"\n"+onSignal) +
+			block("local/cn", `{{ with pkiCert "pki/issue/app" "common_name=a.example" "alt_names=b.example,c.example" "ttl=1h" }}{{ .Cert }}{{ end }}`, onNoop))
+		first := h.issued()
+		must.Eq(t, "a.example", first.Subject.CommonName)
+		must.Eq(t, []string{"b.example", "c.example"}, first.DNSNames)
+		must.Eq(t, h.file("secrets/tls.crt"), h.file("local/cn"), must.Sprint("the same question, the same certificate"))
+		for file, mode := range map[string]int{"secrets/tls.crt": 0o644, "secrets/tls.key": 0o600, "local/ca.crt": 0o644,
+			"secrets/chain.crt": 0o644, "secrets/bundle.pem": 0o600} {
+			must.Eq(t, mode, int(h.modeOf(file)), must.Sprint(file))
+		}
+		after(10 * time.Minute)
+		h.reboot()
+		r.recovered()
+		after(10 * time.Minute)
+		must.Eq(t, []string{"recover"}, r.did())
+		must.Eq(t, first.SerialNumber, h.issued().SerialNumber)
+		must.Eq(t, 1, h.Calls("PUT pki/"))
+
+		after(34 * time.Minute) // 85 % of the hour
+		must.Eq(t, []string{"signal SIGHUP"}, r.did())
+		must.NotEq(t, first.SerialNumber, h.issued().SerialNumber)
+		must.SliceContains(t, h.events(), `Secrets changed: local/cn, pki "web"; sent SIGHUP`)
+		must.Eq(t, 2, h.Calls("PUT pki/"))
+		r.stop()
+		after(2 * time.Minute)
+		h.nothingLeft()
+	})
+}
+
+func TestPKIBlockIsRenewedAsLongBeforeAsItSays(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(asApp + pkiBlock("web", everyFile+"ttl = \"1h\"\n renew_before = \"30m\"\n perms = \"0640\""))
+		must.Eq(t, 0o640, int(h.modeOf("secrets/tls.key")))
+		must.Eq(t, 0o644, int(h.modeOf("secrets/tls.crt")))
+		after(29 * time.Minute)
+		must.SliceEmpty(t, r.did())
+		after(2 * time.Minute)
+		must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
+		must.Eq(t, []string{`Secrets changed: pki "web"; restarted by vault-fake`}, h.events())
+		must.Eq(t, 2, h.Calls("PUT pki/"))
+	})
+}
+
+func TestPKIBlockThatCannotBeRenewedKeepsItsFiles(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(asApp + pkiBlock("web", everyFile+"ttl = \"1h\"\n"+onSignal))
+		first := h.issued()
+		mend := h.Break(vaulttest.Fault{Match: "PUT pki/", Status: 403})
+		after(2 * time.Hour)
+		must.SliceEmpty(t, r.did())
+		must.Eq(t, first.SerialNumber, h.issued().SerialNumber)
+		must.StrContains(t, sole(t, h.events()), "Vault: write pki/issue/app: denied by Vault")
+		mend()
+		after(2 * time.Minute)
+		must.Eq(t, []string{"signal SIGHUP"}, r.did())
+		must.NotEq(t, first.SerialNumber, h.issued().SerialNumber)
+	})
+}
+
+var invalidPKIs = map[string]struct{ config, says string }{
+	"no path":                  {`pki "web" { cert_file = "secrets/x" }`, `pki "web": path is required: name a role such as "pki/issue/app"`},
+	"no file":                  {pkiBlock("web", ""), `pki "web": no file is asked for: set one of cert_file, key_file`},
+	"a name with a slash":      {pkiBlock("a/b", `cert_file = "secrets/x"`), `pki "a/b": name: use letters, digits, - and _`},
+	"one file for two":         {pkiBlock("web", "cert_file = \"secrets/x\"\nkey_file = \"/secrets/x\""), `pki "web": key_file: pki "web" has the same: choose another`},
+	"a file of a secret block": {secretBlock("x", "") + pkiBlock("web", `ca_file = "secrets/x"`), `pki "web": ca_file: secret "x" has the same: choose another`},
+	"a file outside":           {pkiBlock("web", `bundle_file = "../x"`), `pki "web": bundle_file: path "../x" is not below the task's directory`},
+	"another format":           {pkiBlock("web", "cert_file = \"secrets/x\"\nargs = { format = \"der\" }"), `pki "web": args.format: the files are PEM`},
+	"an option among the args": {pkiBlock("web", "cert_file = \"secrets/x\"\nargs = { ttl = \"1h\" }"), `pki "web": args.ttl: set ttl itself`},
+	"renew_before is none":     {pkiBlock("web", "cert_file = \"secrets/x\"\nrenew_before = \"soon\""), `pki "web": renew_before "soon" is not a duration`},
+	"renew_before is long":     {pkiBlock("web", "cert_file = \"secrets/x\"\nttl = \"1h\"\nrenew_before = \"31m\""), `pki "web": renew_before 31m0s is more than half of ttl 1h0m0s`},
+	"unknown vault":            {pkiBlock("web", "cert_file = \"secrets/x\"\nvault = \"west\""), `pki "web": vault = "west": the task has no vault block with that name`},
+	"perms is no mode":         {pkiBlock("web", "cert_file = \"secrets/x\"\nperms = \"x\""), `pki "web": perms "x" is not an octal file mode`},
+	"a mode without a signal":  {pkiBlock("web", "cert_file = \"secrets/x\"\nchange_mode = \"signal\""), `pki "web": change_signal is missing`},
+}
+
+func TestInvalidPKIBlockFailsAtOnceAndNamesTheField(t *testing.T) {
+	for name, test := range invalidPKIs {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				err := h.refused(test.config)
+				must.StrContains(t, err.Error(), test.says)
+				must.False(t, structs.IsRecoverable(err))
+				must.Zero(t, h.Calls(""))
+			})
+		})
+	}
+}
+
+func TestPKIBlockThatGetsNoCertificateSaysWhyAndLeavesNothing(t *testing.T) {
+	key := vaulttest.Planted
+	for name, test := range map[string]struct{ answer, says string }{
+		"no certificate": {`{"data": {"private_key": "` + key + `"}}`, `pki "web": no certificate in PEM form in Vault's answer for "pki/issue/app": use a path such as pki/issue/<role>`},
+		"no key":         {"", `pki "web": key_file: no private key in Vault's answer: use a path such as pki/issue/<role>`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				if test.answer == "" {
+					r := h.start(asApp + pkiBlock("web", "cert_file = \"secrets/tls.crt\""))
+					test.answer = `{"data": {"certificate": "` + strings.ReplaceAll(h.file("secrets/tls.crt"), "\n", `\n`) + `"}}`
+					r.stop()
+					after(2 * time.Minute)
+				}
+				h.Break(vaulttest.Fault{Match: "PUT pki/", Body: test.answer})
+				_, _, err := h.StartTask(h.job(asApp + pkiBlock("web", everyFile)))
+				must.ErrorContains(t, err, test.says)
+				must.StrNotContains(t, err.Error(), key)
+				after(2 * time.Minute)
+				h.nothingLeft()
+			})
+		})
+	}
+}

@@ -1,0 +1,41 @@
+# A TLS certificate of the task's own, issued by Vault when it starts (set up with pki.sh). All files are of the same certificate. It is
+# replaced before it ends, and the task told with SIGHUP; a restart of the agent or of this driver keeps it.
+#
+#   nomad job run pki.nomad.hcl
+job "hello-pki" {
+  group "hello" {
+    task "hello" {
+      driver = "vault-docker"
+
+      identity {
+        name = "vault"
+        aud  = ["vault.io"]
+        file = true
+        ttl  = "1h"
+      }
+
+      config {
+        image   = "busybox:1.36"
+        command = "sh"
+        args    = ["-c", "trap 'exit' TERM; trap 'cat /secrets/tls.crt' HUP; cat /secrets/tls.crt; while sleep 1; do :; done"]
+
+        vault {
+          role = "hello-pki" # of Vault's auth method; it is bound to this very job
+        }
+
+        pki "web" {
+          path          = "pki/issue/hello-pki"
+          common_name   = "hello.service.example"
+          alt_names     = ["www.service.example"]
+          ttl           = "24h"
+          renew_before  = "8h"
+          cert_file     = "secrets/tls.crt" # the certificate alone; chain_file has the authorities, too
+          key_file      = "secrets/tls.key" # mode 0600
+          ca_file       = "secrets/ca.crt"
+          change_mode   = "signal"
+          change_signal = "SIGHUP"
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,48 @@
+#!/bin/sh
+# After vault.sh: lets the job "hello-pki" (pki.nomad.hcl), and no other, have certificates for names below service.example from a CA
+# that this makes in Vault. In production the CA is an intermediate one, signed by yours. Running it again changes nothing.
+#
+# Needs the vault command, VAULT_ADDR and VAULT_TOKEN as vault.sh does.
+set -eu
+: "${VAULT_ADDR:?}"
+
+if ! vault read sys/mounts/pki >/dev/null 2>&1; then
+  vault secrets enable -max-lease-ttl=87600h pki
+  vault write pki/root/generate/internal common_name="Example CA" ttl=87600h >/dev/null
+fi
+
+# With generate_lease=true a certificate is revoked when its task has stopped, or when it has been replaced. Vault then has a lease to
+# keep for each; for thousands of short-lived certificates leave it out.
+vault write pki/roles/hello-pki allowed_domains=service.example allow_subdomains=true key_type=ec key_bits=256 max_ttl=72h \
+  generate_lease=true
+
+vault policy write hello-pki - <<'HCL'
+path "pki/issue/hello-pki" {
+  capabilities = ["update"]
+}
+path "sys/leases/revoke" {
+  capabilities = ["update"]
+}
+HCL
+
+vault write auth/jwt-nomad/role/hello-pki - <<'JSON'
+{
+  "role_type": "jwt",
+  "bound_audiences": ["vault.io"],
+  "bound_claims": {
+    "nomad_namespace": "default",
+    "nomad_job_id": "hello-pki"
+  },
+  "user_claim": "/nomad_job_id",
+  "user_claim_json_pointer": true,
+  "claim_mappings": {
+    "nomad_namespace": "nomad_namespace",
+    "nomad_job_id": "nomad_job_id",
+    "nomad_task": "nomad_task"
+  },
+  "token_type": "service",
+  "token_policies": ["hello-pki"],
+  "token_period": "30m",
+  "token_explicit_max_ttl": 0
+}
+JSON
