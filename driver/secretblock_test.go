@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/hashicorp/nomad/nomad/structs"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
@@ -172,7 +174,7 @@ func TestOptionalSecretBlockIsAbsentUntilItIsThere(t *testing.T) {
 func TestSecretBlockOnce(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		config := asApp + secretBlock("db", "once = true\n env = true\n destination = \"secrets/db\"") + block("local/color", kv, onSignal)
+		config := asApp + strings.Replace(secretBlock("db", "once = true\n env = true\n destination = \"secrets/db\""), "secret/web", "secret/data/web", 1) + block("local/color", kv, onSignal)
 		r := h.start(config)
 		h.write("blue")
 		after(noticed)
@@ -304,3 +306,21 @@ func TestSecretBlockBelongsToTheTasksUser(t *testing.T) {
 		must.True(t, strings.Count(err.Error(), "\n") == 0)
 	})
 }
+
+func TestSecretBlockAsksWhatTheCommandsOfVaultAsk(t *testing.T) {
+	for name, test := range map[string]struct {
+		block SecretConfig
+		want  vault.Request
+	}{
+		"vault read":            {SecretConfig{Method: "read", Path: "aws/sts/x", Args: map[string]string{"ttl": "1h"}}, vault.Request{Op: vault.Read, Path: "aws/sts/x", Query: url.Values{"ttl": {"1h"}}}},
+		"vault kv get -version": {SecretConfig{Method: "read", Path: "kv/x", Version: 3, Optional: true}, vault.Request{Op: vault.Read, Path: "kv/x", Query: url.Values{"version": {"3"}}, Optional: true}},
+		"vault write":           {SecretConfig{Method: "write", Path: "ssh/sign/x", Args: map[string]string{"ttl": "1h"}}, vault.Request{Op: vault.Write, Path: "ssh/sign/x", Data: map[string]any{"ttl": "1h"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			must.NoError(t, (&test.block).withLabel("x").check())
+			must.Eq(t, test.want, test.block.request())
+		})
+	}
+}
+
+func (s *SecretConfig) withLabel(name string) *SecretConfig { s.label = name; return s }

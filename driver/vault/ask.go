@@ -75,7 +75,7 @@ func (s *Session) askOnce(ctx context.Context, req Request, t *token) (*Secret, 
 	if req.Op != Write && empty(answer) {
 		err := missing(op, req, m, answer)
 		if req.Optional && err.absent {
-			return newSecret(req, path, m.engine, &api.Secret{}, now), nil
+			return newSecret(req, path, m.engine, &api.Secret{}, now, 0), nil
 		}
 		return nil, err
 	}
