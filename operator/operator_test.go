@@ -68,9 +68,10 @@ func TestPoliciesAreReadAsVaultReadsThem(t *testing.T) {
 		"both":                                   {[]string{`path "kv/+/x*" { capabilities = ["read"] }`}, []string{"kv/a/x", "kv/a/xy/z"}, []string{"kv/a/b", "kv/x"}, "read"},
 		"the most specific path counts alone": {[]string{`path "kv/*" { capabilities = ["read"] } path "kv/a/*" { capabilities = ["list"] } path "kv/a/b" { capabilities = ["read"] }`},
 			[]string{"kv/b", "kv/a/b"}, []string{"kv/a/c"}, "read"},
-		"what is denied in one policy is denied":  {[]string{`path "kv/a" { capabilities = ["read"] }`, `path "kv/a" { capabilities = ["deny"] }`}, nil, []string{"kv/a"}, "read"},
-		"the same path in two policies is both":   {[]string{`path "kv/a" { capabilities = ["list"] }`, `path "kv/a" { capabilities = ["read"] }`}, []string{"kv/a"}, nil, "read"},
-		"a list may be granted without its slash": {[]string{`path "kv/a" { capabilities = ["list"] }`}, []string{"kv/a/"}, []string{"kv/b/"}, "list"},
+		"what is denied in one policy is denied":           {[]string{`path "kv/a" { capabilities = ["read"] }`, `path "kv/a" { capabilities = ["deny"] }`}, nil, []string{"kv/a"}, "read"},
+		"the same path in two policies is both":            {[]string{`path "kv/a" { capabilities = ["list"] }`, `path "kv/a" { capabilities = ["read"] }`}, []string{"kv/a"}, nil, "read"},
+		"a list may be granted without its slash":          {[]string{`path "kv/a" { capabilities = ["list"] }`}, []string{"kv/a/"}, []string{"kv/b/"}, "list"},
+		"and of a list, what fits without it counts first": {[]string{`path "kv/*" { capabilities = ["read"] } path "kv/a/*" { capabilities = ["list"] }`}, []string{"kv/a/b/"}, []string{"kv/a/"}, "list"},
 		"names are put in, and what is not known is left out": {[]string{`path "kv/{{ identity.entity.name }}/*" { capabilities = ["read"] } path "kv/{{identity.entity.aliases.here.name}}/*" { capabilities = ["read"] }`},
 			[]string{"kv/api/x"}, []string{"kv//x", "kv/x"}, "read"},
 	} {
