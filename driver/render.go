@@ -79,7 +79,8 @@ func newRenderer(cfg *drivers.TaskConfig, conf *TaskConfig, op Config, s *secret
 	return r, nil
 }
 
-// prepare reads and parses the templates and finds the owner of files: what is wrong there is found before Vault is asked. After recovery it is a part of rendering, because a task that runs is not ended by a template that has gone.
+// prepare reads and parses the templates and finds the owner of files: what is wrong there is found before Vault is asked.
+// After recovery it is a part of rendering, because a task that runs is not ended by a template that has gone.
 func (r *renderer) prepare() error {
 	if r.ready {
 		return nil
@@ -425,15 +426,16 @@ type owner struct{ uid, gid int }
 // taskOwner is the task's user, when a file of its own is asked for. An image's own users are not known here: where neither
 // the job nor the wrapped driver names one, the file is root's.
 func taskOwner(cfg *drivers.TaskConfig, conf *TaskConfig, byDefault string) (owner, error) {
-	whose := ""
+	whose, otherwise := "", ""
 	for _, v := range conf.Vaults {
 		if v.File {
 			whose = fmt.Sprintf("vault %q: file = true", v.Name)
 		}
 	}
 	for _, b := range conf.blocks {
-		if b.secret && (b.UID < 0 || b.GID < 0) {
-			whose = b.name
+		file := func(p part) bool { return p.destination != "" }
+		if b.secret && (b.UID < 0 || b.GID < 0) && slices.ContainsFunc(b.parts, file) {
+			whose, otherwise = b.name, ", or set uid and gid in this block"
 		}
 	}
 	runsAs := cmp.Or(cfg.User, byDefault)
@@ -443,7 +445,7 @@ func taskOwner(cfg *drivers.TaskConfig, conf *TaskConfig, byDefault string) (own
 	name, group, _ := strings.Cut(runsAs, ":")
 	uid, gid, err := lookUser(name)
 	if err != nil {
-		return owner{}, fmt.Errorf("%s: user %q: %w", whose, runsAs, err)
+		return owner{}, fmt.Errorf("%s: user %q: %w%s", whose, runsAs, err, otherwise)
 	}
 	if n, err := strconv.Atoi(group); err == nil {
 		gid = n

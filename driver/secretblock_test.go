@@ -302,8 +302,16 @@ func TestSecretBlockBelongsToTheTasksUser(t *testing.T) {
 		cfg := h.job(asApp + secretBlock("db", ""))
 		cfg.User = "no-such-user"
 		_, _, err := h.StartTask(cfg)
-		must.ErrorContains(t, err, `secret "db": user "no-such-user"`)
-		must.True(t, strings.Count(err.Error(), "\n") == 0)
+		must.ErrorContains(t, err, `secret "db": user "no-such-user": this host does not know it: name a user of the host, or a number, or set uid and gid in this block`)
+		h.write("green")
+		for _, needsNone := range []string{"uid = 7\n gid = 8", "env = true"} { // as users of an image
+			cfg = h.job(asApp + secretBlock("db", needsNone))
+			cfg.User = "no-such-user"
+			_, _, err = h.StartTask(cfg)
+			must.NoError(t, err)
+			(&run{host: h, cfg: cfg}).stop()
+			after(2 * time.Minute)
+		}
 	})
 }
 
