@@ -53,7 +53,7 @@ func TestPanicWhileRenderingShowsNoSecret(t *testing.T) {
 		bubble(t, func(h *host) {
 			r := secretive(h)
 			tk, _ := h.task(r.cfg.ID)
-			tk.make.templates[1] = nil
+			tk.make.makers[1] = nil
 			h.write(vaulttest.Planted + "2")
 			after(noticed)
 		})

@@ -64,7 +64,7 @@ func TestOutages(t *testing.T) {
 					must.Eq(b, notices, b.told(vault.Outage))
 					must.Eq(b, 0, b.told(vault.Recovered))
 					must.Eq(b, tasks, b.Minted(), must.Sprint("nothing could be issued"))
-
+					must.LessEq(b, 2*tasks, len(b.Tokens()), must.Sprint("tokens of which nobody knows"))
 					must.LessEq(b, tasks*(20+10*int(test.lasts/time.Minute)), b.Calls(""), must.Sprint("a storm"))
 
 					mend()
