@@ -21,6 +21,7 @@ type Config struct {
 	PollInterval    time.Duration // for secrets without a lease, where a template sets none
 	MinPollInterval time.Duration // what a template may ask for at the least
 	DeniedUsers     []string      // users that no task may run as
+	Allow           Allow         // policies that tasks may ask for
 	DefaultUser     string        // who a task runs as that names no user, empty when the wrapped driver does not say
 }
 
@@ -38,7 +39,7 @@ func (c Config) Validate() error {
 	case c.StateDir == "":
 		return fmt.Errorf("state_dir is empty: leave it out for the default")
 	}
-	return nil
+	return c.validateAllow()
 }
 
 // cluster returns the cluster of that name.

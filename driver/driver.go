@@ -42,6 +42,8 @@ type Driver struct {
 	tasks   map[string]*task         // by Nomad's task ID
 	idle    map[string]*left         // by taskKey: what waits for the task's next run
 	store   *store                   // nil until Serve, and where sessions cannot be kept
+	serving bool                     // Serve was called
+	news    chan struct{}            // closed when what Clusters returns changes
 }
 
 // A Sweeper is a wrapped driver that can end what is left of a start whose handle was lost with the plugin process that
@@ -55,7 +57,8 @@ type Sweeper interface {
 func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.DriverPlugin) *Driver {
 	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
 		sched: vault.NewScheduler(workers), outbox: make(chan *drivers.TaskEvent, 64), revoking: make(chan struct{}, workers),
-		config: Config{Name: name}, clients: map[string]*vault.Client{}, tasks: map[string]*task{}, idle: map[string]*left{}}
+		config: Config{Name: name}, clients: map[string]*vault.Client{}, tasks: map[string]*task{}, idle: map[string]*left{},
+		news: make(chan struct{})}
 	context.AfterFunc(ctx, d.sched.Close)
 	return d
 }
@@ -76,14 +79,49 @@ func (d *Driver) Configure(c Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.config, d.clients = c, clients
+	if d.serving {
+		d.serveClients()
+	}
 	return nil
 }
 
-// Serve opens the state directory and takes over what a plugin process before this one left there: what no task of this
+// serveClients has the clusters' own tokens looked after. Call with mu held.
+func (d *Driver) serveClients() {
+	for _, client := range d.clients {
+		client.Serve(d.announce)
+	}
+}
+
+// announce tells those who wait that the status of a cluster has changed.
+func (d *Driver) announce() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	close(d.news)
+	d.news = make(chan struct{})
+}
+
+// Clusters returns the status of each cluster that makes tokens by a token role, by name, and what is closed when that changes.
+func (d *Driver) Clusters() (status map[string]string, changed <-chan struct{}) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	status = map[string]string{}
+	for name, client := range d.clients {
+		if text := client.Status(); text != "" {
+			status[name] = text
+		}
+	}
+	return status, d.news
+}
+
+// Serve begins to look after the clusters' own tokens, opens the state directory and takes over what a plugin process before this one left there: what no task of this
 // agent claims within a minute is revoked. It is separate from Configure because Nomad configures plugin processes that
 // only validate and must not touch what others left.
 func (d *Driver) Serve() {
 	d.serve.Do(func() {
+		d.mu.Lock()
+		d.serving = true
+		d.serveClients()
+		d.mu.Unlock()
 		dir := d.configured().StateDir
 		store, err := openStore(dir, d.logger)
 		if err != nil {

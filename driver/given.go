@@ -22,7 +22,7 @@ const nomadsToken = "private/vault_token"
 // nil for every other.
 func given(block VaultConfig, cfg *drivers.TaskConfig) func() (string, error) {
 	source := identitySource(block, cfg)
-	if block.Role != "" || block.IdentityFile != "" || block.Identity != "vault" {
+	if block.Role != "" || block.IdentityFile != "" || block.Identity != "vault" || len(block.Policies) > 0 {
 		return nil
 	}
 	if _, err := source.Peek(); !errors.Is(err, identity.ErrAbsent) {

@@ -32,7 +32,7 @@ func Review(op Config, cfg *drivers.TaskConfig, conf TaskConfig) ([]Use, error) 
 	if err := conf.validate(op.PollInterval); err != nil {
 		return nil, err
 	}
-	if err := conf.permitted(op); err != nil {
+	if err := conf.permitted(op, cfg.Namespace); err != nil {
 		return nil, err
 	}
 	if _, err := newRenderer(cfg, &conf, op, nil); err != nil {

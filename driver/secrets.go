@@ -58,6 +58,9 @@ func (s *secrets) session(ctx context.Context, name string) (*vault.Session, err
 	if err != nil {
 		return nil, err
 	}
+	if err := s.d.configured().admits(block, s.cfg.Namespace); err != nil { // a task may have no block at all
+		return nil, fmt.Errorf("vault %q: %w", name, err)
+	}
 	options := s.options(block)
 	if options.Login.Given != nil && block.File {
 		return nil, fmt.Errorf("vault %q: file = true: the task's token is the one that Nomad derived and writes to secrets/vault_token itself: "+
@@ -81,8 +84,11 @@ func (s *secrets) options(block VaultConfig) vault.Options {
 		token, err := source.Token(ctx)
 		return token.JWT(), err
 	}
-	return vault.Options{Notify: s.notify, Changed: s.changed,
-		Login: vault.Login{Role: block.Role, Namespace: block.Namespace, JWT: jwt, Given: given(block, s.cfg)}}
+	login := vault.Login{Role: block.Role, Namespace: block.Namespace, JWT: jwt, Given: given(block, s.cfg), Policies: block.Policies}
+	login.DisplayName = s.cfg.AllocID + "-" + s.cfg.Name // this and the metadata as Nomad 1.9 has it (nomad/vault.go)
+	login.Metadata = map[string]string{"AllocationID": s.cfg.AllocID, "Namespace": s.cfg.Namespace, "JobID": s.cfg.JobID,
+		"TaskGroup": s.cfg.TaskGroupName, "Task": s.cfg.Name, "NodeID": s.cfg.NodeID}
+	return vault.Options{Notify: s.notify, Changed: s.changed, Login: login}
 }
 
 func identitySource(block VaultConfig, cfg *drivers.TaskConfig) identity.Source {
@@ -109,10 +115,13 @@ func (s *secrets) adopt(old *secrets) (others *secrets) {
 }
 
 // login is what a session stands for: a task that asks for something else must not be served by it.
-type login struct{ Cluster, Role, Namespace, Identity, IdentityFile string }
+type login struct {
+	Cluster, Role, Namespace, Identity, IdentityFile string
+	Policies                                         string // with commas
+}
 
 func (v VaultConfig) login() login {
-	return login{v.Cluster, v.Role, v.Namespace, v.Identity, v.IdentityFile}
+	return login{v.Cluster, v.Role, v.Namespace, v.Identity, v.IdentityFile, strings.Join(v.Policies, ",")}
 }
 
 // save returns the sessions for a record.
@@ -138,7 +147,7 @@ func (d *Driver) restore(r record) *secrets {
 	for name, saved := range r.Sessions {
 		l := saved.Login
 		block := VaultConfig{Name: name, Cluster: l.Cluster, Role: l.Role, Namespace: l.Namespace, Identity: l.Identity,
-			IdentityFile: l.IdentityFile}
+			IdentityFile: l.IdentityFile, Policies: strings.FieldsFunc(l.Policies, func(r rune) bool { return r == ',' })}
 		client, err := d.client(block.Cluster)
 		if err == nil {
 			s.sessions[name], err = client.Adopt(saved.State, s.options(block))

@@ -93,7 +93,7 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *pipes) (*task, error) {
 
 // check is for what must be right before a start, and need not be any more when a running task is recovered.
 func (t *task) check() error {
-	if err := t.conf.permitted(t.op); err != nil {
+	if err := t.conf.permitted(t.op, t.cfg.Namespace); err != nil {
 		return err
 	}
 	if err := t.op.checkUser(t.cfg.User); err != nil {

@@ -21,7 +21,7 @@ import (
 var full = record{Version: recordVersion, Key: "alloc-1/web", TaskID: "alloc-1/web/1", InnerVersion: 2, Inner: []byte("inner"),
 	Told: map[string]checksum{"local/x": sum([]byte("x")), tokenSum("default"): sum([]byte("token"))},
 	Once: map[string][]byte{"local/once": {0xff, 0}}, AllocDir: "/alloc", Files: []string{"web/local/x"},
-	Sessions: map[string]savedSession{"default": {Login: login{"default", "app", "", "vault", ""}, State: []byte("{}")}}}
+	Sessions: map[string]savedSession{"default": {Login: login{"default", "app", "", "vault", "", ""}, State: []byte("{}")}}}
 
 // opened is a store in memory, and its log.
 func opened(t testing.TB, dir string) (*store, *bytes.Buffer) {

@@ -41,6 +41,8 @@ type VaultConfig struct {
 	File         bool   `codec:"file"`
 	ChangeMode   string `codec:"change_mode"`
 	ChangeSignal string `codec:"change_signal"`
+
+	Policies []string `codec:"policies"` // of a token by a token role
 }
 
 // TemplateConfig is one template block, with the fields and meaning of Nomad's own
@@ -114,6 +116,7 @@ func vaultSpec() map[string]*hclspec.Spec {
 		"namespace":     attr("namespace", "string", `""`),
 		"identity":      attr("identity", "string", `"vault"`),
 		"identity_file": attr("identity_file", "string", `""`),
+		"policies":      hclspec.NewAttr("policies", "list(string)", false),
 		"env":           attr("env", "bool", "false"),
 		"file":          attr("file", "bool", "false"),
 		"change_mode":   attr("change_mode", "string", `"noop"`),
@@ -208,11 +211,11 @@ func (c *TaskConfig) validateBlock(b *product, every time.Duration) error {
 	return b.OutputConfig.validate(every)
 }
 
-// permitted checks what the operator decides: which clusters there are and how often a template may ask. Only a start asks
-// this; a task that runs is not ended because the operator has changed his mind.
-func (c *TaskConfig) permitted(op Config) error {
+// permitted checks what the operator decides: which clusters there are, which policies tasks of a Nomad namespace may have, and how often a
+// template may ask. Only a start asks this; a task that runs is not ended because the operator has changed his mind.
+func (c *TaskConfig) permitted(op Config, namespace string) error {
 	for _, v := range c.Vaults {
-		if _, err := op.cluster(v.Cluster); err != nil {
+		if err := op.admits(v, namespace); err != nil {
 			return fmt.Errorf("vault %q: %w", v.Name, err)
 		}
 	}
@@ -261,6 +264,9 @@ func (v *VaultConfig) validate() error {
 	}
 	if v.ChangeMode != "signal" && v.ChangeSignal != "" {
 		return errors.New(`change_signal is set but change_mode is not "signal"`)
+	}
+	if err := validatePolicies(v.Policies); err != nil {
+		return err
 	}
 	return checkSignal("change_signal", &v.ChangeSignal, v.ChangeMode != "signal")
 }

@@ -463,10 +463,7 @@ func testCheckReadsPolicies(t *testing.T, s *stack.Stack) {
 	must.NoError(t, err)
 	said := func(args ...string) (lines []string) {
 		out, _ := operate(t, s, "", append([]string{"check", "-alloc=" + alloc.ID}, args...)...)
-		for _, line := range regexp.MustCompile(`(read|list|write) checked-v1/\S* is (allowed|denied)`).FindAllString(out, -1) {
-			lines = append(lines, line)
-		}
-		return lines
+		return append(lines, regexp.MustCompile(`(read|list|write) checked-v1/\S* is (allowed|denied)`).FindAllString(out, -1)...)
 	}
 	seen := map[bool]int{}
 	for _, policies := range [][2]string{

@@ -87,6 +87,15 @@ type cluster struct {
 	TLSServerName string `codec:"tls_server_name"`
 	TLSSkipVerify bool   `codec:"tls_skip_verify"`
 	RateLimit     string `codec:"rate_limit"`
+
+	Token     vault.Token      `codec:"token"`
+	TokenFile string           `codec:"token_file"`
+	Allow     map[string]allow `codec:"allow"`
+}
+
+// allow is which policies tasks of a Nomad namespace may ask for.
+type allow struct {
+	Policies []string `codec:"policies"`
 }
 
 var clusterSpec = map[string]*hclspec.Spec{
@@ -101,6 +110,11 @@ var clusterSpec = map[string]*hclspec.Spec{
 	"tls_server_name":       hclspec.NewAttr("tls_server_name", "string", false),
 	"tls_skip_verify":       hclspec.NewAttr("tls_skip_verify", "bool", false),
 	"rate_limit":            hclspec.NewAttr("rate_limit", "string", false),
+	"token":                 hclspec.NewAttr("token", "string", false),
+	"token_file":            hclspec.NewAttr("token_file", "string", false),
+	"allow": hclspec.NewBlockMap("allow", []string{"namespace"}, hclspec.NewObject(map[string]*hclspec.Spec{
+		"policies": hclspec.NewAttr("policies", "list(string)", true),
+	})),
 }
 
 // text is an optional string with a default.
@@ -122,7 +136,7 @@ func decode(raw []byte) (config, error) {
 
 // forDriver is what package driver needs of it. An error names the field.
 func (c config) forDriver(name string) (driver.Config, error) {
-	out := driver.Config{Name: name, Clusters: c.clusters(), StateDir: c.StateDir, DeniedUsers: c.DeniedUsers}
+	out := driver.Config{Name: name, Clusters: c.clusters(), StateDir: c.StateDir, DeniedUsers: c.DeniedUsers, Allow: c.allowed()}
 	for _, d := range []struct {
 		field, value string
 		to           *time.Duration
@@ -147,7 +161,24 @@ func (c config) clusters() []vault.Cluster {
 		v := c.Vault[name]
 		all = append(all, vault.Cluster{Name: name, Address: v.Address, Namespace: v.Namespace, AuthPath: v.AuthPath,
 			Role: v.Role, CAFile: v.CAFile, CAPath: v.CAPath, CertFile: v.CertFile, KeyFile: v.KeyFile,
-			TLSServerName: v.TLSServerName, TLSSkipVerify: v.TLSSkipVerify, RateLimit: v.RateLimit})
+			TLSServerName: v.TLSServerName, TLSSkipVerify: v.TLSSkipVerify, RateLimit: v.RateLimit, Token: v.Token, TokenFile: v.TokenFile})
+	}
+	return all
+}
+
+// allowed returns the allow blocks.
+func (c config) allowed() driver.Allow {
+	var all driver.Allow
+	for name, v := range c.Vault {
+		for namespace, a := range v.Allow {
+			if all == nil {
+				all = driver.Allow{}
+			}
+			if all[name] == nil {
+				all[name] = map[string][]string{}
+			}
+			all[name][namespace] = a.Policies
+		}
 	}
 	return all
 }

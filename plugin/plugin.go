@@ -124,7 +124,7 @@ func (p *Plugin) SetConfig(c *base.Config) error {
 // (helper/pluginutils/loader/loader.go), before a task runner reads them.
 func (p *Plugin) Capabilities() (*drivers.Capabilities, error) { return p.inner.Capabilities() }
 
-// Fingerprint passes on what the wrapped driver reports, under our name and with our facts. Health is the wrapped
+// Fingerprint passes on what the wrapped driver reports, under our name and with our facts, and the status of clusters that make tokens. Health is the wrapped
 // driver's alone: with Vault away running tasks keep what they have and a start says what it waits for, while an unhealthy
 // driver would only move the same start to another node.
 //
@@ -137,24 +137,42 @@ func (p *Plugin) Fingerprint(ctx context.Context) (<-chan *drivers.Fingerprint, 
 	}
 	p.Serve()
 	renamed := make(chan *drivers.Fingerprint)
-	go func() {
-		defer close(renamed)
-		for report := range reports { // to its end even when ctx is done: Nomad's drivers block on a report nobody takes
+	go p.relay(ctx, reports, renamed)
+	return renamed, nil
+}
+
+// relay passes on each report, and the last one again when the status of a cluster has changed.
+func (p *Plugin) relay(ctx context.Context, reports <-chan *drivers.Fingerprint, renamed chan<- *drivers.Fingerprint) {
+	defer close(renamed)
+	var last *drivers.Fingerprint
+	for {
+		status, changed := p.Clusters()
+		if last != nil {
 			select {
-			case renamed <- p.rename(report):
+			case renamed <- p.rename(last, status):
 			case <-ctx.Done():
 			}
 		}
-	}()
-	return renamed, nil
+		select {
+		case report, more := <-reports: // to its end even when ctx is done: Nomad's drivers block on a report nobody takes
+			if !more {
+				return
+			}
+			last = report
+		case <-changed:
+		}
+	}
 }
 
 // rename moves the attributes of the wrapped driver to our name, so that they do not collide with those of the built-in
 // driver on the same node. The plain "driver.<name>" is left to the agent, which sets it for every driver it detects. The
 // engine's "version" keeps its name for docker; ours is "plugin_version".
-func (p *Plugin) rename(in *drivers.Fingerprint) *drivers.Fingerprint {
+func (p *Plugin) rename(in *drivers.Fingerprint, clusters map[string]string) *drivers.Fingerprint {
 	out := *in
-	out.Attributes = make(map[string]*structs.Attribute, len(in.Attributes)+len(p.facts))
+	out.Attributes = make(map[string]*structs.Attribute, len(in.Attributes)+len(p.facts)+len(clusters))
+	for name, status := range clusters {
+		out.Attributes["driver."+p.name+".cluster."+name] = structs.NewStringAttribute(status)
+	}
 	for fact, value := range p.facts {
 		out.Attributes["driver."+p.name+"."+fact] = structs.NewStringAttribute(value)
 	}

@@ -29,6 +29,11 @@ type Cluster struct {
 	AuthPath  string // jwt_auth_backend_path: where the JWT auth method is mounted
 	Role      string // create_from_role: for tasks that name none; empty: the auth method's own default role
 
+	// With a token of its own the cluster makes the tokens of tasks by the token role Role, and nobody logs in. TokenFile is where that token is
+	// instead of in Token.
+	Token     Token
+	TokenFile string
+
 	CAFile, CAPath, CertFile, KeyFile, TLSServerName string
 	TLSSkipVerify                                    bool
 
@@ -50,6 +55,9 @@ const (
 	silence = 15 * time.Second
 )
 
+// Issues reports that the cluster makes tokens by a token role.
+func (c *Cluster) Issues() bool { return c.Token != "" || c.TokenFile != "" }
+
 // Client talks to one cluster for every task of the plugin: one transport, and what is known of the cluster's mounts.
 type Client struct {
 	cluster Cluster
@@ -57,6 +65,7 @@ type Client struct {
 	sched   *Scheduler
 	logger  hclog.Logger
 	mounts  mounts
+	issuer  *issuer       // nil: tasks log in
 	ahead   *atomic.Int64 // how far Vault's clock is ahead of ours, in nanoseconds
 }
 
@@ -82,6 +91,9 @@ func NewClient(c Cluster, sched *Scheduler, logger hclog.Logger) (*Client, error
 		return nil, fmt.Errorf("vault %q: ca_file, ca_path, cert_file or key_file: %w", c.Name, err)
 	}
 	limit, err := rateLimit(c.RateLimit)
+	if err == nil {
+		err = c.checkSource()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
 	}
@@ -92,7 +104,27 @@ func NewClient(c Cluster, sched *Scheduler, logger hclog.Logger) (*Client, error
 	if err != nil {
 		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
 	}
-	return &Client{cluster: c, base: base, sched: sched, logger: logger.With("vault", c.Name), ahead: transport.ahead}, nil
+	client := &Client{cluster: c, base: base, sched: sched, logger: logger.With("vault", c.Name), ahead: transport.ahead}
+	if c.Issues() {
+		client.issuer = newIssuer(client)
+	}
+	return client, nil
+}
+
+// Serve begins to look after the cluster's own token, where it has one. It calls changed, which must not block, when Status says something else.
+func (c *Client) Serve(changed func()) {
+	if c.issuer != nil {
+		c.issuer.changed = changed
+		c.issuer.chore.Wake(time.Now())
+	}
+}
+
+// Status is Ready, or says on one line why the cluster's own token or its token role does not work. It is empty for a cluster that tasks log in to.
+func (c *Client) Status() string {
+	if c.issuer == nil {
+		return ""
+	}
+	return c.issuer.status()
 }
 
 // rateLimit reads a Cluster's RateLimit; its bucket is full.

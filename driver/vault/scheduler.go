@@ -19,7 +19,7 @@ type Scheduler struct {
 	all   sync.WaitGroup
 }
 
-// chore is one session's place in the scheduler. Its run does all that is due and returns when it wants to run next;
+// chore is the place of one session, or of a cluster's own token, in the scheduler. Its run does all that is due and returns when it wants to run next;
 // the zero time means not before Wake is called.
 type chore struct {
 	s      *Scheduler

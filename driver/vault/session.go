@@ -111,7 +111,11 @@ func (c *Client) Open(ctx context.Context, o Options) (*Session, error) {
 }
 
 func (s *Session) firstToken(ctx context.Context) error {
-	tell := func(why error) { s.await(why, "the task's identity, or for Vault to log in with it") }
+	what := "the task's identity, or for Vault to log in with it"
+	if s.client.issuer != nil {
+		what = "Vault to make a token"
+	}
+	tell := func(why error) { s.await(why, what) }
 	return sparingly(ctx, tell, s.client.answers, func(error) bool { return true }, func() (err error) {
 		s.token, err = s.obtain(ctx, ctx, 1)
 		return err
@@ -124,7 +128,7 @@ func (c *Client) newSession(o Options) *Session {
 	if s.namespace == "" {
 		s.namespace = c.cluster.Namespace
 	}
-	if s.role == "" {
+	if s.role == "" && c.issuer == nil {
 		s.role = c.cluster.Role
 	}
 	if s.changed == nil {

@@ -23,6 +23,11 @@ type Login struct {
 	// Given, where it is not nil, returns the token that somebody else has made for the task and renews. It is used in place of a login as it
 	// is, followed when it is replaced, and neither renewed nor revoked.
 	Given func() (string, error)
+
+	// Where the cluster makes tokens by a token role: the policies that the task's token is to have, and what is told of it in Vault.
+	Policies    []string
+	DisplayName string
+	Metadata    map[string]string
 }
 
 // token is one Vault token of a session. It does not change.
@@ -57,12 +62,15 @@ func (t *token) due(l Lease, now time.Time) time.Time {
 	return at
 }
 
-// obtain returns the session's token number n: the one that is given, or else a new one for the task's current JWT, for which it waits
-// until patience ends. It asks once.
+// obtain returns the session's token number n: one that the cluster makes by its token role, or the one that is given, or else a new one for the
+// task's current JWT, for which it waits until patience ends. It asks once.
 func (s *Session) obtain(ctx, patience context.Context, n int) (*token, error) {
 	s.mu.Lock()
 	login := s.login
 	s.mu.Unlock()
+	if issuer := s.client.issuer; issuer != nil {
+		return issuer.issue(ctx, login, n)
+	}
 	if login.Given != nil {
 		return s.look(ctx, login.Given, n)
 	}
@@ -348,7 +356,7 @@ func (s *Session) answers(ctx context.Context) error {
 }
 
 // revoke ends t and every lease that was read with it. A token that Vault no longer knows is revoked already; a batch
-// token cannot be revoked and ends by itself.
+// token cannot be revoked and ends by itself. What the policies of t deny may be granted to the cluster's own token.
 func (s *Session) revoke(ctx context.Context, t *token) error {
 	if t.stays() {
 		return nil
@@ -363,6 +371,9 @@ func (s *Session) revoke(ctx context.Context, t *token) error {
 	}
 	if errors.Is(err, errTokenGone) {
 		return nil
+	}
+	if issuer := s.client.issuer; issuer != nil && errors.Is(err, ErrDenied) {
+		return issuer.revoke(ctx, t.Accessor)
 	}
 	return hinted(err, grant(t, s.role, "auth/token/revoke-self", `"update"`))
 }

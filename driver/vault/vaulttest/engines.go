@@ -32,6 +32,11 @@ func (s *Server) serve(r *http.Request, path string, body map[string]any) answer
 	engine, rest, _ := strings.Cut(path, "/")
 	switch engine {
 	case "auth":
+		if t.own {
+			if a, ok := s.issuing(rest, body); ok {
+				return a
+			}
+		}
 		return s.self(rest, value, t)
 	case "sys":
 		return s.sys(rest, body)
@@ -110,7 +115,8 @@ func seconds(d time.Duration) int { return int(d / time.Second) }
 func (s *Server) self(path, value string, t *token) answer {
 	switch path {
 	case "token/lookup-self":
-		return reply(map[string]any{"data": map[string]any{"ttl": seconds(time.Until(t.ends)), "accessor": t.accessor, "policies": t.names()}})
+		return reply(map[string]any{"data": map[string]any{"ttl": seconds(time.Until(t.ends)), "accessor": t.accessor, "policies": t.names(),
+			"renewable": !t.role.Batch && !t.role.Fixed, "period": seconds(t.role.TTL)}})
 	case "token/revoke-self":
 		delete(s.tokens, value)
 		for _, l := range s.leases {
@@ -128,9 +134,55 @@ func (s *Server) self(path, value string, t *token) answer {
 	return refuse(http.StatusNotFound, "unsupported path")
 }
 
+// issuing is what the cluster's own token may do beside what each token may.
+func (s *Server) issuing(path string, body map[string]any) (answer, bool) {
+	if name, ok := strings.CutPrefix(path, "token/roles/"); ok {
+		role, ok := s.Makes[name]
+		if !ok {
+			return refuse(http.StatusNotFound), true
+		}
+		return reply(map[string]any{"data": map[string]any{"token_period": seconds(role.Period), "token_explicit_max_ttl": seconds(role.ExplicitMax),
+			"renewable": !role.Fixed, "orphan": true, "disallowed_policies": role.Disallowed}}), true
+	}
+	if name, ok := strings.CutPrefix(path, "token/create/"); ok {
+		return s.create(name, body), true
+	}
+	if path == "token/revoke-accessor" {
+		for value, t := range s.tokens {
+			if t.accessor == body["accessor"] {
+				delete(s.tokens, value)
+				return answer{status: http.StatusNoContent}, true
+			}
+		}
+		return refuse(http.StatusBadRequest, "invalid accessor"), true
+	}
+	return answer{}, false
+}
+
+func (s *Server) create(name string, body map[string]any) answer {
+	role, ok := s.Makes[name]
+	if !ok {
+		return refuse(http.StatusBadRequest, "unknown role "+name)
+	}
+	var policies []string
+	asked, _ := body["policies"].([]any)
+	for _, policy := range asked {
+		text, _ := policy.(string)
+		if slices.Contains(role.Disallowed, text) {
+			return refuse(http.StatusBadRequest, fmt.Sprintf("token policy %q is disallowed by this role", text))
+		}
+		policies = append(policies, text)
+	}
+	value, t := s.issue(Role{TTL: role.Period, MaxTTL: role.ExplicitMax, Fixed: role.Fixed, Policies: policies, Deny: role.Deny})
+	return reply(map[string]any{"auth": t.auth(value, role.Period)})
+}
+
 func (s *Server) sys(path string, body map[string]any) answer {
 	if of, ok := strings.CutPrefix(path, "internal/ui/mounts/"); ok {
 		return mountOf(of)
+	}
+	if path == "capabilities-self" {
+		return denied("") // as where the default policy is not granted: what a token may do is found out by doing it
 	}
 	id, _ := body["lease_id"].(string)
 	l := s.leases[id]

@@ -1,5 +1,5 @@
 // Package vaulttest is a Vault for tests: in memory and over net.Pipe, so that a testing/synctest bubble can hold both it
-// and the client, and a day passes in no time. It knows what package vault asks for: JWT logins, tokens, leases, KV v1
+// and the client, and a day passes in no time. It knows what package vault asks for: JWT logins, token roles, tokens, leases, KV v1
 // and v2, a database engine that counts its users, static roles and certificates. It can fail in every way that a real
 // one does. That it speaks like a real one is what the tests of package vault against bin/vault show.
 package vaulttest
@@ -36,6 +36,14 @@ type Role struct {
 	Revoke   bool     // they grant sys/leases/revoke, which Vault's default policy does not
 }
 
+// TokenRole is a token role, of which tokens are made at auth/token/create/<name>.
+type TokenRole struct {
+	Period, ExplicitMax time.Duration
+	Fixed               bool // renewable = false
+	Disallowed          []string
+	Deny                []string // path prefixes that the policies of its tokens do not grant
+}
+
 // Creds is a role of the database engine: database/creds/<name>.
 type Creds struct {
 	TTL    time.Duration
@@ -60,6 +68,7 @@ type Server struct {
 	JWT   string // what a login must present
 	Roles map[string]Role
 	Creds map[string]Creds
+	Makes map[string]TokenRole
 	Ahead time.Duration // how far its clock is ahead of the client's
 
 	mu     sync.Mutex
@@ -83,6 +92,7 @@ type token struct {
 	role      Role
 	ends, max time.Time
 	used      bool
+	own       bool // made by MakeOwn: it may make tokens, and Tokens and Leaked leave it out
 }
 
 type lease struct {
@@ -102,7 +112,7 @@ type entry struct {
 // accepts the JWT "jwt".
 func New(t testing.TB) *Server {
 	s := &Server{JWT: "jwt", Roles: map[string]Role{"app": {TTL: time.Hour}}, Creds: map[string]Creds{},
-		kv: map[string]*entry{}, static: map[string]time.Duration{}, began: time.Now(), tokens: map[string]*token{},
+		Makes: map[string]TokenRole{}, kv: map[string]*entry{}, static: map[string]time.Duration{}, began: time.Now(), tokens: map[string]*token{},
 		leases: map[string]*lease{}, conns: map[net.Conn]bool{}, accept: make(chan net.Conn), done: make(chan struct{}), asked: map[string]bool{}}
 	serving := &http.Server{Handler: s, ConnState: s.connState}
 	ended := make(chan struct{})
@@ -138,6 +148,37 @@ func (s *Server) Issue(role string) (token string) {
 	defer s.mu.Unlock()
 	token, _ = s.issue(s.Roles[role])
 	return token
+}
+
+// MakeOwn makes a token of a cluster's own, which its renewals extend by the period.
+func (s *Server) MakeOwn(period time.Duration) (token string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	token, t := s.issue(Role{TTL: period, Policies: []string{"nomad-server"}})
+	t.own = true
+	return token
+}
+
+// Lives reports whether a token does.
+func (s *Server) Lives(token string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.tokens[token]
+	return t != nil && time.Now().Before(t.ends)
+}
+
+// RevokeToken revokes one token.
+func (s *Server) RevokeToken(token string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.tokens, token)
+}
+
+// SetTokenRole makes or changes a token role.
+func (s *Server) SetTokenRole(name string, r TokenRole) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Makes[name] = r
 }
 
 // Extend renews a token, as somebody else does it.
@@ -305,7 +346,7 @@ func (s *Server) Tokens() []string {
 	defer s.mu.Unlock()
 	var values []string
 	for value, t := range s.tokens {
-		if time.Now().Before(t.ends) {
+		if time.Now().Before(t.ends) && !t.own {
 			values = append(values, value)
 		}
 	}
@@ -318,7 +359,7 @@ func (s *Server) Leaked() []string {
 	defer s.mu.Unlock()
 	var values []string
 	for value, t := range s.tokens {
-		if t.used && !t.role.Batch && time.Now().Before(t.ends) {
+		if t.used && !t.own && !t.role.Batch && time.Now().Before(t.ends) {
 			values = append(values, value)
 		}
 	}
