@@ -94,6 +94,19 @@ func TestConfigDefaults(t *testing.T) {
 func TestConfigEveryField(t *testing.T) {
 	got := decoded(t, newPlugin(t, "docker", "vault-docker"), `
 		vault "west" { address = "https://west:8200" }
+		vault "roles" {
+			address          = "https://vault:8200"
+			create_from_role = "nomad-cluster"
+			token            = "hvs.x"
+			allow "*" { policies = ["app-*"] }
+			allow "prod" { policies = ["db", "cache"] }
+		}
+		vault "file" {
+			address          = "https://vault:8200"
+			create_from_role = "nomad-cluster"
+			token_file       = "/etc/nomad.d/vault_token"
+			allow "prod" { policies = [] }
+		}
 		vault "default" {
 			address               = "https://vault:8200"
 			jwt_auth_backend_path = "jwt-prod"
@@ -118,7 +131,13 @@ func TestConfigEveryField(t *testing.T) {
 			{Name: "default", Address: "https://vault:8200", AuthPath: "jwt-prod", Role: "nomad", Namespace: "team",
 				CAFile: "/ca.pem", CAPath: "/ca", CertFile: "/cert.pem", KeyFile: "/key.pem",
 				TLSServerName: "vault.service", TLSSkipVerify: true},
+			{Name: "file", Address: "https://vault:8200", AuthPath: "jwt-nomad", Role: "nomad-cluster", TokenFile: "/etc/nomad.d/vault_token"},
+			{Name: "roles", Address: "https://vault:8200", AuthPath: "jwt-nomad", Role: "nomad-cluster", Token: "hvs.x"},
 			{Name: "west", Address: "https://west:8200", AuthPath: "jwt-nomad"},
+		},
+		Allow: driver.Allow{
+			"roles": {"*": {"app-*"}, "prod": {"db", "cache"}},
+			"file":  {"prod": {}},
 		},
 		StateDir:        "/var/lib/ndv",
 		StartTimeout:    2 * time.Minute,
@@ -156,25 +175,35 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		"an address that is not a URL":        {`vault "x" { address = "vault:8200" }`, `vault "x": address "vault:8200"`},
 		"an authority file that is not there": {`vault "x" { address = "https://v" ca_file = "/none.pem" }`, `vault "x": ca_file`},
 		"two clusters of one name":            {`vault "x" { address = "http://v" } vault "x" { address = "http://w" }`, "Duplicate vault"},
-		"a word for a number":                 {`vault "x" { address = "http://v" tls_skip_verify = "maybe" }`, "tls_skip_verify"},
-		"a duration without a unit":           {`start_timeout = "60"`, `start_timeout "60" is not a duration such as "30s"`},
-		"an empty duration":                   {`linger = ""`, `linger "" is not a duration`},
-		"a bad interval":                      {`poll_interval = "soon"`, `poll_interval "soon"`},
-		"a bad floor":                         {`min_poll_interval = "x"`, `min_poll_interval "x"`},
-		"a start without time":                {`start_timeout = "0s"`, "start_timeout 0s"},
-		"an interval below its floor":         {`poll_interval = "2s"`, "poll_interval 2s is below min_poll_interval"},
-		"a relative state directory":          {`state_dir = "state"`, `state_dir "state" is not an absolute path`},
-		"an unknown file system":              {`filesystem = "overlay"`, `filesystem "overlay": set "bind" or "chroot"`},
-		"a relative path":                     {`paths = ["usr"]`, `paths: "usr"`},
-		"a path that is not clean":            {`paths = ["/usr/../etc"]`, `paths: "/usr/../etc"`},
-		"the host's root":                     {`paths = ["/"]`, `paths: "/"`},
-		"the task's own directory":            {`paths = ["/local/bin"]`, `paths: "/local/bin" would hide the task's own`},
-		"a file system of the kernel":         {`paths = ["/proc"]`, `paths: "/proc" would hide`},
-		"a wrong value of the wrapped one":    {`default_pid_mode = "some"`, "configure exec: default_pid_mode"},
+		"a token and a file of one": {`vault "x" { address = "http://v" create_from_role = "r" token = "hvs.secret" token_file = "/t" }`,
+			`vault "x": both token and token_file are set: keep one`},
+		"a token without a token role":      {`vault "x" { address = "http://v" token = "hvs.secret" }`, `vault "x": create_from_role ""`},
+		"a token that is none":              {`vault "x" { address = "http://v" create_from_role = "r" token = "a b" }`, `vault "x": token is not`},
+		"a relative token file":             {`vault "x" { address = "http://v" create_from_role = "r" token_file = "t" }`, `vault "x": token_file "t" is not an absolute path`},
+		"an allowance where tasks log in":   {`vault "x" { address = "http://v" allow "*" { policies = ["a"] } }`, `vault "x": allow is for a cluster with token`},
+		"an allowance of nothing":           {`vault "x" { address = "http://v" allow "*" {} }`, `"policies" is required`},
+		"an allowance with a bad pattern":   {`vault "x" { address = "http://v" create_from_role = "r" token_file = "/t" allow "*" { policies = ["a["] } }`, `vault "x": allow "*": policies: "a["`},
+		"an unknown option of an allowance": {`vault "x" { address = "http://v" allow "*" { policie = ["a"] } }`, "policie"},
+		"a word for a number":               {`vault "x" { address = "http://v" tls_skip_verify = "maybe" }`, "tls_skip_verify"},
+		"a duration without a unit":         {`start_timeout = "60"`, `start_timeout "60" is not a duration such as "30s"`},
+		"an empty duration":                 {`linger = ""`, `linger "" is not a duration`},
+		"a bad interval":                    {`poll_interval = "soon"`, `poll_interval "soon"`},
+		"a bad floor":                       {`min_poll_interval = "x"`, `min_poll_interval "x"`},
+		"a start without time":              {`start_timeout = "0s"`, "start_timeout 0s"},
+		"an interval below its floor":       {`poll_interval = "2s"`, "poll_interval 2s is below min_poll_interval"},
+		"a relative state directory":        {`state_dir = "state"`, `state_dir "state" is not an absolute path`},
+		"an unknown file system":            {`filesystem = "overlay"`, `filesystem "overlay": set "bind" or "chroot"`},
+		"a relative path":                   {`paths = ["usr"]`, `paths: "usr"`},
+		"a path that is not clean":          {`paths = ["/usr/../etc"]`, `paths: "/usr/../etc"`},
+		"the host's root":                   {`paths = ["/"]`, `paths: "/"`},
+		"the task's own directory":          {`paths = ["/local/bin"]`, `paths: "/local/bin" would hide the task's own`},
+		"a file system of the kernel":       {`paths = ["/proc"]`, `paths: "/proc" would hide`},
+		"a wrong value of the wrapped one":  {`default_pid_mode = "some"`, "configure exec: default_pid_mode"},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			err := configure(t, newPlugin(t, "exec", "vault-exec"), c.body)
 			must.ErrorContains(t, err, c.want)
+			must.StrNotContains(t, err.Error(), "hvs.secret")
 		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/go-version"
@@ -134,6 +135,39 @@ func TestFingerprintIsTheWrappedDriversUnderOurName(t *testing.T) {
 	}, <-reports)
 	_, more := <-reports
 	must.False(t, more)
+}
+
+// TestFingerprintSaysWhyAClusterIsOff: the report that there was is sent again as soon as the reason changes.
+func TestFingerprintSaysWhyAClusterIsOff(t *testing.T) {
+	p := newPlugin(t, "exec", "vault-exec")
+	file := filepath.Join(t.TempDir(), "token")
+	must.NoError(t, configure(t, p, `
+		state_dir = "`+stateDir(t)+`"
+		vault "plain" { address = "http://127.0.0.1:1" }
+		vault "roles" {
+			address          = "http://127.0.0.1:1"
+			create_from_role = "nomad-cluster"
+			token_file       = "`+file+`"
+		}`))
+	ctx, cancel := context.WithCancel(context.Background())
+	reports, err := p.Fingerprint(ctx)
+	must.NoError(t, err)
+	says := func(text string) {
+		for report := range reports {
+			must.MapNotContainsKey(t, report.Attributes, "driver.vault-exec.cluster.plain")
+			status, _ := report.Attributes["driver.vault-exec.cluster.roles"].GetString()
+			if strings.Contains(status, text) {
+				return
+			}
+		}
+		t.Fatal("the reports ended")
+	}
+	says("no such file or directory")
+	must.NoError(t, os.WriteFile(file, []byte("hvs.x"), 0o600))
+	says("connection refused")
+	cancel()
+	for range reports { // ends, or the test does not
+	}
 }
 
 func TestFingerprintOfExecSaysHowTheRootIsMade(t *testing.T) {

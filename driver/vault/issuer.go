@@ -43,6 +43,8 @@ type issuer struct {
 	off    error      // why no task gets a token; nil: they do
 	looked time.Time  // when that was found out
 	upkeep upkeep
+
+	settled chan struct{} // closed when it is found out anew
 }
 
 // unlooked is why no task gets a token at first.
@@ -51,7 +53,8 @@ func unlooked() error {
 }
 
 func newIssuer(c *Client) *issuer {
-	i := &issuer{client: c, changed: func() {}, advised: map[string]bool{}, off: unlooked(), upkeep: newUpkeep()}
+	i := &issuer{client: c, changed: func() {}, advised: map[string]bool{}, off: unlooked(), upkeep: newUpkeep(),
+		settled: make(chan struct{})}
 	i.chore = c.sched.add(i.step)
 	return i
 }
@@ -196,6 +199,8 @@ func (i *issuer) settle(ctx context.Context, own string, l Lease, err error) {
 		i.upkeep.at = now.Add(i.upkeep.patient.Next())
 	}
 	i.looked = now
+	close(i.settled)
+	i.settled = make(chan struct{})
 	after := i.said()
 	i.mu.Unlock()
 	switch log := i.client.logger; {
@@ -350,28 +355,30 @@ func (i *issuer) doubt() bool {
 	return true
 }
 
-// own returns the cluster's own token. Where it did not work, that is not final before it was looked at again.
-func (i *issuer) own() (string, error) {
+// own returns the cluster's own token. Where it did not work, it is looked at again first, for which this waits until patience ends.
+func (i *issuer) own(patience context.Context) (string, error) {
+	i.mu.Lock()
+	again, settled := i.off != nil && i.doubt(), i.settled
+	i.mu.Unlock()
+	if again {
+		select {
+		case <-settled:
+		case <-patience.Done():
+		}
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.off == nil {
-		return i.token, nil
-	}
-	again := i.doubt()
 	var e *Error
 	if !errors.As(i.off, &e) {
-		return "", i.off
+		return i.token, i.off
 	}
 	why := *e // a caller may change it
-	if again && !unasked(e) {
-		why.Class = errNotYet
-	}
 	return "", &why
 }
 
-// issue makes token number n of a session, once, without patience.
-func (i *issuer) issue(ctx context.Context, login Login, n int) (*token, error) {
-	own, err := i.own()
+// issue makes token number n of a session. It asks once.
+func (i *issuer) issue(ctx, patience context.Context, login Login, n int) (*token, error) {
+	own, err := i.own(patience)
 	if err != nil {
 		return nil, err
 	}

@@ -69,7 +69,7 @@ func (s *Session) obtain(ctx, patience context.Context, n int) (*token, error) {
 	login := s.login
 	s.mu.Unlock()
 	if issuer := s.client.issuer; issuer != nil {
-		return issuer.issue(ctx, login, n)
+		return issuer.issue(ctx, patience, login, n)
 	}
 	if login.Given != nil {
 		return s.look(ctx, login.Given, n)

@@ -1,0 +1,57 @@
+package driver
+
+import (
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/vault"
+)
+
+func TestPoliciesThatATaskMayAskFor(t *testing.T) {
+	op := Config{Clusters: []vault.Cluster{{Name: "default"}, {Name: "roles", TokenFile: "/t"}, {Name: "none", Token: "hvs.x"}},
+		Allow: Allow{"roles": {"*": {"app-*", "team/*"}, "prod": {"Db", "cache-[0-9]"}}}}
+	for sentence, c := range map[string]struct {
+		block     VaultConfig
+		namespace string
+		says      string // empty: admitted
+	}{
+		"what every namespace may":             {VaultConfig{Cluster: "roles", Policies: []string{"app-x", "team/a"}}, "dev", ""},
+		"what its namespace may, too":          {VaultConfig{Cluster: "roles", Policies: []string{"app-x", "db", "cache-1"}}, "prod", ""},
+		"capitals, which Vault makes small":    {VaultConfig{Cluster: "roles", Policies: []string{"APP-X"}}, "dev", ""},
+		"what another namespace may":           {VaultConfig{Cluster: "roles", Policies: []string{"db"}}, "dev", `policies: "db" is not allowed in Nomad namespace "dev": the operator allows ["app-*" "team/*"] there`},
+		"a namespace by the name of all":       {VaultConfig{Cluster: "roles", Policies: []string{"db"}}, "*", `policies: "db" is not allowed`},
+		"one of several":                       {VaultConfig{Cluster: "roles", Policies: []string{"app-x", "admin"}}, "prod", `policies: "admin" is not allowed in Nomad namespace "prod"`},
+		"a folder that the star does not mean": {VaultConfig{Cluster: "roles", Policies: []string{"team/a/b"}}, "prod", `"team/a/b" is not allowed`},
+		"a cluster that allows nothing":        {VaultConfig{Cluster: "none", Policies: []string{"app-x"}}, "prod", `the operator allows [] there (allow in vault "none" of the plugin's config)`},
+		"root":                                 {VaultConfig{Cluster: "roles", Policies: []string{"ROOT"}}, "prod", `policies: "root" is not for tasks`},
+		"two in one":                           {VaultConfig{Cluster: "roles", Policies: []string{"app-x,admin"}}, "prod", `policies: "app-x,admin" is not the name of a policy`},
+		"a space":                              {VaultConfig{Cluster: "roles", Policies: []string{"app-x "}}, "prod", `policies: "app-x " is not the name of a policy`},
+		"nothing":                              {VaultConfig{Cluster: "roles", Policies: []string{""}}, "prod", `policies: "" is not the name of a policy`},
+		"no policies":                          {VaultConfig{Cluster: "roles"}, "prod", `policies is missing: cluster "roles" makes tokens by its token role`},
+		"a role":                               {VaultConfig{Cluster: "roles", Role: "api"}, "prod", `role is set, but cluster "roles" makes tokens by its token role: leave role out and name policies`},
+		"a namespace of Vault's":               {VaultConfig{Cluster: "roles", Namespace: "a"}, "prod", `namespace is set, but`},
+		"another identity":                     {VaultConfig{Cluster: "roles", Identity: "mine"}, "prod", `identity is set, but`},
+		"a file of an identity":                {VaultConfig{Cluster: "roles", IdentityFile: "secrets/x"}, "prod", `identity_file is set, but`},
+		"policies where tasks log in":          {VaultConfig{Cluster: "default", Policies: []string{"app-x"}}, "prod", `policies is set, but cluster "default" has no token role`},
+		"none where tasks log in":              {VaultConfig{Cluster: "default", Role: "api"}, "prod", ""},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			c.block.Name, c.block.ChangeMode = "default", "noop"
+			if c.block.Identity == "" {
+				c.block.Identity = "vault"
+			}
+			conf := TaskConfig{Vaults: []VaultConfig{c.block}}
+			err := conf.validateVaults()
+			if err == nil {
+				err = conf.permitted(op, c.namespace)
+			}
+			if c.says == "" {
+				must.NoError(t, err)
+				return
+			}
+			must.ErrorContains(t, err, `vault "default": `+c.says)
+			must.StrNotContains(t, err.Error(), "\n")
+		})
+	}
+}
