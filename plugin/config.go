@@ -17,13 +17,13 @@ import (
 // config is our part of a plugin "vault-exec" { config {} } block. The wrapped driver decodes its own part from the same
 // bytes; each ignores the other's keys.
 type config struct {
-	Vault           map[string]cluster `codec:"vault"`
-	StateDir        string             `codec:"state_dir"`
-	StartTimeout    string             `codec:"start_timeout"`
-	Linger          string             `codec:"linger"`
-	PollInterval    string             `codec:"poll_interval"`
-	MinPollInterval string             `codec:"min_poll_interval"`
-	DeniedUsers     []string           `codec:"denied_users"`
+	Vault           map[string]*cluster `codec:"vault"` // pointers: the decoder has one value for all that a map is to hold
+	StateDir        string              `codec:"state_dir"`
+	StartTimeout    string              `codec:"start_timeout"`
+	Linger          string              `codec:"linger"`
+	PollInterval    string              `codec:"poll_interval"`
+	MinPollInterval string              `codec:"min_poll_interval"`
+	DeniedUsers     []string            `codec:"denied_users"`
 
 	Filesystem string `codec:"filesystem"` // exec only, see execConfig
 }
@@ -88,9 +88,9 @@ type cluster struct {
 	TLSSkipVerify bool   `codec:"tls_skip_verify"`
 	RateLimit     string `codec:"rate_limit"`
 
-	Token     vault.Token      `codec:"token"`
-	TokenFile string           `codec:"token_file"`
-	Allow     map[string]allow `codec:"allow"`
+	Token     vault.Token       `codec:"token"`
+	TokenFile string            `codec:"token_file"`
+	Allow     map[string]*allow `codec:"allow"`
 }
 
 // allow is which policies tasks of a Nomad namespace may ask for.

@@ -100,6 +100,7 @@ func TestConfigEveryField(t *testing.T) {
 			token            = "hvs.x"
 			allow "*" { policies = ["app-*"] }
 			allow "prod" { policies = ["db", "cache"] }
+			allow "test" { policies = ["dbtest"] }
 		}
 		vault "file" {
 			address          = "https://vault:8200"
@@ -136,7 +137,7 @@ func TestConfigEveryField(t *testing.T) {
 			{Name: "west", Address: "https://west:8200", AuthPath: "jwt-nomad"},
 		},
 		Allow: driver.Allow{
-			"roles": {"*": {"app-*"}, "prod": {"db", "cache"}},
+			"roles": {"*": {"app-*"}, "prod": {"db", "cache"}, "test": {"dbtest"}},
 			"file":  {"prod": {}},
 		},
 		StateDir:        "/var/lib/ndv",
