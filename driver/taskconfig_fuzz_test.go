@@ -54,7 +54,7 @@ func FuzzTaskConfig(f *testing.F) {
 		}
 		task, err := d.newTask(cfg, newPipes("", "", ""))
 		if err == nil {
-			err = task.conf.permitted(task.op)
+			err = task.conf.permitted(task.op, "default")
 		}
 		if err != nil {
 			must.StrNotContains(t, err.Error(), "\n")

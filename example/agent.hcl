@@ -20,6 +20,10 @@ plugin "vault-exec" {
       # key_file        = ""    # and its key
       # tls_server_name = ""    # the name in Vault's certificate, where it is not that of the address
       # tls_skip_verify = false # true trusts any certificate: never in production
+
+      # In place of logins: tokens by a Vault token role, see token-role.sh and "Token roles" in the README. create_from_role names it.
+      # token_file = "/etc/nomad.d/vault_token"
+      # allow "*" { policies = ["app-*"] }      # what tasks of any Nomad namespace may ask for; one namespace: allow "prod" { ... }
     }
 
     # What is needed to go on after a restart of the agent: tokens and leases of the running tasks. Kept in memory (a tmpfs).

@@ -215,7 +215,7 @@ func (c *checker) task(ctx context.Context, about string, p *published, job *nom
 		c.fault(about, err)
 		return
 	}
-	uses, err := driver.Review(p.conf, &drivers.TaskConfig{Name: task.Name, User: task.User, Env: env}, conf)
+	uses, err := driver.Review(p.conf, &drivers.TaskConfig{Name: task.Name, Namespace: claims["nomad_namespace"], User: task.User, Env: env}, conf)
 	if err != nil {
 		c.fault(about, err)
 		return

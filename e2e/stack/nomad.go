@@ -186,7 +186,7 @@ func (n *Nomad) writeConfig() error {
 	}
 	data := map[string]any{
 		"Dir": s.Dir, "AllocDir": s.path(allocDir), "Ports": n.ports, "CNI": cniPath(), "Plugins": plugins, "Clusters": s.clusters(), "Examples": s.options.AsInExamples,
-		"NomadsOwn": s.options.NomadsOwn,
+		"NomadsOwn": s.options.NomadsOwn, "TokenRoles": s.options.TokenRoles,
 		"OwnDocker": !slices.ContainsFunc(plugins, func(p Plugin) bool { return p.Name == "docker" }),
 	}
 	for _, t := range agentConfig.Templates() {
@@ -368,6 +368,12 @@ plugin "{{.Name}}" {
       ca_file               = "{{$vault.CA}}"
       jwt_auth_backend_path = "jwt-nomad"
       create_from_role      = "nomad-workloads"
+    }
+    {{- end}}
+    {{- range $name, $more := $.TokenRoles}}
+    vault "{{$name}}" {
+      address = "{{(index $.Clusters "default").Addr}}"
+      {{$more}}
     }
     {{- end}}
     {{.Config}}

@@ -113,21 +113,31 @@ func (s *Stack) setUpVaults(ctx context.Context) error {
 // setUp runs the very scripts of example/.
 func (v *Vault) setUp(ctx context.Context) error {
 	scripts := []string{"vault.sh", "pki.sh"}
-	env := []string{"VAULT_ADDR=" + v.Addr, "VAULT_TOKEN=" + v.Token, "NOMAD_ADDR=" + v.stack.Nomad.Addr}
-	if pg := v.stack.Postgres; pg != nil {
+	if v.stack.Postgres != nil {
 		scripts = append(scripts, "database.sh")
-		env = append(env, pg.env()...)
 	}
+	for _, script := range scripts {
+		if err := v.Script(ctx, script); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Script runs a script of example/ as it stands.
+func (v *Vault) Script(ctx context.Context, name string, args ...string) error {
 	path, err := v.toolPath()
 	if err != nil {
 		return err
 	}
-	for _, script := range scripts {
-		cmd := exec.CommandContext(ctx, "sh", filepath.Join(v.stack.root, "example", script))
-		cmd.Env = append(append(clean(v.stack.Dir), env...), "PATH="+path)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("set up Vault with example/%s: %w: %s", script, err, out)
-		}
+	env := []string{"VAULT_ADDR=" + v.Addr, "VAULT_TOKEN=" + v.Token, "NOMAD_ADDR=" + v.stack.Nomad.Addr, "PATH=" + path}
+	if pg := v.stack.Postgres; pg != nil {
+		env = append(env, pg.env()...)
+	}
+	cmd := exec.CommandContext(ctx, "sh", append([]string{filepath.Join(v.stack.root, "example", name)}, args...)...)
+	cmd.Env = append(clean(v.stack.Dir), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("set up Vault with example/%s: %w: %s", name, err, out)
 	}
 	return nil
 }
