@@ -1,12 +1,103 @@
 package driver
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/vaulttest"
 )
+
+// issuing makes the host's cluster one that makes tokens by a token role, of which tasks of every namespace may ask the policies app-*. It returns
+// the cluster's own token.
+func (h *host) issuing() (own string) {
+	own = h.MakeOwn(24 * time.Hour)
+	h.Makes["nomad"] = vaulttest.TokenRole{Period: time.Hour}
+	cluster := h.Cluster()
+	cluster.Role, cluster.Token = "nomad", vault.Token(own)
+	h.config.Clusters, h.config.Allow = []vault.Cluster{cluster}, Allow{"default": {"*": {"app-*"}}}
+	h.reboot()
+	return own
+}
+
+// asking is a vault block with policies.
+func asking(policies string) string { return "vault {\n policies = [" + policies + "]\n}\n" }
+
+func TestTaskOfATokenRole(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.issuing()
+		must.NoError(t, os.Mkdir(filepath.Join(h.alloc, "web/private"), 0o755))
+		h.put("web/private/vault_token", "hvs.nomads") // Nomad's own is not asked for
+		r := h.start(asking(`"app-web"`) + block("secrets/user", creds, onNoop))
+		first := sole(t, h.Tokens())
+		must.Zero(t, h.Logins())
+		h.reboot()
+		r.recovered()
+		after(5 * time.Hour)
+		must.Eq(t, first, sole(t, h.Tokens()), must.Sprint("adopted"))
+		must.Eq(t, 1, h.Minted())
+
+		r.stop()
+		r = h.start(asking(`"app-web", "app-more"`) + block("secrets/user", creds, onNoop))
+		after(time.Second)
+		must.NotEq(t, first, sole(t, h.Tokens()), must.Sprint("other policies are another token, and the one before is revoked"))
+		h.RevokeTokens()
+		r.stop()
+		after(stopLinger)
+		h.nothingLeft()
+	})
+}
+
+// A token that is lost while no run of the task has claimed its session is none to make anew without its policies.
+func TestSessionOfATokenRoleIsRestoredWithItsPolicies(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.issuing()
+		h.start(asking(`"app-web", "app-more"`) + block("secrets/user", creds, onNoop))
+		h.reboot()
+		restored := h.restore(sole(t, h.store.all()))
+		must.Eq(t, []string{"app-more", "app-web"}, restored.conf.vault("default").Policies)
+		must.Eq(t, []string{"app-more", "app-web"}, restored.options(restored.conf.vault("default")).Login.Policies)
+		must.NoError(t, restored.close(h.Context()))
+		after(time.Hour)
+	})
+}
+
+func TestStartsThatATokenRoleRefuses(t *testing.T) {
+	for sentence, c := range map[string]struct{ config, says string }{
+		"a template without a vault block": {block("secrets/user", creds, onNoop), `vault "default": policies is missing`},
+		"a policy that is not allowed":     {asking(`"admin"`) + block("secrets/user", creds, onNoop), `vault "default": policies: "admin" is not allowed`},
+		"a role":                           {asApp + block("secrets/user", creds, onNoop), `vault "default": role is set`},
+		"a policy that nobody asks with":   {asking(`"admin"`), `vault "default": policies: "admin" is not allowed`},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.issuing()
+				must.ErrorContains(t, h.refused(c.config), c.says)
+				must.Zero(t, h.Calls("PUT auth/token/create")+h.Calls("POST auth/token/create"))
+			})
+		})
+	}
+}
+
+// What is configured while the plugin serves is looked after, too.
+func TestClustersAreLookedAfterFromTheirConfigurationOn(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.issuing()
+		after(time.Second)
+		status, changed := h.Clusters()
+		must.Eq(t, map[string]string{"default": vault.Ready}, status)
+		config := h.config
+		config.Clusters[0].Token = "hvs.unknown"
+		must.NoError(t, h.Configure(config))
+		<-changed
+		status, _ = h.Clusters()
+		must.StrContains(t, status["default"], "look up the cluster's own token: denied by Vault")
+	})
+}
 
 func TestPoliciesThatATaskMayAskFor(t *testing.T) {
 	op := Config{Clusters: []vault.Cluster{{Name: "default"}, {Name: "roles", TokenFile: "/t"}, {Name: "none", Token: "hvs.x"}},

@@ -154,8 +154,8 @@ func measured(t *testing.T, s *stack.Stack, alloc *stack.Alloc, task string) (wh
 	return what
 }
 
-// plain is a job that says of all that a driver does for it what has become of it.
-const plain = `
+// plainJob is a job that says of all that a driver does for it what has become of it.
+const plainJob = `
 job "%[2]s-%[1]s" {
   type = "%[2]s"
   group "%[2]s-%[1]s" {
@@ -222,7 +222,7 @@ func experience(t *testing.T, s *stack.Stack, driver string) (seen []string) {
 	t.Helper()
 	ctx := within(t, 2*time.Minute)
 	j := job{Name: "service-" + driver, Driver: driver}
-	_, alloc := register(t, s, fmt.Sprintf(plain, driver, "service", ofDriver[driver], "${NOMAD_TASK_NAME}"))
+	_, alloc := register(t, s, fmt.Sprintf(plainJob, driver, "service", ofDriver[driver], "${NOMAD_TASK_NAME}"))
 	see := func(what, text string) {
 		text = strings.NewReplacer(alloc.ID, "ALLOC", alloc.ID[:8], "SHORT").Replace(text)
 		seen = append(seen, what+": "+dynamicPort.ReplaceAllString(text, "PORT"))
@@ -254,7 +254,7 @@ func experience(t *testing.T, s *stack.Stack, driver string) (seen []string) {
 	stop(t, ctx, s, alloc, j)
 	see("events", eventTexts(t, ctx, alloc, j))
 
-	_, alloc = register(t, s, fmt.Sprintf(plain, driver, "batch", ofDriver[driver], "7"))
+	_, alloc = register(t, s, fmt.Sprintf(plainJob, driver, "batch", ofDriver[driver], "7"))
 	ended, err := alloc.Ended(ctx)
 	must.NoError(t, err)
 	see("batch job", ended.ClientStatus+"\n"+eventTexts(t, ctx, alloc, job{Name: "batch-" + driver}))

@@ -186,6 +186,15 @@ func TestOwnTokenIsLookedAtSparingly(t *testing.T) {
 	})
 }
 
+func TestOwnTokenThatIsBriefIsRenewedInTime(t *testing.T) {
+	mint(t, func(m *minting) {
+		m.put(m.MakeOwn(10 * time.Minute))
+		time.Sleep(12 * time.Hour)
+		must.True(m, m.Lives(m.own))
+		must.Between(m, 100, m.Calls("PUT auth/token/renew-self"), 160)
+	})
+}
+
 func TestOwnTokenIsFollowedWhenItIsReplaced(t *testing.T) {
 	mint(t, func(m *minting) {
 		s, old := m.open(), m.own
