@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"strings"
 	"time"
@@ -162,7 +163,13 @@ func (s *Session) explain(err error, req Request, path string, t *token) error {
 }
 
 // says reports whether two answers to the same question say the same. A lease is part of what a leased secret says: its
-// credentials end with it.
+// credentials end with it. For how long a static role's password is still good is not: it is less each time.
 func (s *Secret) says(other *Secret) bool {
-	return s.Kind == other.Kind && s.Lease.ID == other.Lease.ID && s.Path == other.Path && reflect.DeepEqual(s.Data, other.Data)
+	data, others := s.Data, other.Data
+	if s.Kind == Rotating {
+		data, others = maps.Clone(data), maps.Clone(others)
+		delete(data, "ttl")
+		delete(others, "ttl")
+	}
+	return s.Kind == other.Kind && s.Lease.ID == other.Lease.ID && s.Path == other.Path && reflect.DeepEqual(data, others)
 }

@@ -64,7 +64,7 @@ const (
 	Leased Kind = "leased"
 	// Expiring secrets say when they end without having a lease: certificates, signed tokens. They are replaced.
 	Expiring Kind = "expiring"
-	// Rotating secrets are changed by Vault at a time that it tells: database static roles.
+	// Rotating secrets are changed by Vault at a time that it tells, or whenever an operator says so: database static roles.
 	Rotating Kind = "rotating"
 	// Polled secrets change whenever somebody writes them.
 	Polled Kind = "polled"
@@ -167,16 +167,17 @@ func (k Kind) due(l Lease, every time.Duration) (at time.Time, renew bool) {
 	if every <= 0 {
 		return time.Time{}, false
 	}
+	poll := l.Issued.Add(max(time.Second, fraction(every, 0.9+0.2*l.Jitter)))
 	switch k {
 	case Leased, Expiring:
 		if at.IsZero() {
 			return at, false
 		}
 		return later(at, l.Issued.Add(time.Second)), false
-	case Rotating:
-		return l.Ends.Add(fraction(5*time.Second, l.Jitter)), false
+	case Rotating: // an operator may rotate it before its time
+		return earlier(poll, l.Ends.Add(fraction(5*time.Second, l.Jitter))), false
 	case Polled:
-		return l.Issued.Add(max(time.Second, fraction(every, 0.9+0.2*l.Jitter))), false
+		return poll, false
 	default:
 		return time.Time{}, false
 	}

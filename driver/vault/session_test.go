@@ -899,6 +899,25 @@ func TestExpiringAndRotatingSecretsAreReadAgainInTime(t *testing.T) {
 	})
 }
 
+// An operator rotates a static role whenever he likes (database/rotate-role); looking for that is no change.
+func TestStaticRoleThatIsRotatedBeforeItsTime(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.Static("app", 24*time.Hour)
+		static := read("database/static-creds/app")
+		s := b.open()
+		b.generation(s, 0, static)
+		time.Sleep(5 * time.Minute)
+		must.False(b, changed(s))
+		b.Rotate()
+		time.Sleep(every + every/8)
+		must.True(b, changed(s))
+		b.generation(s, 0, static)
+		time.Sleep(time.Hour)
+		must.False(b, changed(s))
+		b.end(s)
+	})
+}
+
 // A certificate's end is the only one that Vault tells as a point in time, and the node's clock need not be Vault's.
 func TestCertificateIsReplacedInTimeWhateverTheClocksSay(t *testing.T) {
 	for name, ahead := range map[string]time.Duration{"the same": time.Second, "Vault's is ahead": 10 * time.Minute, "Vault's is behind": -10 * time.Minute} {

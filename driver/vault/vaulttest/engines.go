@@ -298,7 +298,7 @@ func (s *Server) staticCreds(name string) answer {
 	period := s.static[name]
 	age := time.Since(s.began)
 	return reply(map[string]any{"request_id": s.request(), "data": map[string]any{
-		"username": name, "password": fmt.Sprintf("%s-%d", Planted, age/period),
+		"username": name, "password": fmt.Sprintf("%s-%d-%d", Planted, age/period, s.rotated),
 		"ttl": seconds(period - age%period), "rotation_period": seconds(period)}})
 }
 

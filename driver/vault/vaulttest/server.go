@@ -75,16 +75,18 @@ type Server struct {
 	kv     map[string]*entry // by path without data/
 	static map[string]time.Duration
 	began  time.Time // of static rotations
-	tokens map[string]*token
-	leases map[string]*lease
-	faults []*Fault
-	calls  []string
-	asked  map[string]bool // namespaces
-	serial int
-	down   bool
-	conns  map[net.Conn]bool
-	accept chan net.Conn
-	done   chan struct{}
+
+	rotated int // times that static roles were rotated by hand
+	tokens  map[string]*token
+	leases  map[string]*lease
+	faults  []*Fault
+	calls   []string
+	asked   map[string]bool // namespaces
+	serial  int
+	down    bool
+	conns   map[net.Conn]bool
+	accept  chan net.Conn
+	done    chan struct{}
 }
 
 type token struct {
@@ -216,6 +218,13 @@ func (s *Server) Static(name string, period time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.static[name] = period
+}
+
+// Rotate gives every static role another password at once.
+func (s *Server) Rotate() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rotated++
 }
 
 // SetRole changes a role for the tokens to come.
