@@ -11,11 +11,16 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/hashicorp/nomad/helper/pluginutils/hclutils"
+	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/driver"
 	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/operator"
 	"nomad-driver-vault/plugin"
 )
@@ -43,6 +48,29 @@ func TestReadmeHasEveryTaskOption(t *testing.T) {
 		t.Run(wraps, func(t *testing.T) {
 			must.Eq(t, specified(plugin.TaskConfigSpec(wraps)), documented(t, "Task options", wraps, "vault-"+wraps))
 		})
+	}
+}
+
+// TestWhatComersWriteIsAccepted reads each config block of docs/coming-from.md as the driver reads a job's.
+func TestWhatComersWriteIsAccepted(t *testing.T) {
+	text, err := os.ReadFile("docs/coming-from.md")
+	must.NoError(t, err)
+	own := vault.Cluster{Name: "default", Address: "https://vault.example.com:8200", Role: "nomad-cluster", TokenFile: "/etc/nomad.d/vault_token"}
+	blocks := regexp.MustCompile("(?s)```hcl\n(config \\{\n.*?)```").FindAllStringSubmatch(string(text), -1)
+	must.GreaterEq(t, 8, len(blocks))
+	for _, block := range blocks {
+		parsed, ok := hclutils.HclConfigToInterface(t, block[1]).([]map[string]any)
+		must.True(t, ok)
+		config := parsed[0]
+		config["image"] = "busybox"
+		conf, err := plugin.ReadTask(t.Context(), "docker", config, nil)
+		must.NoError(t, err, must.Sprint(block[1]))
+		op := driver.Config{Clusters: []vault.Cluster{{Name: "default"}, {Name: "audit"}}, PollInterval: time.Minute, MinPollInterval: time.Second}
+		if strings.Contains(block[1], "policies") { // of a cluster with token roles
+			op.Clusters, op.Allow = []vault.Cluster{own}, driver.Allow{"default": {"*": {"*"}}}
+		}
+		_, err = driver.Review(op, &drivers.TaskConfig{Name: "x", Namespace: "default"}, conf)
+		must.NoError(t, err, must.Sprint(block[1]))
 	}
 }
 
