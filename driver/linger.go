@@ -26,6 +26,7 @@ type left struct {
 	record  record
 	secrets *secrets // nil: not restored yet from what another plugin process has saved
 	seal    func()   // ends what the run itself still saves of its sessions; nil for another process's
+	pipes   *pipes   // still held after a recovery that failed: the log collector reads on until the next start holds them; else nil
 	timer   *time.Timer
 	late    chan struct{} // closed when it cannot be claimed any more and its files are gone
 	old     bool          // of a plugin process before this one
@@ -78,6 +79,10 @@ func (d *Driver) claim(key string) *left {
 
 // own ends the part of the run that has left l.
 func (d *Driver) own(l *left) {
+	if l.pipes != nil {
+		l.pipes.close()
+		l.pipes = nil
+	}
 	if l.seal != nil {
 		l.seal()
 	}

@@ -42,10 +42,11 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	}
 	t.ctx, t.cancel = context.WithCancel(d.ctx)
 	t.record.InnerVersion, t.record.Inner = handle.Version, handle.DriverState
-	if err := t.reattach(); err != nil {
+	_ = t.pipes.hold() // as long as somebody reads: a log collector that sees the end of the log now may not notice the next start
+	if left, err := t.reattach(); err != nil {
 		t.say("not taken over after the end of the plugin before: %v", err)
-		t.pipes.close()
 		t.cancel()
+		t.putBack(left)
 		return err
 	}
 	d.add(t)
@@ -71,9 +72,19 @@ func (t *task) takenOver() {
 	}
 }
 
-// reattach finds the process and the session again. What it has claimed is put back for the next start when there is no
-// such process.
-func (t *task) reattach() error {
+// putBack leaves for the next start what reattach has claimed, nil where there was nothing, and with it the ends of the log pipes.
+func (t *task) putBack(l *left) {
+	if l == nil {
+		t.pipes.close()
+		return
+	}
+	l.pipes = t.pipes
+	t.d.leave(l, t.op.Linger)
+}
+
+// reattach finds the process and the session again. With an error, which means that there is no such process any more, it returns what it has
+// claimed.
+func (t *task) reattach() (*left, error) {
 	old := t.d.claim(t.secrets.key)
 	if old != nil && old.record.TaskID == t.cfg.ID && old.record.Inner != nil { // of the present process, which we may have restarted
 		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner
@@ -88,16 +99,15 @@ func (t *task) reattach() error {
 			if unswept := t.d.sweep(old); unswept != nil {
 				err = fmt.Errorf("%w; %w", err, unswept)
 			}
-			t.d.leave(old, t.op.Linger)
 		}
-		return err
+		return old, err
 	}
 	if old != nil {
 		t.adopt(old)
 	}
 	t.current, t.recovered = &generation{output: t.record.Once}, true
 	t.quiet = time.After(0) // render what was rendered before: the same bytes mean that nothing happened
-	return nil
+	return nil, nil
 }
 
 // remember changes what the state directory has of the task. A failure costs adoption after a crash, not the task.

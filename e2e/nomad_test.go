@@ -51,7 +51,7 @@ func TestAllocExec(t *testing.T) {
 			"streams":          {command: "echo out; echo err >&2", stdout: "out\n", stderr: "err\n"},
 			"input to its end": {command: "cat; exit 3", stdin: strings.Repeat("0123456789\n", 10_000), stdout: strings.Repeat("0123456789\n", 10_000), code: 3},
 			"the environment":  {command: "echo $COLOR; cat secrets/color.env || cat /secrets/color.env", stdout: "green\nCOLOR=green"},
-			"a terminal":       {tty: true, command: "until stty size 2>/dev/null | grep .; do sleep 0.1; done; exit 4", stdout: "24 80\r\n", code: 4},
+			"a terminal":       {tty: true, command: "until stty size 2>/dev/null | grep -v '^0 0'; do sleep 0.1; done; exit 4", stdout: "24 80\r\n", code: 4},
 			"its input":        {tty: true, command: "read line; echo got $line; exit 5", stdin: "this\n", stdout: "this\r\ngot this\r\n", code: 5},
 		} {
 			t.Run(name, func(t *testing.T) {
