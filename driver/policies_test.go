@@ -3,6 +3,7 @@ package driver
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,15 +25,18 @@ func (h *host) issuing() (own string) {
 	return own
 }
 
-// asking is a vault block with policies.
-func asking(policies string) string { return "vault {\n policies = [" + policies + "]\n}\n" }
+// asking is a vault block with policies, and more.
+func asking(policies string, more ...string) string {
+	return "vault {\n policies = [" + policies + "]\n" + strings.Join(more, "\n") + "\n}\n"
+}
 
 func TestTaskOfATokenRole(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.issuing()
 		must.NoError(t, os.Mkdir(filepath.Join(h.alloc, "web/private"), 0o755))
 		h.put("web/private/vault_token", "hvs.nomads") // Nomad's own is not asked for
-		r := h.start(asking(`"app-web"`) + block("secrets/user", creds, onNoop))
+		must.NoError(t, os.Remove(filepath.Join(h.alloc, "web/secrets/nomad_vault.jwt")))
+		r := h.start(asking(`"app-web"`, "file = true") + block("secrets/user", creds, onNoop))
 		first := sole(t, h.Tokens())
 		must.Zero(t, h.Logins())
 		h.reboot()
@@ -42,7 +46,7 @@ func TestTaskOfATokenRole(t *testing.T) {
 		must.Eq(t, 1, h.Minted())
 
 		r.stop()
-		r = h.start(asking(`"app-web", "app-more"`) + block("secrets/user", creds, onNoop))
+		r = h.start(asking(`"app-web", "app-more"`, "file = true") + block("secrets/user", creds, onNoop))
 		after(time.Second)
 		must.NotEq(t, first, sole(t, h.Tokens()), must.Sprint("other policies are another token, and the one before is revoked"))
 		h.RevokeTokens()

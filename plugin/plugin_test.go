@@ -137,6 +137,16 @@ func TestFingerprintIsTheWrappedDriversUnderOurName(t *testing.T) {
 	must.False(t, more)
 }
 
+// once is a wrapped driver that reports once, and then nothing new.
+type once struct{ drivers.DriverPlugin }
+
+func (once) Fingerprint(ctx context.Context) (<-chan *drivers.Fingerprint, error) {
+	reports := make(chan *drivers.Fingerprint, 1)
+	reports <- &drivers.Fingerprint{Health: drivers.HealthStateHealthy}
+	context.AfterFunc(ctx, func() { close(reports) })
+	return reports, nil
+}
+
 // TestFingerprintSaysWhyAClusterIsOff: the report that there was is sent again as soon as the reason changes.
 func TestFingerprintSaysWhyAClusterIsOff(t *testing.T) {
 	p := newPlugin(t, "exec", "vault-exec")
@@ -149,6 +159,7 @@ func TestFingerprintSaysWhyAClusterIsOff(t *testing.T) {
 			create_from_role = "nomad-cluster"
 			token_file       = "`+file+`"
 		}`))
+	p.inner = once{}
 	ctx, cancel := context.WithCancel(context.Background())
 	reports, err := p.Fingerprint(ctx)
 	must.NoError(t, err)

@@ -166,6 +166,19 @@ func TestLostAnswersOfTokenRolesKeepToTheBudget(t *testing.T) {
 	})
 }
 
+// What is asked of the cluster's own token leaves nothing behind: its lost answers are no tokens.
+func TestLostAnswersAboutTheOwnTokenAreAskedForAgain(t *testing.T) {
+	mint(t, func(m *minting) {
+		mend := m.Break(vaulttest.Fault{Match: "GET auth/token/lookup-self", Lose: true})
+		go func() {
+			time.Sleep(40 * time.Second)
+			mend()
+		}()
+		m.end(m.open())
+		must.Greater(m, 6, m.Calls("GET auth/token/lookup-self"))
+	})
+}
+
 func TestNobodyIsAskedBeforeTheClientServes(t *testing.T) {
 	mint(t, func(m *minting) {
 		time.Sleep(time.Minute)
@@ -235,14 +248,18 @@ func TestTokenFileThatIsNoSafePlace(t *testing.T) {
 					m.end(m.open())
 					return
 				}
+				time.Sleep(time.Minute) // until the client before is content
 				must.NoError(m, os.Remove(m.file))
 				must.NoError(m, c.make(m.file))
+				m.reach(nil)
+				m.client.Serve(func() {})
+				before := m.Calls("")
 				err := m.refused()
 				must.ErrorIs(m, err, vault.ErrInvalid)
 				must.StrContains(m, err.Error(), `read token_file of vault "default"`)
 				must.StrContains(m, err.Error(), c.says)
 				must.StrContains(m, m.client.Status(), c.says)
-				must.Eq(m, 0, m.Calls(""))
+				must.Eq(m, before, m.Calls(""))
 				must.NoError(m, os.RemoveAll(m.file))
 				m.put(m.own)
 				time.Sleep(time.Second) // a verdict holds that long
@@ -322,15 +339,19 @@ const vaultLook = time.Hour
 // An outage is none of the token's: who starts waits, who runs goes on, and the status stays.
 func TestOutageOfAClusterWithTokenRoles(t *testing.T) {
 	mint(t, func(m *minting) {
+		m.put(m.MakeOwn(time.Hour))
+		time.Sleep(10 * time.Second)
 		s := m.open()
 		m.generation(s, 0, creds)
+		time.Sleep(20 * time.Minute)
 		m.Down(true)
-		time.Sleep(30 * time.Minute)
+		time.Sleep(25 * time.Minute) // in which the cluster's own token was to be renewed
 		must.ErrorIs(m, m.refused(), vault.ErrUnavailable)
 		must.Eq(m, vault.Ready, m.client.Status())
 		m.Down(false)
-		time.Sleep(2 * time.Minute)
+		time.Sleep(2 * time.Hour)
 		must.False(m, changed(s))
+		must.True(m, m.Lives(m.own))
 		m.end(s)
 	})
 }
