@@ -36,7 +36,7 @@ func TestOptionalSecretIsWaitedForWithoutTrouble(t *testing.T) {
 		time.Sleep(every + every/8)
 		must.True(b, changed(s))
 		must.Eq(b, "1", value(b.generation(s, 0, optional("secret/a"))[0]))
-		must.Len(b, 0, b.notices)
+		must.Len(b, 0, b.heard())
 
 		b.Delete("secret/a", false)
 		time.Sleep(10 * time.Minute)

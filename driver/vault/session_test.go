@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,11 +59,16 @@ func (b *bench) note(n vault.Notice) {
 	b.notices = append(b.notices, n)
 }
 
-// told counts the notices of a kind.
-func (b *bench) told(kind vault.NoticeKind) (n int) {
+// heard are the notices so far.
+func (b *bench) heard() []vault.Notice {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, one := range b.notices {
+	return slices.Clone(b.notices)
+}
+
+// told counts the notices of a kind.
+func (b *bench) told(kind vault.NoticeKind) (n int) {
+	for _, one := range b.heard() {
 		if one.Kind == kind {
 			n++
 		}
@@ -134,7 +140,7 @@ func TestLeaseIsRenewedForADay(t *testing.T) {
 		must.Eq(b, 1, b.Logins())
 		must.Between(b, 34, b.Calls("PUT sys/leases/renew"), 50) // at a half to two thirds of an hour each
 		must.Between(b, 34, b.Calls("PUT auth/token/renew-self"), 50)
-		must.Len(b, 0, b.notices)
+		must.Len(b, 0, b.heard())
 		b.end(s)
 	})
 }
@@ -375,7 +381,7 @@ func TestLeaseInUseThatDiesIsNotRenewedForEver(t *testing.T) {
 		renewals := b.Calls("PUT sys/leases/renew")
 		time.Sleep(6 * time.Hour)
 		must.Between(b, 8, b.Calls("PUT sys/leases/renew")-renewals, 12, must.Sprint("those of the second one"))
-		must.Len(b, 1, b.notices)
+		must.Len(b, 1, b.heard())
 		b.end(s)
 	})
 }
@@ -549,7 +555,7 @@ func TestLeaseRevokedByOperator(t *testing.T) {
 		second := b.generation(s, 0, creds)[0]
 		must.NotEq(b, user(first), user(second))
 		must.Eq(b, []string{user(second)}, b.Users())
-		must.Len(b, 0, b.notices)
+		must.Len(b, 0, b.heard())
 		b.end(s)
 	})
 }
@@ -617,7 +623,7 @@ func TestRenewalThatIsRefusedKeepsTheLeaseUntilNearItsEnd(t *testing.T) {
 				time.Sleep(10 * time.Hour)
 				must.Eq(b, 1, b.Logins())
 				must.Eq(b, 1, b.told(vault.Problem))
-				must.StrContains(b, b.notices[0].Text, `path "sys/leases/renew" { capabilities = ["update"] }`)
+				must.StrContains(b, b.heard()[0].Text, `path "sys/leases/renew" { capabilities = ["update"] }`)
 				must.Between(b, 11, b.Minted(), 14)
 				b.end(s)
 			})
@@ -760,7 +766,7 @@ func TestOutageOfOneEngineDoesNotFlap(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		must.Eq(b, 1, b.told(vault.Recovered))
 		must.True(b, changed(s))
-		must.Len(b, 2, b.notices)
+		must.Len(b, 2, b.heard())
 		b.end(s)
 	})
 }
@@ -999,7 +1005,7 @@ func TestSpentLeases(t *testing.T) {
 				if !test.revoke {
 					must.Eq(b, test.calls, b.Calls("PUT sys/leases/revoke"), must.Sprint("it asks although it was denied"))
 				}
-				must.Len(b, 0, b.notices)
+				must.Len(b, 0, b.heard())
 				b.end(s)
 			})
 		})
@@ -1260,8 +1266,8 @@ func TestStartWaitsForVault(t *testing.T) {
 				must.ErrorIs(b, err, vault.ErrUnavailable)
 				must.True(b, vault.Transient(err))
 				must.Eq(b, 40*time.Second, time.Since(began).Round(10*time.Second))
-				must.Len(b, 1, b.notices, must.Sprint("it is told once that the start waits"))
-				must.Eq(b, vault.Notice{Kind: vault.Waiting, Text: waiting(fault, err)}, b.notices[0])
+				must.Len(b, 1, b.heard(), must.Sprint("it is told once that the start waits"))
+				must.Eq(b, vault.Notice{Kind: vault.Waiting, Text: waiting(fault, err)}, b.heard()[0])
 				time.AfterFunc(time.Minute, mend)
 				s := b.open()
 				must.NoError(b, s.Close(b.Context()))
@@ -1282,7 +1288,7 @@ func TestStartThatIsQuickSaysNothing(t *testing.T) {
 	bubble(t, func(b *bench) {
 		time.AfterFunc(500*time.Millisecond, b.Break(vaulttest.Fault{Status: 503}))
 		b.end(b.open())
-		must.Len(b, 0, b.notices)
+		must.Len(b, 0, b.heard())
 	})
 }
 
@@ -1373,9 +1379,9 @@ func TestIdentityThatIsMissingWhileRunning(t *testing.T) {
 		b.RevokeTokens()
 		time.Sleep(3 * time.Hour)
 		must.Eq(b, 1, b.told(vault.Problem))
-		must.Len(b, 1, b.notices)
+		must.Len(b, 1, b.heard())
 		must.NoError(b, s.Close(b.Context()))
-		must.Len(b, 1, b.notices, must.Sprint("told something when it was closed"))
+		must.Len(b, 1, b.heard(), must.Sprint("told something when it was closed"))
 	})
 }
 
@@ -1400,7 +1406,9 @@ func TestGivenToken(t *testing.T) {
 	bubble(t, func(b *bench) {
 		b.Roles["app"] = vaulttest.Role{TTL: time.Hour, Revoke: true, Policies: []string{"api"}}
 		given := b.Issue("app")
-		login := vault.Login{Given: func() (string, error) { return given, nil }}
+		var shown atomic.Value // what Nomad's file holds
+		shown.Store(given)
+		login := vault.Login{Given: func() (string, error) { return shown.Load().(string), nil }}
 		s, err := b.client.Open(b.Context(), vault.Options{Login: login, Notify: b.note})
 		must.NoError(b, err)
 		must.True(b, s.Given())
@@ -1419,6 +1427,7 @@ func TestGivenToken(t *testing.T) {
 
 		old := given
 		given = b.Issue("app")
+		shown.Store(given)
 		time.Sleep(10 * time.Second)
 		must.True(b, changed(s))
 		second := b.generation(s, 0, creds)[0]
@@ -1431,6 +1440,7 @@ func TestGivenToken(t *testing.T) {
 		must.True(b, s.Given())
 		must.Between(b, 1, b.told(vault.Problem), 2)
 		given = b.Issue("app")
+		shown.Store(given)
 		time.Sleep(time.Minute + 10*time.Second)
 		must.True(b, changed(s))
 		third := b.generation(s, 0, creds)[0]
@@ -1492,7 +1502,7 @@ func TestCloseWhileEverythingIsUnderWay(t *testing.T) {
 		_, err := s.Begin(true).Read(b.Context(), read("secret/c"))
 		must.ErrorIs(b, err, vault.ErrClosed)
 		must.NoError(b, s.Close(b.Context()), must.Sprint("Close may be called again"))
-		must.Len(b, 2, b.notices, must.Sprint("both readings told that they wait"))
+		must.Len(b, 2, b.heard(), must.Sprint("both readings told that they wait"))
 		must.Eq(b, 2, b.told(vault.Waiting))
 	})
 }

@@ -63,7 +63,7 @@ func TestAdoptionGoesOnWhereTheOtherProcessStopped(t *testing.T) {
 		must.Eq(b, 1, b.Logins())
 		must.Eq(b, 1, b.Minted())
 		must.Len(b, 1, b.Users())
-		must.Len(b, 0, b.notices)
+		must.Len(b, 0, b.heard())
 		b.end(s)
 	})
 }
@@ -289,7 +289,7 @@ func TestNoSecretInLogsNoticesAndErrors(t *testing.T) {
 			b.generation(s, 0, creds, read("secret/a"))
 		}
 		must.NoError(b, s.Close(b.Context()))
-		for _, n := range b.notices {
+		for _, n := range b.heard() {
 			seen.WriteString(n.Text + "\n")
 		}
 	})
