@@ -35,6 +35,8 @@ type blockConfig interface {
 	check() error
 	// prepare reads and checks what can be wrong before Vault is asked.
 	prepare(*renderer) (maker, error)
+	// questions are what it asks Vault, as far as that can be told without a task.
+	questions() ([]Question, error)
 }
 
 // maker makes the bytes of each part of a block. None, without an error, means that there is nothing yet.

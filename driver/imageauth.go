@@ -71,6 +71,10 @@ func (c *TaskConfig) validateAuth() error {
 // fromVault reports whether there is something to read. a may be nil.
 func (a *ImageAuthConfig) fromVault() bool { return a != nil && a.VaultPath != "" }
 
+func (a *ImageAuthConfig) request() vault.Request {
+	return vault.Request{Op: vault.Read, Path: a.path, Query: a.query}
+}
+
 // imageAuth is what a registry wants to know before it hands out an image. It does not print itself.
 type imageAuth struct{ username, password string }
 
@@ -86,7 +90,7 @@ func (r *renderer) addAuth(ctx context.Context, g, last *generation) error {
 		return nil
 	}
 	source := &source{pass: g.pass, vault: a.Vault}
-	secret, err := source.ask(ctx, vault.Request{Op: vault.Read, Path: a.path, Query: a.query})
+	secret, err := source.ask(ctx, a.request())
 	if err == nil {
 		g.auth, err = a.pick(secret)
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// A Use is a vault block of a task and what the task's templates ask there.
+// A Use is a vault block of a task and what the task's other blocks ask there.
 type Use struct {
 	VaultConfig
 	Server        vault.Cluster // of the plugin's configuration
@@ -17,11 +17,10 @@ type Use struct {
 	Questions     []Question
 }
 
-// A Question is what a template asks Vault.
+// A Question is what a block asks Vault.
 type Question struct {
-	Template string // its destination
-	Line     int
-	Text     string // the call as it is written, or why it cannot be read here
+	Block string // as messages name it, with the line of a template
+	Text  string // a template's call as it is written, or why it cannot be read here
 	// Request is what the driver would send; its path is empty where only the task can know it.
 	Request vault.Request
 }
@@ -39,13 +38,15 @@ func Review(op Config, cfg *drivers.TaskConfig, conf TaskConfig) ([]Use, error) 
 		return nil, err
 	}
 	asked := map[string][]Question{}
-	for i := range conf.Templates {
-		t := &conf.Templates[i]
-		questions, err := t.questions()
+	for _, b := range conf.blocks {
+		questions, err := b.config.questions()
 		if err != nil {
 			return nil, err
 		}
-		asked[t.Vault] = append(asked[t.Vault], questions...)
+		asked[b.Vault] = append(asked[b.Vault], questions...)
+	}
+	if a := conf.Auth; a.fromVault() {
+		asked[a.Vault] = append(asked[a.Vault], Question{Block: "auth", Request: a.request()})
 	}
 	blocks := conf.Vaults
 	if !conf.has("default") && len(asked["default"]) > 0 {
@@ -66,7 +67,7 @@ func Review(op Config, cfg *drivers.TaskConfig, conf TaskConfig) ([]Use, error) 
 // questions are those of one template, without executing it.
 func (t *TemplateConfig) questions() ([]Question, error) {
 	if t.Source != "" {
-		return []Question{{Template: t.Destination, Text: fmt.Sprintf("source %q, a file of the task", t.Source)}}, nil
+		return []Question{{Block: fmt.Sprintf("template %q", t.Destination), Text: fmt.Sprintf("source %q, a file of the task", t.Source)}}, nil
 	}
 	parsed, err := t.parse(t.Data)
 	if err != nil {
@@ -74,7 +75,7 @@ func (t *TemplateConfig) questions() ([]Question, error) {
 	}
 	var all []Question
 	for _, ask := range parsed.Asks() {
-		q := Question{Template: t.Destination, Line: ask.Line, Text: ask.Text, Request: vault.Request{Op: vault.Read, Path: ask.Path}}
+		q := Question{Block: fmt.Sprintf("template %q line %d", t.Destination, ask.Line), Text: ask.Text, Request: vault.Request{Op: vault.Read, Path: ask.Path}}
 		switch {
 		case ask.Write:
 			q.Request.Op = vault.Write
@@ -84,6 +85,14 @@ func (t *TemplateConfig) questions() ([]Question, error) {
 		all = append(all, q)
 	}
 	return all, nil
+}
+
+func (s *SecretConfig) questions() ([]Question, error) {
+	return []Question{{Block: s.String(), Request: s.request()}}, nil
+}
+
+func (p *PKIConfig) questions() ([]Question, error) {
+	return []Question{{Block: p.String(), Request: p.request()}}, nil
 }
 
 // parse checks the template's text.

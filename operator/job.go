@@ -147,7 +147,11 @@ func (c *checker) driver(name string, clients []*nomad.NodeListStub) *published 
 		clusters := strings.FieldsFunc(info.Attributes["driver."+name+".clusters"], func(r rune) bool { return r == ',' })
 		if served++; served == 1 {
 			for _, cluster := range clusters {
-				found.conf.Clusters = append(found.conf.Clusters, vault.Cluster{Name: cluster, AuthPath: c.path})
+				known := vault.Cluster{Name: cluster, AuthPath: c.path}
+				if info.Attributes["driver."+name+".cluster."+cluster] != "" { // which only those with token roles have
+					known.TokenFile, found.conf.Allow = "of the client's", unknownAllow(found.conf.Allow, cluster)
+				}
+				found.conf.Clusters = append(found.conf.Clusters, known)
 			}
 		}
 		found.conf.Clusters = slices.DeleteFunc(found.conf.Clusters, func(v vault.Cluster) bool { return !slices.Contains(clusters, v.Name) })
@@ -261,4 +265,13 @@ func oneLine(err error) string {
 		return strings.Join(strings.Fields(fmt.Sprintf("%s (%d)", answer.Body(), answer.StatusCode())), " ")
 	}
 	return strings.Join(strings.Fields(err.Error()), " ")
+}
+
+// unknownAllow is for a cluster of which no client tells what its operator allows: everything.
+func unknownAllow(a driver.Allow, cluster string) driver.Allow {
+	if a == nil {
+		a = driver.Allow{}
+	}
+	a[cluster] = map[string][]string{"*": {"*"}}
+	return a
 }

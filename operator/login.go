@@ -237,7 +237,7 @@ func (c *checker) questions(ctx context.Context, client *vault.Client, l login) 
 			continue
 		}
 		c.allowed(l, q)
-		if q.Request.Op == vault.Read && q.Engine == "kv" {
+		if q.Request.Op == vault.Read && q.Engine == "kv" && !q.Request.Optional {
 			c.present(ctx, l, q)
 		}
 	}
@@ -248,10 +248,10 @@ func (c *checker) locate(ctx context.Context, l login) (found []located) {
 	for _, q := range l.Questions {
 		if q.Request.Path == "" || strings.Contains(q.Request.Path, "${") {
 			c.warn(l.about, "see to it that a policy of the role allows what it asks for",
-				"template %q: %s: only the task knows the path", q.Template, q.Text)
+				"%s: %s: only the task knows the path", q.Block, q.Text)
 			continue
 		}
-		about := fmt.Sprintf("%s, template %q line %d", l.about, q.Template, q.Line)
+		about := fmt.Sprintf("%s, %s", l.about, q.Block)
 		place, err := c.direct.Locate(ctx, l.as.Token(), l.as.Namespace(), q.Request)
 		switch {
 		case err != nil:

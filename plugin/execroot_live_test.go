@@ -42,7 +42,6 @@ func execDriver(t *testing.T, body string) *testutils.DriverHarness {
 	raw, err := encoded(t, schema, body)
 	must.NoError(t, err)
 	h := testutils.NewDriverHarness(t, p.inner)
-	t.Cleanup(h.Kill)
 	must.NoError(t, h.SetConfig(&base.Config{PluginConfig: raw, AgentConfig: &base.AgentConfig{
 		Driver: &base.ClientDriverConfig{Topology: numalib.Scan(numalib.PlatformScanners(false))}}}))
 	return h

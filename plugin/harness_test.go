@@ -54,7 +54,6 @@ func wrapped(t *testing.T, wraps string) *testutils.DriverHarness {
 		body += "\n gc {\n image = false\n }"
 	}
 	h := testutils.NewDriverHarness(t, newPlugin(t, wraps, "vault-"+wraps))
-	t.Cleanup(h.Kill)
 	schema, err := h.ConfigSchema()
 	must.NoError(t, err)
 	raw, err := encoded(t, schema, body)

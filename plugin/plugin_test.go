@@ -38,7 +38,6 @@ func TestConfigureAsTheAgentDoes(t *testing.T) {
 	for _, wraps := range Drivers() {
 		t.Run(wraps, func(t *testing.T) {
 			h := testutils.NewDriverHarness(t, newPlugin(t, wraps, "vault-"+wraps))
-			t.Cleanup(h.Kill)
 			schema, err := h.ConfigSchema()
 			must.NoError(t, err)
 			raw, err := encoded(t, schema, `
