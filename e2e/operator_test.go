@@ -206,6 +206,10 @@ var flaws = map[string]flaw{
 	"a policy without the path": {config: renders(`{{ with secret "kv/data/default/another/config" }}{{ end }}`, ""), says: []string{
 		`template "secrets/out" line 1: read kv/data/default/another/config is denied`,
 		`role "checked" grants the policies [default checked]; what is missing in one of them is: path "kv/data/default/another/config" { capabilities = ["read"] }`}},
+	"a secret block that the policy does not allow": {config: "secret \"app\" {\n path = \"kv/default/another/config\"\n }\n", says: []string{
+		`secret "app": read kv/data/default/another/config is denied`}},
+	"a pki block that the policy does not allow": {config: "pki \"web\" {\n path = \"pki/issue/web\"\n cert_file = \"secrets/crt\"\n }\n", says: []string{
+		`pki "web": write pki/issue/web is denied`}},
 	"a policy with the paths of the vault command": {config: renders(`{{ with secret "kv/default/checked-words/config" }}{{ end }}`, ""), says: []string{
 		`read kv/data/default/checked-words/config is denied`, `write data/ after kv/ in the paths of the policies`}},
 	"a path of KV version 2 in version 1": {config: renders(`{{ with secret "checked-v1/data/config" }}{{ end }}`, ""), says: []string{
