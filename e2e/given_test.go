@@ -21,6 +21,7 @@ func TestTokenThatNomadDerivedIsUsedAsItIs(t *testing.T) {
 	t.Parallel()
 	s := own(t, stack.Options{Postgres: true, NomadsOwn: true})
 	must.NoError(t, audit(t.Context(), s))
+	t.Run("example", func(t *testing.T) { runExample(t, s, "nomad-token.nomad.hcl") })
 	for _, driver := range drivers {
 		t.Run(driver, func(t *testing.T) {
 			ctx := within(t, 3*time.Minute)

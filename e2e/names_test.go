@@ -302,4 +302,7 @@ func getsItsSecrets(t *testing.T, s *stack.Stack, driver string) {
 	must.Eq(t, "blue", shown(t, ctx, alloc, j, "/secrets/color", 2)[1])
 	stop(t, ctx, s, alloc, j)
 	eventually(t, slack, func() error { return unrevoked(t, ctx, s, j.Name) })
+	if driver == "docker" {
+		runExample(t, s, "in-place.nomad.hcl")
+	}
 }

@@ -32,7 +32,7 @@ func startTokenRoles(t *testing.T) tokenRoles {
 		return fmt.Sprintf("token_file = %q\n create_from_role = %q\n allow \"default\" {\n policies = [%s]\n }\n", filepath.Join(dir, file), role, allow)
 	}
 	return tokenRoles{dir: dir, Stack: own(t, stack.Options{Agent: patient, TokenRoles: map[string]string{
-		"roles":    cluster("token", "nomad-cluster", `"roles-*", "nomad-server"`) + "allow \"team\" {\n policies = [\"team\"]\n }\n",
+		"roles":    cluster("token", "nomad-cluster", `"roles-*", "hello-*", "nomad-server"`) + "allow \"team\" {\n policies = [\"team\"]\n }\n",
 		"maximum":  cluster("token", "nomad-maximum", `"*"`),
 		"aperiod":  cluster("token", "nomad-aperiod", `"*"`),
 		"missing":  cluster("token", "nomad-missing", `"*"`),
@@ -134,6 +134,7 @@ func TestTokenRoles(t *testing.T) {
 	s.status(t, "vault-exec", "replaced", `look up the cluster's own token: denied by Vault`)
 	s.status(t, "vault-exec", "brief", "ready")
 
+	t.Run("example", func(t *testing.T) { runExample(t, s.Stack, "token-role.nomad.hcl") })
 	t.Run("refused", func(t *testing.T) { refusedByTokenRoles(t, s) })
 	t.Run("replaced", func(t *testing.T) {
 		s.put(t, "replaced", s.make(t, "1h"))
