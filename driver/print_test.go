@@ -60,7 +60,7 @@ func TestPanicWhileRenderingShowsNoSecret(t *testing.T) {
 		return
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), child+"=1", "GOTRACEBACK=all")
+	cmd.Env = append(os.Environ(), child+"=1", "GOTRACEBACK=all", "TMPDIR="+t.TempDir()) // nobody cleans up after a panic
 	trace, err := cmd.CombinedOutput()
 	must.Error(t, err)
 	must.StrContains(t, string(trace), "nil pointer dereference")

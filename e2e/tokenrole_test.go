@@ -180,7 +180,7 @@ func grants(ctx context.Context, s *stack.Stack, role string) error {
 // refusedByTokenRoles: one clear line each, nothing is started and no token is left.
 func refusedByTokenRoles(t *testing.T, s tokenRoles) {
 	for name, c := range map[string]struct{ cluster, policies, says string }{
-		"operator":  {"roles", `policies = ["roles-read", "admin"]`, `vault "default": policies: "admin" is not allowed in Nomad namespace "default": the operator allows ["roles-*" "nomad-server"] there`},
+		"operator":  {"roles", `policies = ["roles-read", "admin"]`, `vault "default": policies: "admin" is not allowed in Nomad namespace "default": the operator allows ["roles-*" "hello-*" "nomad-server"] there`},
 		"namespace": {"roles", `policies = ["team"]`, `vault "default": policies: "team" is not allowed in Nomad namespace "default"`},
 		"role":      {"roles", `policies = ["nomad-server"]`, `make a token by token role "nomad-cluster" of vault "roles": refused by Vault: token policy "nomad-server" is disallowed by this role (400); correct policies`},
 		"none":      {"roles", ``, `vault "default": policies is missing: cluster "roles" makes tokens by its token role`},
