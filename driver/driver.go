@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 	"time"
 
@@ -63,21 +64,26 @@ func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.Dr
 	return d
 }
 
-// Configure sets what the operator configured. It does not talk to Vault and may be called again.
+// Configure sets what the operator configured. It does not talk to Vault and may be called again: nobody looks after the same token of a cluster
+// twice.
 func (d *Driver) Configure(c Config) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	clients := map[string]*vault.Client{}
 	for _, cluster := range c.Clusters {
+		if old := d.clients[cluster.Name]; old != nil && cluster.Issues() && reflect.DeepEqual(old.Cluster(), cluster) {
+			clients[cluster.Name] = old
+			continue
+		}
 		client, err := vault.NewClient(cluster, d.sched, d.logger)
 		if err != nil {
 			return err
 		}
 		clients[cluster.Name] = client
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.config, d.clients = c, clients
 	if d.serving {
 		d.serveClients()

@@ -281,9 +281,7 @@ func TestSecretBlockBelongsToTheTasksUser(t *testing.T) {
 		"half of it by both": {"nobody", "uid = 7", 7, 65534},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if os.Geteuid() != 0 {
-				t.Skip("needs root")
-			}
+			needRoot(t)
 			bubble(t, func(h *host) {
 				h.write("green")
 				cfg := h.job(asApp + secretBlock("db", test.more) + block("local/x", "x", ""))

@@ -5,8 +5,10 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,7 +25,7 @@ var examples = map[string]struct {
 	vars          func(*testing.T, *stack.Stack) map[string]string
 	put           func(ctx context.Context, s *stack.Stack, greeting string) error
 	before, after string
-	test          string // that runs it on a stack of its own, where the common one cannot
+	own           bool // it is run by a test with a stack of its own, since the common one cannot
 }{
 	"exec.nomad.hcl":   {task: "hello", put: putKV("hello-exec"), before: "(?m)^good morning$", after: "(?m)^good night$"},
 	"docker.nomad.hcl": {task: "hello", put: putKV("hello-docker"), before: "(?m)^good morning$", after: "(?m)^good night$"},
@@ -32,11 +34,11 @@ var examples = map[string]struct {
 	"pki.nomad.hcl":    {task: "hello", before: `(?m)^-----BEGIN CERTIFICATE-----$`},
 	"secret.nomad.hcl": {task: "hello", put: putKV("hello-secret"), before: `(?m)^\{"greeting":"good morning"\}$`, after: `(?m)^\{"greeting":"good night"\}$`},
 	"nomad-token.nomad.hcl": {task: "hello", put: putKV("hello-nomad-token"), before: "(?m)^good morning$", after: "(?m)^good night$",
-		test: "TestTokenThatNomadDerivedIsUsedAsItIs"},
-	"token-role.nomad.hcl": {task: "hello", put: putRoleKV, before: "(?m)^good morning$", after: "(?m)^good night$", test: "TestTokenRoles",
+		own: true},
+	"token-role.nomad.hcl": {task: "hello", put: putRoleKV, before: "(?m)^good morning$", after: "(?m)^good night$", own: true,
 		vars: func(*testing.T, *stack.Stack) map[string]string { return map[string]string{"cluster": "roles"} }},
 	"in-place.nomad.hcl": {task: "hello", put: putKV("hello-in-place"), before: "(?m)^good morning$", after: "(?m)^good night$",
-		test: "TestPublishedUnderTheWrappedDriversName"},
+		own: true},
 	"nomad-vars.nomad.hcl": {task: "hello", put: putVariable,
 		before: `(?m)^good morning from 127\.0\.0\.1:\d+$`, after: `(?m)^good night from 127\.0\.0\.1:\d+$`},
 	"database.nomad.hcl": {task: "query", before: "I am v-jwt-", vars: func(_ *testing.T, s *stack.Stack) map[string]string {
@@ -74,12 +76,28 @@ func TestExamplesRunAsTheyStand(t *testing.T) {
 	files, err := filepath.Glob("../example/*.nomad.hcl")
 	must.NoError(t, err)
 	must.SliceLen(t, len(examples), files, must.Sprint("a job of example/ without a test"))
+	tests := sources(t)
 	for _, name := range slices.Sorted(maps.Keys(examples)) {
-		if examples[name].test != "" {
+		if examples[name].own {
+			must.RegexMatch(t, regexp.MustCompile(`runExample\(t, s[.\w]*, "`+regexp.QuoteMeta(name)+`"\)`), tests, must.Sprint("no test runs it"))
 			continue
 		}
 		t.Run(name, func(t *testing.T) { runExample(t, common(t), name) })
 	}
+}
+
+// sources is the text of the tests here.
+func sources(t *testing.T) string {
+	t.Helper()
+	files, err := filepath.Glob("*_test.go")
+	must.NoError(t, err)
+	var all strings.Builder
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		must.NoError(t, err)
+		all.Write(text)
+	}
+	return all.String()
 }
 
 func TestExampleOfAnAgentsConfigurationServesThePlugins(t *testing.T) {

@@ -291,7 +291,7 @@ func (s *Session) renewLease(ctx context.Context, t *token, path string, l Lease
 // got lost it first makes sure that Vault answers at all.
 func (s *Session) reissue(ctx context.Context, it *item) (changed bool) {
 	s.mu.Lock()
-	t, req, issued, stumbled := s.token, it.req, it.secret.issued(), it.class == ErrUnavailable
+	req, issued, stumbled := it.req, it.secret.issued(), it.class == ErrUnavailable
 	req.Optional = it.secret.Absent() // what was there once is missed when it is gone
 	wait := it.budget(time.Now())
 	if wait > 0 && !it.renew {
@@ -303,7 +303,7 @@ func (s *Session) reissue(ctx context.Context, it *item) (changed bool) {
 	}
 	var err error
 	if issued && stumbled {
-		_, err = s.lookUp(ctx, t)
+		err = s.answers(ctx)
 	}
 	if unasked(err) {
 		s.stumble(ctx, &it.upkeep, err, time.Time{})

@@ -1,0 +1,33 @@
+package driver
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/vault"
+)
+
+// The agent configures a plugin more than once, and a second client would renew the cluster's own token beside the first.
+func TestClusterWithATokenOfItsOwnIsLookedAfterOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := New(t.Context(), hclog.NewNullLogger(), "vault-fake", nil)
+		c := Config{StateDir: "/none", StartTimeout: time.Second, PollInterval: time.Second, MinPollInterval: time.Second,
+			Clusters: []vault.Cluster{{Name: "own", Address: "http://127.0.0.1:1", Role: "nomad-cluster", TokenFile: "/none"}}}
+		must.NoError(t, d.Configure(c))
+		first, err := d.client("own")
+		must.NoError(t, err)
+		must.NoError(t, d.Configure(c))
+		same, err := d.client("own")
+		must.NoError(t, err)
+		must.True(t, first == same)
+		c.Clusters = []vault.Cluster{{Name: "own", Address: "http://127.0.0.1:1", Role: "another", TokenFile: "/none"}}
+		must.NoError(t, d.Configure(c))
+		other, err := d.client("own")
+		must.NoError(t, err)
+		must.False(t, first == other)
+	})
+}
