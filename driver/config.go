@@ -2,7 +2,6 @@ package driver
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,5 +55,3 @@ func (c Config) cluster(name string) (vault.Cluster, error) {
 	}
 	return vault.Cluster{}, fmt.Errorf("cluster %q is unknown: the operator has configured %s", name, strings.Join(names, ", "))
 }
-
-func (c Config) denies(user string) bool { return slices.Contains(c.DeniedUsers, user) }

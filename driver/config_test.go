@@ -31,3 +31,23 @@ func TestClusterWithATokenOfItsOwnIsLookedAfterOnce(t *testing.T) {
 		must.False(t, first == other)
 	})
 }
+
+func TestUserOfATaskThatNamesNoneIsDeniedToo(t *testing.T) {
+	for sentence, c := range map[string]struct{ user, runsAs, says string }{
+		"the wrapped driver's is judged":             {runsAs: "root", says: `the task names no user and would run as "root": this node's operator denies it (denied_users): set another`},
+		"also by its number":                         {runsAs: "0", says: `would run as "root"`},
+		"another one is not denied":                  {runsAs: "nobody"},
+		"nor is one that the image decides":          {},
+		"the task's own comes before it":             {user: "nobody", runsAs: "root"},
+		"and is denied in other words, as it was so": {user: "0", runsAs: "nobody", says: `user "0" is not allowed`},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			err := Config{DeniedUsers: []string{"root"}, DefaultUser: c.runsAs}.checkUser(c.user)
+			if c.says == "" {
+				must.NoError(t, err)
+				return
+			}
+			must.ErrorContains(t, err, c.says)
+		})
+	}
+}

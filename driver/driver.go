@@ -40,17 +40,21 @@ type Driver struct {
 	mu      sync.Mutex // guards what follows
 	config  Config
 	clients map[string]*vault.Client // by cluster name
-	tasks   map[string]*task         // by Nomad's task ID
+	tasks   map[string]*task         // by taskKey: its only run that starts, runs, or has ended and is not destroyed yet
 	idle    map[string]*left         // by taskKey: what waits for the task's next run
 	store   *store                   // nil until Serve, and where sessions cannot be kept
 	serving bool                     // Serve was called
 	news    chan struct{}            // closed when what Clusters returns changes
 }
 
-// A Sweeper is a wrapped driver that can end what is left of a start whose handle was lost with the plugin process that
-// asked for it: by the name of the task, its allocation and the allocation's directory.
+// A Sweeper is a wrapped driver that knows the processes of a task without a handle, which can be lost with the plugin process
+// that asked for them: by the name of the task, its allocation and the allocation's directory.
 type Sweeper interface {
+	// Sweep ends them, and what the wrapped driver has started beside them.
 	Sweep(cfg *drivers.TaskConfig) error
+
+	// Runs reports whether there is one.
+	Runs(cfg *drivers.TaskConfig) bool
 }
 
 // New wraps inner under the published name. It acts on nothing before the first task. When ctx ends it leaves everything as
@@ -120,7 +124,7 @@ func (d *Driver) Clusters() (status map[string]string, changed <-chan struct{}) 
 }
 
 // Serve begins to look after the clusters' own tokens, opens the state directory and takes over what a plugin process before this one left there: what no task of this
-// agent claims within a minute is revoked. It is separate from Configure because Nomad configures plugin processes that
+// agent claims in time is revoked. It is separate from Configure because Nomad configures plugin processes that
 // only validate and must not touch what others left.
 func (d *Driver) Serve() {
 	d.serve.Do(func() {
@@ -168,15 +172,55 @@ func (d *Driver) client(cluster string) (*vault.Client, error) {
 	return nil, err
 }
 
-func (d *Driver) task(id string) (*task, bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	t, ok := d.tasks[id]
-	return t, ok
-}
-
 // taskKey identifies a task across its runs, each of which has an ID of its own.
 func taskKey(cfg *drivers.TaskConfig) string { return cfg.AllocID + "/" + cfg.Name }
+
+// task returns the run with that ID, of which the agent knows now. One that is starting is waited for.
+func (d *Driver) task(id string) (*task, bool) {
+	t := d.find(id)
+	if t == nil {
+		return nil, false
+	}
+	select {
+	case <-t.begun:
+	case <-d.ctx.Done():
+	}
+	if d.find(id) != t { // the start failed
+		return nil, false
+	}
+	t.ask()
+	return t, true
+}
+
+func (d *Driver) find(id string) *task {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, t := range d.tasks {
+		if t.cfg.ID == id {
+			return t
+		}
+	}
+	return nil
+}
+
+// enter makes t the run of its task, unless there is another one, which it returns.
+func (d *Driver) enter(t *task) (other *task) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if other = d.tasks[t.record.Key]; other == nil {
+		d.tasks[t.record.Key] = t
+	}
+	return other
+}
+
+// forget is for a run that nobody can ask about any more.
+func (d *Driver) forget(t *task) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tasks[t.record.Key] == t {
+		delete(d.tasks, t.record.Key)
+	}
+}
 
 // WaitTask returns a channel that gets the result when the task has ended for good: restarts that this driver makes are
 // not an end.
@@ -223,14 +267,17 @@ func (d *Driver) DestroyTask(id string, force bool) error {
 		if !force {
 			return fmt.Errorf("destroy task %s: it is running", id)
 		}
-		if err := t.stop(0, ""); err != nil {
-			return err
-		}
 	}
-	d.mu.Lock()
-	delete(d.tasks, id)
-	d.mu.Unlock()
-	return ignoreUnknown(d.inner.DestroyTask(id, true))
+	return d.destroy(t, 0, "")
+}
+
+// destroy forgets a run, which is stopped before if it has not ended.
+func (d *Driver) destroy(t *task, timeout time.Duration, signal string) error {
+	if err := t.stop(timeout, signal); err != nil {
+		return err
+	}
+	defer d.forget(t) // last, so that the next run cannot meet what is removed here
+	return ignoreUnknown(d.inner.DestroyTask(t.cfg.ID, true))
 }
 
 func ignoreUnknown(err error) error {

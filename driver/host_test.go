@@ -145,6 +145,13 @@ func (h *host) reboot() {
 	h.boot()
 }
 
+// StartTask starts a task for an agent that gets the answer: it asks about the task at once.
+func (p *plugin) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	handle, network, err := p.Driver.StartTask(cfg)
+	p.task(cfg.ID)
+	return handle, network, err
+}
+
 // Write takes the log.
 func (p *plugin) Write(line []byte) (int, error) {
 	p.mu.Lock()
@@ -185,6 +192,14 @@ func (h *host) job(config string) *drivers.TaskConfig {
 	return cfg
 }
 
+// elsewhere is job with a directory of its own for the allocation, which can go.
+func (h *host) elsewhere(config string) *drivers.TaskConfig {
+	cfg := h.job(config)
+	cfg.AllocDir = filepath.Join(h.TempDir(), "alloc")
+	must.NoError(h, os.CopyFS(cfg.AllocDir, os.DirFS(h.alloc)))
+	return cfg
+}
+
 // encode gives cfg the config block as the agent does it: by the specification, with its defaults.
 func encode(t *testing.T, cfg *drivers.TaskConfig, config string) error {
 	t.Helper()
@@ -212,6 +227,13 @@ func (h *host) start(config string) *run {
 	h.events()
 	h.inner.did()
 	return &run{h, cfg, handle}
+}
+
+// unasked starts the task for an agent that dies before it has the answer.
+func (h *host) unasked(cfg *drivers.TaskConfig) {
+	h.Helper()
+	_, _, err := h.Driver.StartTask(cfg)
+	must.NoError(h, err)
 }
 
 // refused starts the task, which must fail and leave nothing, and returns the error.

@@ -64,6 +64,7 @@ type wrapped struct {
 	calls []string
 	fails map[string]error         // by method
 	takes map[string]time.Duration // by method
+	deaf  bool                     // its processes do not stop before they are killed, when the timeout of a stop is over
 	exec  func(cmd []string) (*drivers.ExecTaskResult, error)
 }
 
@@ -200,6 +201,12 @@ func (w *wrapped) StopTask(id string, timeout time.Duration, signal string) erro
 	if p == nil {
 		return drivers.ErrTaskNotFound
 	}
+	if w.deaf {
+		select {
+		case <-p.ended:
+		case <-time.After(timeout):
+		}
+	}
 	w.m.exit(p.pid, &drivers.ExitResult{ExitCode: 143, Signal: 15})
 	return nil
 }
@@ -232,6 +239,11 @@ func (w *wrapped) Sweep(cfg *drivers.TaskConfig) error {
 	return nil
 }
 
+// Runs looks for a process of the allocation, which has one task.
+func (w *wrapped) Runs(cfg *drivers.TaskConfig) bool {
+	return slices.ContainsFunc(w.m.running(), func(p *process) bool { return p.alloc == cfg.AllocID })
+}
+
 func (w *wrapped) SignalTask(id, signal string) error {
 	if err := w.call("signal", signal); err != nil {
 		return err
@@ -242,6 +254,9 @@ func (w *wrapped) SignalTask(id, signal string) error {
 	}
 	w.m.mu.Lock()
 	defer w.m.mu.Unlock()
+	if w.m.procs[p.pid] == nil {
+		return errors.New("wrapped: the process has ended")
+	}
 	p.signals = append(p.signals, signal)
 	return nil
 }

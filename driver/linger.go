@@ -12,9 +12,12 @@ import (
 )
 
 const (
-	// unclaimedAfter is how long after its start the plugin revokes the sessions that no task of this agent has claimed:
-	// their allocations are gone.
+	// unclaimedAfter is how often the plugin looks whether the agent may still come for a task: not once its allocation is gone.
 	unclaimedAfter = time.Minute
+	// claimedWithin is how long the agent may take to come for a task that it knows, whatever has become of the job. It waits for its
+	// drivers, up to 55 seconds, and recovers one task after the other before it asks the server (client/client.go, NewClient and
+	// restoreState): the tasks of a docker daemon that hangs, each for minutes, delay those behind them.
+	claimedWithin = 15 * time.Minute
 	// revokeWithin bounds one attempt to revoke, and undoWithin the one that a failed start waits for.
 	revokeWithin = 30 * time.Second
 	undoWithin   = 5 * time.Second
@@ -28,8 +31,9 @@ type left struct {
 	seal    func()   // ends what the run itself still saves of its sessions; nil for another process's
 	pipes   *pipes   // still held after a recovery that failed: the log collector reads on until the next start holds them; else nil
 	timer   *time.Timer
-	late    chan struct{} // closed when it cannot be claimed any more and its files are gone
+	late    chan struct{} // closed when it cannot be claimed any more and its files are gone, or when another has taken its place
 	old     bool          // of a plugin process before this one
+	found   time.Time     // by this one, until it is claimed
 	warned  bool          // that it cannot be revoked yet
 }
 
@@ -47,7 +51,7 @@ func (d *Driver) leave(l *left, wait time.Duration) {
 
 // inherit takes over what is in the state directory.
 func (d *Driver) inherit(r record) {
-	if l := (&left{record: r, old: true}); r.aside {
+	if l := (&left{record: r, old: true, found: time.Now()}); r.aside {
 		l.secrets = d.restore(r)
 		go d.revokeAll(l)
 	} else {
@@ -58,23 +62,24 @@ func (d *Driver) inherit(r record) {
 // claim takes what the last run of a task has left, nil when there is nothing. Whoever stops the timer has it; one that is
 // expiring is waited for, so that its files are not removed from under those of the next run.
 func (d *Driver) claim(key string) *left {
-	d.mu.Lock()
-	l := d.idle[key]
-	if l == nil {
+	for {
+		d.mu.Lock()
+		l := d.idle[key]
+		mine := l != nil && l.timer.Stop()
+		if mine {
+			delete(d.idle, key)
+		}
 		d.mu.Unlock()
-		return nil
-	}
-	mine := l.timer.Stop()
-	if mine {
-		delete(d.idle, key)
-	}
-	d.mu.Unlock()
-	if !mine {
+		switch {
+		case l == nil:
+			return nil
+		case mine:
+			l.found = time.Time{}
+			d.own(l)
+			return l
+		}
 		<-l.late
-		return nil
 	}
-	d.own(l)
-	return l
 }
 
 // own ends the part of the run that has left l.
@@ -99,21 +104,45 @@ func (d *Driver) sweep(l *left) error {
 	if !l.old || !can {
 		return nil
 	}
-	if err := inner.Sweep(l.secrets.cfg); err != nil {
+	if err := inner.Sweep(l.record.task()); err != nil {
 		return fmt.Errorf("end what an earlier start has left: %w", err)
 	}
 	return nil
 }
 
-// stray reports that nobody else will end what l may have left running: the wrapped driver never told its handle, or the
-// allocation is gone.
+// stray reports that nobody else will end what l may have left running: the agent has no handle of it, or the allocation is
+// gone.
 func (l *left) stray() bool {
-	_, err := os.Stat(l.record.AllocDir)
-	return l.record.Launching || errors.Is(err, os.ErrNotExist)
+	return l.record.Launching || l.record.Unasked || gone(l.record.AllocDir)
+}
+
+// gone reports that an allocation is, of which this is the directory.
+func gone(allocDir string) bool {
+	_, err := os.Stat(allocDir)
+	return errors.Is(err, os.ErrNotExist)
+}
+
+// awaited reports that the agent may still recover the task: it has not come to it yet, or the process runs.
+func (d *Driver) awaited(l *left) bool {
+	r := l.record
+	if l.found.IsZero() || r.Inner == nil || r.Launching || r.Ended || gone(r.AllocDir) {
+		return false
+	}
+	inner, can := d.inner.(Sweeper)
+	soon := time.Since(l.found) < claimedWithin
+	if !can {
+		return soon
+	}
+	return inner.Runs(r.task()) && (soon || !r.Unasked) // without a process nobody is hurt by new credentials
 }
 
 func (d *Driver) expire(l *left) {
 	if d.ctx.Err() != nil { // the next plugin process finds it
+		return
+	}
+	if d.awaited(l) {
+		d.leave(&left{record: l.record, old: true, found: l.found}, unclaimedAfter)
+		close(l.late)
 		return
 	}
 	if l.secrets == nil {
@@ -137,7 +166,7 @@ func (d *Driver) expire(l *left) {
 func (d *Driver) clear(l *left) {
 	l.secrets.pause()
 	if root, err := os.OpenRoot(l.record.AllocDir); err == nil { // else the allocation is gone, and its files with it
-		if err := template.Remove(root, l.record.Files); err != nil {
+		if err := template.Remove(root, l.record.task().Name, l.record.Files); err != nil {
 			d.logger.Warn("rendered files are left behind", "task", l.record.Key, "error", err)
 		}
 		root.Close()

@@ -36,6 +36,27 @@ func TestStopRevokesAfterTwoSeconds(t *testing.T) {
 	})
 }
 
+// TestStopOfATaskThatWasTakenOverRevokesAfterTenSeconds: its next start, where it is one of nomad alloc restart, takes Nomad longer.
+func TestStopOfATaskThatWasTakenOverRevokesAfterTenSeconds(t *testing.T) {
+	for from, end := range map[string]func(*host){"an agent": func(*host) {}, "a plugin": (*host).reboot} {
+		t.Run("from "+from, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				r := h.start(whole)
+				end(h)
+				r.recovered()
+				r.stop()
+				after(olderLinger - time.Second)
+				again := h.start(whole)
+				must.Eq(t, 1, h.Logins())
+				must.Eq(t, 1, h.Minted())
+				again.stop()
+				after(stopLinger)
+				h.nothingLeft()
+			})
+		})
+	}
+}
+
 func TestEndWithoutAStopRevokesAfterTheLinger(t *testing.T) {
 	for _, linger := range []time.Duration{0, time.Second, time.Minute} {
 		t.Run(linger.String(), func(t *testing.T) {

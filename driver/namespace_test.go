@@ -43,7 +43,7 @@ func TestNamespaceIsInTheHeaderOfEveryRequest(t *testing.T) {
 				r.recovered()
 				after(3 * time.Hour)
 				r.stop()
-				after(stopLinger)
+				after(olderLinger)
 				h.nothingLeft()
 				for _, call := range []string{"PUT auth/jwt-nomad/login", "GET database/creds/app", "GET secret/data/web", "GET sys/internal/ui/mounts/",
 					"PUT auth/token/renew-self", "PUT sys/leases/renew", "PUT sys/leases/revoke", "GET auth/token/lookup-self", "PUT auth/token/revoke-self"} {

@@ -55,6 +55,23 @@ func fifos(t *testing.T) (stdout, stderr string) {
 	return stdout, stderr
 }
 
+func TestLogGoesOnWhenAStartTakesThePlaceOfAnother(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.stderr = filepath.Join(h.alloc, "stderr")
+		must.NoError(t, unix.Mkfifo(h.stderr, 0o600))
+		log := collect(t, h.stderr)
+		h.unasked(h.job(asApp))
+		h.inner.slow("destroy", time.Minute)
+		go func() { _, _, _ = h.StartTask(h.job(asApp)) }()
+		after(30 * time.Second)
+		must.Eq(t, "[vault-fake] ended: the agent has asked for another start of the task\n", log.read())
+		must.False(t, log.over(), must.Sprint("the new one holds it before the old one lets go"))
+		after(time.Minute)
+		must.False(t, log.over())
+		log.close()
+	})
+}
+
 func TestLogGoesOnOverARestartInTheDriver(t *testing.T) {
 	bubble(t, func(h *host) {
 		stdout, stderr := fifos(t)
@@ -118,6 +135,36 @@ func TestRestartWaitsForALogCollector(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Each restart has its own minute: one that was not needed any more leaves nothing of its for the next.
+func TestRestartThatWasTakenBackWaitsAnewForALogCollector(t *testing.T) {
+	bubble(t, func(h *host) {
+		stdout, stderr := fifos(t)
+		out, err := collect(t, stdout), collect(t, stderr)
+		h.write("green")
+		cfg := h.job(several("poll_interval = \"5s\""))
+		cfg.StdoutPath, cfg.StderrPath = stdout, stderr
+		_, _, failed := h.StartTask(cfg)
+		must.NoError(t, failed)
+		r := &run{host: h, cfg: cfg}
+		r.did()
+		out.close()
+		err.close()
+		h.write("blue")
+		after(10 * time.Second)
+		h.write("green")
+		after(time.Hour)
+		h.write("red")
+		after(30 * time.Second)
+		must.True(t, r.alive())
+		must.SliceEmpty(t, r.did())
+		out, err = collect(t, stdout), collect(t, stderr)
+		after(2 * time.Second)
+		must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
+		out.close()
+		err.close()
+	})
 }
 
 func TestLineThatThePipeHasNoRoomForIsDropped(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +34,7 @@ type PKIConfig struct {
 	ChainFile   string            `codec:"chain_file"`
 	BundleFile  string            `codec:"bundle_file"`
 	RenewBefore string            `codec:"renew_before"`
+	Revoke      bool              `codec:"revoke"`
 	OutputConfig
 
 	label       string // of the block
@@ -54,8 +56,9 @@ func pkiSpec() map[string]*hclspec.Spec {
 		"chain_file":   attr("chain_file", "string", `""`),
 		"bundle_file":  attr("bundle_file", "string", `""`),
 		"renew_before": attr("renew_before", "string", `""`),
+		"revoke":       attr("revoke", "bool", "false"),
 	})
-	for _, name := range []string{"env", "once", "poll_interval"} { // which mean nothing for a certificate
+	for _, name := range []string{"env", "poll_interval"} { // which mean nothing for a certificate
 		delete(spec, name)
 	}
 	return spec
@@ -95,7 +98,7 @@ func (p *PKIConfig) String() string { return fmt.Sprintf("pki %q", p.label) }
 func (p *PKIConfig) check() (err error) {
 	switch {
 	case !blockName.MatchString(p.label):
-		return errors.New("name: use letters, digits, - and _")
+		return errors.New("name: use letters, digits, -, _ and ., which is not the first")
 	case strings.Trim(p.Path, "/ ") == "":
 		return errors.New(`path is required: name a role such as "pki/issue/app"`)
 	case len(p.files()) == 0:
@@ -108,6 +111,9 @@ func (p *PKIConfig) check() (err error) {
 		if _, own := pkiSpec()[name]; own {
 			return fmt.Errorf("args.%[1]s: set %[1]s itself", name)
 		}
+	}
+	if p.Revoke && p.revokedAt() == "" {
+		return fmt.Errorf(`revoke: there is no telling where Vault revokes what is issued at %q: use a path such as "pki/issue/app", or leave revoke out`, p.Path)
 	}
 	if p.RenewBefore == "" {
 		return nil
@@ -133,7 +139,28 @@ func (p *PKIConfig) request() vault.Request {
 			data[name] = value
 		}
 	}
-	return vault.Request{Op: vault.Write, Path: p.Path, Data: data, Before: p.renewBefore}
+	r := vault.Request{Op: vault.Write, Path: p.Path, Data: data, Before: p.renewBefore}
+	if p.Revoke {
+		r.Revoke = p.revokedAt()
+	}
+	return r
+}
+
+// issuingPath is a path of the PKI engine's that issues certificates: its mount, and whether Vault makes the key, too
+// (https://developer.hashicorp.com/vault/api-docs/secret/pki#issuing-certificates).
+var issuingPath = regexp.MustCompile(`^/?(.+?)/(?:issuer/[^/]+/)?(issue|sign|sign-verbatim)(?:/[^/]+)?/?$`)
+
+// revokedAt is where Vault revokes a certificate of the block: for who has its key, where Vault has made that, so that a policy need not
+// grant the revocation of everybody's. It is empty for a path of another kind.
+func (p *PKIConfig) revokedAt() string {
+	switch m := issuingPath.FindStringSubmatch(p.Path); {
+	case m == nil:
+		return ""
+	case m[2] == "issue":
+		return m[1] + "/revoke-with-key"
+	default:
+		return m[1] + "/revoke"
+	}
 }
 
 func (p *PKIConfig) prepare(*renderer) (maker, error) {

@@ -102,7 +102,7 @@ func TestPKIBlockThatCannotBeRenewedKeepsItsFiles(t *testing.T) {
 var invalidPKIs = map[string]struct{ config, says string }{
 	"no path":                  {`pki "web" { cert_file = "secrets/x" }`, `pki "web": path is required: name a role such as "pki/issue/app"`},
 	"no file":                  {pkiBlock("web", ""), `pki "web": no file is asked for: set one of cert_file, key_file`},
-	"a name with a slash":      {pkiBlock("a/b", `cert_file = "secrets/x"`), `pki "a/b": name: use letters, digits, - and _`},
+	"a name with a slash":      {pkiBlock("a/b", `cert_file = "secrets/x"`), `pki "a/b": name: use letters, digits, -, _ and ., which is not the first`},
 	"one file for two":         {pkiBlock("web", "cert_file = \"secrets/x\"\nkey_file = \"/secrets/x\""), `pki "web": key_file: pki "web" has the same: choose another`},
 	"a file of a secret block": {secretBlock("x", "") + pkiBlock("web", `ca_file = "secrets/x"`), `pki "web": ca_file: secret "x" has the same: choose another`},
 	"a file outside":           {pkiBlock("web", `bundle_file = "../x"`), `pki "web": bundle_file: path "../x" is not below the task's directory`},
@@ -112,7 +112,12 @@ var invalidPKIs = map[string]struct{ config, says string }{
 	"renew_before is long":     {pkiBlock("web", "cert_file = \"secrets/x\"\nttl = \"1h\"\nrenew_before = \"31m\""), `pki "web": renew_before 31m0s is more than half of ttl 1h0m0s`},
 	"unknown vault":            {pkiBlock("web", "cert_file = \"secrets/x\"\nvault = \"west\""), `pki "web": vault = "west": the task has no vault block with that name`},
 	"perms is no mode":         {pkiBlock("web", "cert_file = \"secrets/x\"\nperms = \"x\""), `pki "web": perms "x" is not an octal file mode`},
-	"a mode without a signal":  {pkiBlock("web", "cert_file = \"secrets/x\"\nchange_mode = \"signal\""), `pki "web": change_signal is missing`},
+	"revoked nobody knows where": {`pki "web" {
+		path = "pki/root/generate/exported"
+		cert_file = "secrets/x"
+		revoke = true
+	}`, `pki "web": revoke: there is no telling where Vault revokes what is issued at "pki/root/generate/exported"`},
+	"a mode without a signal": {pkiBlock("web", "cert_file = \"secrets/x\"\nchange_mode = \"signal\""), `pki "web": change_signal is missing`},
 }
 
 func TestInvalidPKIBlockFailsAtOnceAndNamesTheField(t *testing.T) {
@@ -150,5 +155,67 @@ func TestPKIBlockThatGetsNoCertificateSaysWhyAndLeavesNothing(t *testing.T) {
 				h.nothingLeft()
 			})
 		})
+	}
+}
+
+func TestPKIBlockIsRevokedWhereItSaysSo(t *testing.T) {
+	for name, test := range map[string]struct {
+		more string
+		left int
+	}{
+		"revoke":      {"revoke = true", 0},
+		"left to end": {"", 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				r := h.start(asApp + pkiBlock("web", everyFile+"ttl = \"1h\"\n"+onSignal+test.more))
+				after(55 * time.Minute)
+				must.Eq(t, []string{"signal SIGHUP"}, r.did())
+				must.Eq(t, 2-(2-test.left)/2, h.Certificates(), must.Sprint("the one before"))
+				h.reboot()
+				r.recovered()
+				r.stop()
+				after(2 * time.Minute)
+				must.Eq(t, test.left, h.Certificates())
+				h.nothingLeft()
+			})
+		})
+	}
+}
+
+func TestPKIBlockOfAStartThatFailsIsRevoked(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.refused(asApp + pkiBlock("web", everyFile+"revoke = true") +
+			block("local/x", `{{ with pkiCert "pki/issue/app" "common_name=a.example" "alt_names=b.example,c.example" }}{{ secret "secret/none" }}{{ end }}`, onNoop))
+		must.Eq(t, 1, h.Calls("PUT pki/issue/"))
+		must.Zero(t, h.Certificates())
+	})
+}
+
+func TestPKIBlockOfOnceKeepsItsCertificate(t *testing.T) {
+	bubble(t, func(h *host) {
+		r := h.start(asApp + pkiBlock("web", everyFile+"ttl = \"1h\"\n once = true"))
+		after(3 * time.Hour)
+		must.SliceEmpty(t, r.did())
+		must.Eq(t, 1, h.Calls("PUT pki/issue/"))
+	})
+}
+
+func TestPKIBlockKnowsWhereItsCertificatesAreRevoked(t *testing.T) {
+	for path, want := range map[string]string{
+		"pki/issue/app":                 "pki/revoke-with-key",
+		"/pki/issue/app":                "pki/revoke-with-key",
+		"a/b/issue/app":                 "a/b/revoke-with-key",
+		"pki/issuer/2026/issue/app":     "pki/revoke-with-key",
+		"issue/issue/issue":             "issue/revoke-with-key",
+		"pki/sign/app":                  "pki/revoke",
+		"pki/issuer/2026/sign/app":      "pki/revoke",
+		"pki/sign-verbatim/app":         "pki/revoke",
+		"pki/sign-verbatim":             "pki/revoke",
+		"pki/root/generate/internal":    "",
+		"issue/app":                     "",
+		"pki/issuers/generate/root/kms": "",
+	} {
+		must.Eq(t, want, (&PKIConfig{Path: path}).revokedAt(), must.Sprint(path))
 	}
 }

@@ -1,7 +1,6 @@
 package driver
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -22,8 +21,9 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if handle == nil || handle.Config == nil {
 		return errors.New("recover task: the handle has no config")
 	}
-	if _, known := d.task(handle.Config.ID); known {
-		return nil // the agent was restarted, we were not
+	if t, known := d.task(handle.Config.ID); known {
+		t.older.Store(true) // the agent was restarted, we were not
+		return nil
 	}
 	var kept handleState
 	if err := handle.GetDriverState(&kept); err != nil {
@@ -40,16 +40,22 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if err != nil {
 		return err
 	}
-	t.ctx, t.cancel = context.WithCancel(d.ctx)
+	t.older.Store(true)
+	defer close(t.begun)
+	if other := d.enter(t); other != nil { // the agent keeps a handle until it has the next one (taskrunner, clearDriverHandle)
+		t.cancel()
+		return fmt.Errorf("recover task: it has been started anew since, with ID %q", other.cfg.ID)
+	}
 	t.record.InnerVersion, t.record.Inner = handle.Version, handle.DriverState
 	_ = t.pipes.hold() // as long as somebody reads: a log collector that sees the end of the log now may not notice the next start
 	if left, err := t.reattach(); err != nil {
 		t.say("not taken over after the end of the plugin before: %v", err)
 		t.cancel()
 		t.putBack(left)
+		d.forget(t)
 		return err
 	}
-	d.add(t)
+	go t.run()
 	go t.takenOver()
 	return nil
 }
@@ -110,6 +116,38 @@ func (t *task) reattach() (*left, error) {
 	return nil, nil
 }
 
+// ask is when the agent asks about the task.
+func (t *task) ask() {
+	t.asking.Do(func() {
+		close(t.asked)
+		t.remember(func(r *record) { r.Unasked = false })
+	})
+}
+
+// unasked ends a task of which the agent does not know, because it died while the task started, and which it does not start anew either,
+// because the job was stopped meanwhile. It asks about a task that it knows as soon as it has stored the answer to the start
+// (client/allocrunner/taskrunner/task_runner.go, Run).
+func (t *task) unasked() {
+	for waited := unclaimedAfter; ; waited += unclaimedAfter {
+		select {
+		case <-t.asked:
+			return
+		case <-t.d.ctx.Done():
+			return
+		case <-time.After(unclaimedAfter):
+		}
+		if waited < claimedWithin && !gone(t.cfg.AllocDir) {
+			continue
+		}
+		t.say("ended: the agent has not asked about the task since its start")
+		err := t.d.destroy(t, t.conf.killTimeout, t.conf.KillSignal)
+		if err == nil {
+			return
+		}
+		t.d.logger.Warn("a process may be left behind", "task", t.record.Key, "error", err)
+	}
+}
+
 // remember changes what the state directory has of the task. A failure costs adoption after a crash, not the task.
 func (t *task) remember(change func(*record)) {
 	t.saving.Lock()
@@ -144,8 +182,12 @@ func (r *record) use(g *generation, blocks []*product) {
 
 // leaves returns what the run leaves for the next one. Until somebody has claimed it, what becomes of its sessions is saved.
 func (t *task) leaves() *left {
-	t.save()
-	return &left{record: t.record, secrets: t.secrets, seal: t.seal}
+	l := &left{secrets: t.secrets, seal: t.seal}
+	t.remember(func(r *record) {
+		r.Ended = true
+		l.record = *r
+	})
+	return l
 }
 
 func (t *task) seal() {

@@ -54,7 +54,7 @@ func TestRecoverAdopts(t *testing.T) {
 				ended := r.wait()
 				r.stop()
 				must.Eq(t, 143, (<-ended).ExitCode)
-				after(stopLinger)
+				after(olderLinger)
 				h.nothingLeft()
 			})
 		})
@@ -156,7 +156,7 @@ func TestCredentialsThatNobodyWasToldOfAreNotLostInACrash(t *testing.T) {
 				must.Eq(t, 2, h.Logins())
 				must.Eq(t, 2, h.Minted())
 				r.stop()
-				after(stopLinger)
+				after(olderLinger)
 				h.nothingLeft()
 			})
 		})
@@ -461,9 +461,8 @@ func TestProcessThatNobodyKnowsOfIsEnded(t *testing.T) {
 
 func TestSessionOfAnAllocationThatIsGoneIsRevokedAMinuteLater(t *testing.T) {
 	bubble(t, func(h *host) {
-		gone := h.job(whole)
-		gone.AllocID, gone.AllocDir = "alloc-2", filepath.Join(t.TempDir(), "alloc-2")
-		must.NoError(t, os.CopyFS(gone.AllocDir, os.DirFS(h.alloc)))
+		gone := h.elsewhere(whole)
+		gone.AllocID = "alloc-2"
 		_, _, err := h.StartTask(gone)
 		must.NoError(t, err)
 		lost := sole(t, h.Users())
@@ -485,19 +484,235 @@ func TestSessionOfAnAllocationThatIsGoneIsRevokedAMinuteLater(t *testing.T) {
 	})
 }
 
-func TestRecoverThatComesTooLateLogsInAgain(t *testing.T) {
-	bubble(t, func(h *host) {
-		r := h.start(whole)
-		process := r.process()
-		h.reboot()
-		after(2 * unclaimedAfter)
-		must.Len(t, 0, h.Users())
-		r.recovered()
-		after(time.Minute)
-		must.Eq(t, []string{"recover", "stop 5s", "destroy", "start"}, r.did())
-		must.Eq(t, vaulttest.Planted+sole(t, h.Users()), h.file("secrets/db"))
-		must.True(t, process != r.process())
-	})
+// An agent recovers one task after the other, and one of them can keep it for minutes.
+func TestRecoverThatComesLateFindsEverything(t *testing.T) {
+	for _, late := range []time.Duration{2 * unclaimedAfter, claimedWithin - time.Minute, 2 * claimedWithin} {
+		t.Run(late.String(), func(t *testing.T) {
+			bubble(t, func(h *host) {
+				r := h.start(whole)
+				process, token, user := r.process(), sole(t, h.Tokens()), sole(t, h.Users())
+				h.reboot()
+				after(late)
+				must.Eq(t, vaulttest.Planted+user, h.file("secrets/db"))
+				r.recovered()
+				after(time.Hour)
+				must.Eq(t, []string{"recover"}, r.did())
+				must.True(t, process == r.process())
+				must.Eq(t, token, sole(t, h.Tokens()))
+				must.Eq(t, user, sole(t, h.Users()))
+				must.Eq(t, 1, h.Logins())
+			})
+		})
+	}
+}
+
+// What a crash of the plugin leaves of a task for which nobody comes, and for how long.
+func TestWhatNobodyComesForIsTakenBack(t *testing.T) {
+	for how, test := range map[string]struct {
+		crash func(*host) // until another plugin is there
+		wait  time.Duration
+	}{
+		"a task that had ended": {func(h *host) { h.start(whole).exit(1); after(time.Second); h.reboot() }, unclaimedAfter},
+		"a task that ends before the plugin starts": {func(h *host) {
+			r := h.start(whole)
+			h.crash()
+			r.exit(1)
+			h.boot()
+		}, claimedWithin},
+		"a task that ends long after it": {func(h *host) {
+			r := h.start(whole)
+			time.AfterFunc(claimedWithin+30*time.Second, func() { r.exit(1) })
+			h.reboot()
+		}, claimedWithin + time.Minute},
+		"a task whose allocation goes": {func(h *host) {
+			cfg := h.elsewhere(whole)
+			_, _, err := h.StartTask(cfg)
+			must.NoError(h, err)
+			time.AfterFunc(4*time.Minute+30*time.Second, func() { must.NoError(h, os.RemoveAll(cfg.AllocDir)) })
+			h.reboot()
+		}, 5 * time.Minute},
+		"a task whose secrets were being read": {func(h *host) {
+			h.Break(vaulttest.Fault{Match: "GET kv/slow", Hang: true})
+			go func() { _, _, _ = h.StartTask(h.job(slow)) }()
+			after(time.Second)
+			h.reboot()
+		}, unclaimedAfter},
+		"a task that was to be started": {func(h *host) {
+			h.inner.slow("start", time.Hour)
+			go func() { _, _, _ = h.StartTask(h.job(whole)) }()
+			after(time.Second)
+			h.reboot()
+		}, unclaimedAfter},
+		"a task that the agent did not know": {func(h *host) { h.unasked(h.job(whole)); h.reboot() }, claimedWithin},
+	} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				test.crash(h)
+				after(test.wait - time.Second)
+				must.Len(t, 1, h.Users())
+				after(time.Second)
+				h.nothingLeft()
+				must.MapEmpty(t, h.idle)
+			})
+		})
+	}
+}
+
+// A start may come at the moment at which is looked whether one may still come.
+func TestStartWhileASessionIsLookedAt(t *testing.T) {
+	for range 20 {
+		bubble(t, func(h *host) {
+			h.start(whole)
+			h.reboot()
+			time.Sleep(unclaimedAfter)
+			again := h.start(whole)
+			must.Eq(t, 1, h.Logins())
+			must.NotNil(t, again.process())
+			after(2 * claimedWithin)
+			must.True(t, again.alive())
+			must.Eq(t, vaulttest.Planted+sole(t, h.Users()), h.file("secrets/db"))
+		})
+	}
+}
+
+var slow = whole + block("local/slow", `{{ with secret "kv/slow" }}{{ .Data.k }}{{ end }}`, "")
+
+// An agent that dies while it starts a task comes back without a handle of it, or with the one of the run before, and starts it under
+// another ID. The plugin has lived on, and so has the start.
+func TestAgentThatDiesInAStartGetsOneProcessAndOneToken(t *testing.T) {
+	for when, lose := range map[string]func(*host, *drivers.TaskConfig){ // when it returns, the agent comes back
+		"while Vault is asked": func(h *host, cfg *drivers.TaskConfig) {
+			mend := h.Break(vaulttest.Fault{Match: "GET kv/slow", Hang: true})
+			go func() { _, _, _ = h.Driver.StartTask(cfg) }()
+			after(20 * time.Second)
+			mend()
+		},
+		"while Vault is away, which it still is": func(h *host, cfg *drivers.TaskConfig) {
+			h.Down(true)
+			go func() { _, _, _ = h.Driver.StartTask(cfg) }()
+			after(20 * time.Second)
+			time.AfterFunc(30*time.Second, func() { h.Down(false) })
+		},
+		"while the wrapped driver starts it": func(h *host, cfg *drivers.TaskConfig) {
+			h.inner.slow("start", 10*time.Minute)
+			go func() { _, _, _ = h.Driver.StartTask(cfg) }()
+			after(20 * time.Second)
+			h.inner.slow("start", 0)
+		},
+		"before it has the answer": func(h *host, cfg *drivers.TaskConfig) {
+			h.unasked(cfg)
+			after(20 * time.Second)
+		},
+		"and loses what it knew": func(h *host, cfg *drivers.TaskConfig) {
+			_, _, err := h.StartTask(cfg)
+			must.NoError(h, err)
+			after(time.Hour)
+		},
+	} {
+		t.Run(when, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.Put("kv/slow", map[string]any{"k": "v"})
+				lost := h.job(slow)
+				lose(h, lost)
+				r := h.start(slow)
+				one := func() {
+					t.Helper()
+					after(time.Hour)
+					must.True(t, h.find(r.cfg.ID) != nil)
+					must.NotNil(t, r.process())
+					must.Eq(t, 1, h.Logins())
+					must.Eq(t, 1, h.Minted())
+					must.Eq(t, sole(t, h.Tokens()), h.file("secrets/vault_token"))
+					must.Eq(t, vaulttest.Planted+sole(t, h.Users()), h.file("secrets/db"))
+				}
+				one()
+				// Whatever the agent still asks of the other run does not concern this one.
+				must.NoError(t, h.StopTask(lost.ID, 0, ""))
+				must.NoError(t, h.DestroyTask(lost.ID, true))
+				_, err := h.WaitTask(t.Context(), lost.ID)
+				must.ErrorIs(t, err, drivers.ErrTaskNotFound)
+				_, err = h.InspectTask(lost.ID)
+				must.ErrorIs(t, err, drivers.ErrTaskNotFound)
+				must.ErrorContains(t, h.RecoverTask(&drivers.TaskHandle{Version: 1, Config: lost, DriverState: r.handle.DriverState}), r.cfg.ID)
+				one()
+				ended := r.wait()
+				r.stop()
+				must.NotNil(t, <-ended)
+				after(stopLinger)
+				h.nothingLeft()
+			})
+		})
+	}
+}
+
+func TestRunThatIsReplacedHasAsLongToEndAsAStartMayTake(t *testing.T) {
+	for config, stop := range map[string]string{
+		"": "stop 5s", "kill_timeout = \"2h\"\n kill_signal = \"SIGINT\"": "stop 1m0s SIGINT",
+	} {
+		bubble(t, func(h *host) {
+			h.unasked(h.job(config))
+			h.inner.did()
+			_, _, err := h.StartTask(h.job(config))
+			must.NoError(t, err)
+			must.Eq(t, []string{stop, "destroy", "start"}, h.inner.did())
+		})
+	}
+}
+
+func TestWhatIsAskedOfATaskThatStartsWaitsForTheStart(t *testing.T) {
+	for how, fails := range map[string]error{"": nil, "which fails": errWrapped} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				cfg := h.job(whole)
+				h.inner.slow("start", time.Minute)
+				h.inner.failing("start", fails)
+				go func() { _, _, _ = h.Driver.StartTask(cfg) }()
+				after(30 * time.Second)
+				began := time.Now()
+				must.NoError(t, h.StopTask(cfg.ID, 0, ""))
+				must.Eq(t, 30*time.Second, time.Since(began))
+				must.Len(t, 0, h.machine.running())
+				must.NoError(t, h.DestroyTask(cfg.ID, true))
+				after(stopLinger)
+				h.nothingLeft()
+			})
+		})
+	}
+}
+
+func TestTaskThatTheAgentNeverAsksAboutIsEnded(t *testing.T) {
+	for how, test := range map[string]struct {
+		host func(*host, *drivers.TaskConfig)
+		wait time.Duration
+	}{
+		"": {func(*host, *drivers.TaskConfig) {}, claimedWithin},
+		"and whose process has ended already": {func(h *host, _ *drivers.TaskConfig) {
+			h.machine.exit(1, &drivers.ExitResult{})
+		}, claimedWithin},
+		"and whose end fails at first": {func(h *host, _ *drivers.TaskConfig) {
+			h.inner.failing("stop", errWrapped)
+			time.AfterFunc(claimedWithin+30*time.Second, func() { h.inner.failing("stop", nil) })
+		}, claimedWithin + unclaimedAfter},
+		"whose allocation goes": {func(h *host, cfg *drivers.TaskConfig) { must.NoError(h, os.RemoveAll(cfg.AllocDir)) }, unclaimedAfter},
+	} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.config.Linger = time.Hour
+				must.NoError(t, h.Configure(h.config))
+				cfg := h.elsewhere(whole)
+				h.unasked(cfg)
+				test.host(h, cfg)
+				after(test.wait - time.Second)
+				must.Len(t, 1, h.Users())
+				must.True(t, h.find(cfg.ID) != nil)
+				after(time.Second + stopLinger)
+				must.Len(t, 0, h.machine.running())
+				must.True(t, h.find(cfg.ID) == nil)
+				after(2 * time.Hour)
+				h.nothingLeft()
+			})
+		})
+	}
 }
 
 func TestPluginThatEndsLeavesTheTasksAlone(t *testing.T) {

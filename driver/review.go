@@ -92,7 +92,11 @@ func (s *SecretConfig) questions() ([]Question, error) {
 }
 
 func (p *PKIConfig) questions() ([]Question, error) {
-	return []Question{{Block: p.String(), Request: p.request()}}, nil
+	all := []Question{{Block: p.String(), Request: p.request()}}
+	if p.Revoke {
+		all = append(all, Question{Block: p.String(), Request: vault.Request{Op: vault.Write, Path: p.revokedAt()}})
+	}
+	return all, nil
 }
 
 // parse checks the template's text.

@@ -2,9 +2,11 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
+	"strings"
 	"time"
 
 	"nomad-driver-vault/driver/vault"
@@ -114,9 +116,12 @@ func (t *task) stay(err error) {
 }
 
 // told is after the process has what it needs of the current generation. What that replaces is revoked after grace, or
-// left to end when grace is negative.
+// left to end when grace is negative, or when nobody knows whether the process uses it still.
 func (t *task) told(grace time.Duration) {
-	t.pending, t.splay = change{}, nil
+	if t.doubted {
+		grace = -1
+	}
+	t.pending, t.splay, t.unreadAt, t.untold, t.doubted = change{}, nil, time.Time{}, "", false
 	t.reached("told")
 	t.current.pass.commit(grace)
 	t.reached("committed")
@@ -129,49 +134,102 @@ func (t *task) act() state {
 	if t.pending.restart {
 		return t.restart
 	}
-	return t.scripts(t.pending.scripts, "")
+	return t.tell(t.pending.actions(), attempt{})
 }
 
-// scripts runs what is left of them one after the other, and then the signals are sent. A script may take its time: the
-// end of the process, a stop and a signal do not wait for it.
-func (t *task) scripts(rest []*ChangeScriptConfig, did string) state {
+// attempt is what has come of the actions so far.
+type attempt struct {
+	did    []string // for the log
+	failed []string // those of them that are to be tried again
+	undone change   // the scripts and signals of these
+}
+
+// tell does what is left of the actions one after the other. Each may take its time: the end of the process, a stop and a
+// signal do not wait for it.
+func (t *task) tell(rest []action, so attempt) state {
 	if len(rest) == 0 {
-		return func() state { return t.notify(did) }
+		return func() state { return t.acted(so) }
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- t.script(rest[0]) }()
-	var running state
-	running = func() state {
+	go func() { ended <- t.do(rest[0]) }()
+	var telling state
+	telling = func() state {
 		select {
 		case <-t.d.ctx.Done():
 			return nil
 		case result := <-t.exit:
 			return t.ended(result)
 		case request := <-t.stops:
-			return t.stopping(request, running)
+			return t.stopping(request, telling)
 		case request := <-t.signals:
 			t.forward(request)
-			return running
+			return telling
 		case err := <-ended:
-			return t.ran(rest, did, err)
+			return t.tried(rest, so, err)
 		}
 	}
-	return running
+	return telling
 }
 
-// ran is after the first of the scripts has ended.
-func (t *task) ran(rest []*ChangeScriptConfig, did string, err error) state {
-	s := rest[0]
+// tried is after the first of the actions has ended. A script that has run is not run again, however it ended: what it did
+// before it failed may not bear that. But whether the process uses what is new is then not known.
+func (t *task) tried(rest []action, so attempt, err error) state {
+	a := rest[0]
 	if err == nil {
-		return t.scripts(rest[1:], did+", ran "+s.Command)
+		so.did = append(so.did, a.done())
+		return t.tell(rest[1:], so)
 	}
-	t.say("change_script %q: %v", s.Command, err)
-	if !s.FailOnError {
-		return t.scripts(rest[1:], fmt.Sprintf("%s, change_script %q failed: %v", did, s.Command, err))
+	failed := fmt.Sprintf("%s failed: %v", a, err)
+	if a.script != nil && a.script.FailOnError {
+		t.report(failed)
+		return t.fail(fmt.Errorf("%s: %w", a, err))
 	}
-	t.event("Secrets changed: %s; change_script %q failed: %v", t.pending, s.Command, err)
-	return t.fail(fmt.Errorf("change_script %q: %w", s.Command, err))
+	so.did = append(so.did, failed)
+	if errors.As(err, new(scriptError)) {
+		t.doubted = true
+		return t.tell(rest[1:], so)
+	}
+	so.failed, so.undone = append(so.failed, failed), so.undone.join(a.change())
+	return t.tell(rest[1:], so)
 }
+
+// acted is after each of the actions was tried. One that did not reach the process is tried again until it does. The process
+// may use what it had, which is kept alive for as long. The same failure is told once.
+func (t *task) acted(so attempt) state {
+	did := strings.Join(so.did, ", ")
+	if !so.undone.acts() {
+		t.report(did)
+		t.told(t.pending.grace())
+		return t.running
+	}
+	if why := digits.ReplaceAllString(strings.Join(so.failed, ", "), ""); why != t.untold {
+		t.untold = why
+		t.report(did + "; trying again")
+	}
+	t.remember(func(r *record) { r.Told = t.current.knownBut(so.undone, r.Told, &t.conf) })
+	t.pending = t.current.against(t.record.Told, &t.conf)
+	t.splay = time.After(t.retry.Next())
+	return t.running
+}
+
+// report tells what has come of a change.
+func (t *task) report(did string) {
+	t.say("%s changed; %s", t.pending, did)
+	t.event("Secrets changed: %s; %s", t.pending, did)
+}
+
+// do tells the process of a change. An error that is no scriptError means that it has not been told.
+func (t *task) do(a action) error {
+	if a.script != nil {
+		return t.script(a.script)
+	}
+	return t.d.inner.SignalTask(t.cfg.ID, a.signal)
+}
+
+// scriptError is how a script failed that was run.
+type scriptError string
+
+func (e scriptError) Error() string { return string(e) }
 
 // script runs a change_script in the task, and leaves it running when its timeout is over. The timeout is ours: of the wrapped
 // drivers docker waits for the end of the output all the same, and exec's executor panics when the script ends later, which
@@ -182,7 +240,7 @@ func (t *task) script(s *ChangeScriptConfig) error {
 	go func() {
 		result, err := t.d.inner.ExecTask(t.cfg.ID, append([]string{s.Command}, s.Args...), unlimited)
 		if err == nil && !result.ExitResult.Successful() {
-			err = fmt.Errorf("exit code %d", result.ExitResult.ExitCode)
+			err = scriptError(fmt.Sprintf("exit code %d", result.ExitResult.ExitCode))
 		}
 		ended <- err
 	}()
@@ -190,70 +248,23 @@ func (t *task) script(s *ChangeScriptConfig) error {
 	case err := <-ended:
 		return err
 	case <-time.After(s.timeout):
-		return fmt.Errorf("it did not end within its timeout of %s", s.timeout)
+		return scriptError(fmt.Sprintf("it did not end within its timeout of %s", s.timeout))
 	}
-}
-
-// notify sends the signals, after which the process has been told of the current generation. did is what was done before.
-func (t *task) notify(did string) state {
-	for _, name := range t.pending.signals {
-		if err := t.d.inner.SignalTask(t.cfg.ID, name); err != nil {
-			t.say("send %s: %v", name, err)
-			did += fmt.Sprintf(", send %s failed: %v", name, err)
-			continue
-		}
-		did += ", sent " + name
-	}
-	did = did[len(", "):]
-	t.say("%s changed; %s", t.pending, did)
-	t.event("Secrets changed: %s; %s", t.pending, did)
-	t.told(t.pending.grace())
-	return t.running
 }
 
 // restart stops the process and starts it with the current generation. Nomad does not notice: the task runs on, its log
 // stays open, and no restart attempt is spent.
 func (t *task) restart() state {
-	c := t.pending
 	if err := t.pipes.hold(); err != nil {
 		return t.unread(err)
 	}
-	t.unreadAt = time.Time{}
 	select {
 	case result := <-t.exit: // it has ended by itself, which is for Nomad to judge
 		return t.ended(result)
 	default:
 	}
 	t.reached("restarting")
-	result, err := t.halt()
-	t.reached("halted")
-	if err != nil {
-		return t.fail(fmt.Errorf("restart: %w", err))
-	}
-	if t.recovered && t.pipes.unread("restarting: "+c.String()+" changed", unreadWithin) {
-		return t.fail(fmt.Errorf("restart: %w", errNotRead))
-	}
-	t.recovered = false
-	select {
-	case <-t.d.ctx.Done():
-		return nil
-	case request := <-t.stops: // there is nothing more to stop
-		t.stopped = true
-		request.reply <- nil
-		return t.ended(result)
-	default:
-	}
-	if err := ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)); err != nil {
-		return t.fail(fmt.Errorf("restart: %w", err))
-	}
-	t.reached("destroyed")
-	if _, err := t.launch(); err != nil {
-		return t.fail(fmt.Errorf("restart: %w", err))
-	}
-	t.say("%s changed; restarted", c)
-	t.event("Secrets changed: %s; restarted by %s", c, t.d.name)
-	t.told(c.grace())
-	return t.running
+	return t.halt()
 }
 
 // unread is when nobody reads the task's log: the new process would hang at its first lines. The agent may be about to
@@ -269,18 +280,78 @@ func (t *task) unread(err error) state {
 	return t.running
 }
 
-// halt ends the process, by force where it does not stop, and returns its result; nil when the plugin ends.
-func (t *task) halt() (*drivers.ExitResult, error) {
-	if err := ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, t.conf.killTimeout, t.conf.KillSignal)); err != nil {
-		t.say("stop for a restart: %v", err)
-		if err := ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)); err != nil {
-			return nil, fmt.Errorf("stop: %w", err)
+// halt ends the process, by force where it does not stop. The job's kill_timeout has no bound, and nobody waits for it but
+// the restart: Nomad's own stop comes with a timeout of its own, and a signal is for the process that is there.
+func (t *task) halt() state {
+	over := make(chan error, 1)
+	go func() { over <- ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, t.conf.killTimeout, t.conf.KillSignal)) }()
+	signals := t.signals
+	var exit <-chan *drivers.ExitResult // looked at once StopTask is over
+	var halting state
+	halting = func() state {
+		select {
+		case <-t.d.ctx.Done():
+			return nil
+		case request := <-t.stops:
+			return t.stopping(request, halting)
+		case request := <-signals:
+			if !t.passOn(request) {
+				signals = nil // it is going: the others are for the new process too
+			}
+			return halting
+		case err := <-over:
+			exit = t.exit
+			return t.halted(err, halting)
+		case result := <-exit:
+			t.reached("halted")
+			return t.startAgain(result)
 		}
 	}
-	select {
-	case result := <-t.exit:
-		return result, nil
-	case <-t.d.ctx.Done():
-		return nil, nil
+	return halting
+}
+
+// halted is after the process was asked to stop.
+func (t *task) halted(err error, next state) state {
+	if err == nil {
+		return next
 	}
+	t.say("stop for a restart: %v", err)
+	if err := ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)); err != nil {
+		return t.fail(fmt.Errorf("restart: stop: %w", err))
+	}
+	return next
+}
+
+// startAgain is after the process has ended, with that result.
+func (t *task) startAgain(result *drivers.ExitResult) state {
+	if t.recovered && t.pipes.unread("restarting: "+t.pending.String()+" changed", unreadWithin) {
+		return t.fail(fmt.Errorf("restart: %w", errNotRead))
+	}
+	t.recovered = false
+	select {
+	case <-t.d.ctx.Done():
+		return nil
+	case request := <-t.stops: // there is nothing more to stop
+		t.stopped = true
+		request.reply <- nil
+		return t.ended(result)
+	default:
+	}
+	if err := t.relaunch(); err != nil {
+		return t.fail(fmt.Errorf("restart: %w", err))
+	}
+	t.say("%s changed; restarted", t.pending)
+	t.event("Secrets changed: %s; restarted by %s", t.pending, t.d.name)
+	t.told(t.pending.grace())
+	return t.running
+}
+
+// relaunch starts a process in the place of one that has ended.
+func (t *task) relaunch() error {
+	if err := ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)); err != nil {
+		return err
+	}
+	t.reached("destroyed")
+	_, err := t.launch()
+	return err
 }

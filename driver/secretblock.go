@@ -86,7 +86,7 @@ func variables(data []byte) (env map[string]string, err error) {
 func (s *SecretConfig) check() error {
 	switch {
 	case !blockName.MatchString(s.label):
-		return errors.New("name: use letters, digits, - and _")
+		return errors.New("name: use letters, digits, -, _ and ., which is not the first")
 	case strings.Trim(s.Path, "/ ") == "":
 		return errors.New(`path is required: name a secret such as "kv/data/app"`)
 	case strings.Contains(s.Path, "?"):
@@ -99,6 +99,8 @@ func (s *SecretConfig) check() error {
 		return errors.New("both version and args.version are set: keep one")
 	case s.Optional && s.Method == "write":
 		return errors.New(`optional is for what may not be there yet when it is read: method is "write"`)
+	case s.PollInterval != "" && s.Method == "write":
+		return errors.New("poll_interval is for what is read again, and nothing is written a second time before its lease or its life ends: leave it out")
 	case s.Env && s.Destination == "" && s.Format != "":
 		return errors.New("format is that of a file: set destination too, or leave it out for the environment alone")
 	}

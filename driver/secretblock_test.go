@@ -45,7 +45,7 @@ func TestSecretBlockIsAFile(t *testing.T) {
 		"of KV version 1":    {"secret \"db\" {\n path = \"kv/web\"\n}", "secrets/db", `{"data":{"a":1}}` + "\n"},
 		"of another engine":  {"secret \"db\" {\n path = \"database/creds/app\"\n include = [\"user*\"]\n}", "secrets/db", `{"username":"v-`},
 		"of a write":         {"secret \"db\" {\n path = \"pki/issue/x\"\n method = \"write\"\n args = { ttl = \"2h\" }\n key = \"certificate\"\n}", "secrets/db", "-----BEGIN CERTIFICATE-----"},
-		"named by its block": {secretBlock("a-b_C9", `key = "user"`), "secrets/a-b_C9", "web"},
+		"named by its block": {secretBlock("a-b_C9.txt", `key = "user"`), "secrets/a-b_C9.txt", "web"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -193,7 +193,9 @@ func TestSecretBlockOnce(t *testing.T) {
 // Each of these is refused before anybody is asked, with one line that names the block and the field.
 var invalidSecrets = map[string]struct{ config, says string }{
 	"no path":                   {`secret "db" {}`, `secret "db": path is required: name a secret such as "kv/data/app"`},
-	"a name with a slash":       {"secret \"a/b\" {\n path = \"x/y\"\n}", `secret "a/b": name: use letters, digits, - and _`},
+	"a name that hides":         {"secret \".x\" {\n path = \"x/y\"\n}", `secret ".x": name: use letters`},
+	"a write that is polled":    {"secret \"x\" {\n path = \"x/y\"\n method = \"write\"\n poll_interval = \"5s\"\n}", `secret "x": poll_interval is for what is read again`},
+	"a name with a slash":       {"secret \"a/b\" {\n path = \"x/y\"\n}", `secret "a/b": name: use letters, digits, -, _ and ., which is not the first`},
 	"parameters in the path":    {"secret \"db\" {\n path = \"kv/data/x?version=2\"\n}", `secret "db": path: parameters belong into args`},
 	"unknown method":            {secretBlock("db", `method = "GET"`), `secret "db": method "GET" is unknown: use "read" or "write"`},
 	"version of a write":        {secretBlock("db", "method = \"write\"\nversion = 2"), `secret "db": version is that of a KV secret to read`},

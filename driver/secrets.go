@@ -34,6 +34,7 @@ type secrets struct {
 	mu       sync.Mutex                // guards what follows; nobody holds it while Vault is asked, but at the very end
 	sessions map[string]*vault.Session // by the vault block's name
 	watch    *taskapi.Watch
+	paused   bool // the run is over
 }
 
 // Format keeps the sessions out of logs, errors and panics.
@@ -142,8 +143,7 @@ func (s *secrets) save() map[string]savedSession {
 
 // restore brings the sessions of a record back to life, for a run that adopts them or for their revocation.
 func (d *Driver) restore(r record) *secrets {
-	alloc, name, _ := strings.Cut(r.Key, "/")
-	s := newSecrets(d, &drivers.TaskConfig{AllocID: alloc, Name: name, AllocDir: r.AllocDir}, TaskConfig{})
+	s := newSecrets(d, r.task(), TaskConfig{})
 	for name, saved := range r.Sessions {
 		l := saved.Login
 		block := VaultConfig{Name: name, Cluster: l.Cluster, Role: l.Role, Namespace: l.Namespace, Identity: l.Identity,
@@ -191,6 +191,9 @@ func (s *secrets) nomad() *taskapi.Watch {
 			Logger:    s.d.logger,
 		})
 	}
+	if s.paused { // an attempt to render that was left to itself: it gets no answer
+		s.watch.Close()
+	}
 	return s.watch
 }
 
@@ -208,9 +211,9 @@ func (s *secrets) nomadToken(context.Context) (string, error) {
 func (s *secrets) pause() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.paused = true
 	if s.watch != nil {
 		s.watch.Close()
-		s.watch = nil
 	}
 }
 

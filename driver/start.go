@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,24 +34,30 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	log := d.log(cfg)
 	t, err := d.newTask(cfg, log)
 	if err == nil {
-		err = t.check()
-	}
-	if err == nil {
-		err = t.claim()
+		defer close(t.begun)
+		err = t.admit()
 	}
 	if err != nil {
 		d.refuse(cfg, log, err)
 		return nil, nil, err
 	}
 	handle, network, err := t.start()
+	if t.ctx.Err() != nil && d.ctx.Err() == nil {
+		err = errReplaced
+	}
 	if err != nil {
 		t.say(notStarted, err)
 		t.undo()
+		d.forget(t)
 		return nil, nil, err
 	}
-	d.add(t)
+	go t.run()
+	go t.unasked()
 	return handle, network, nil
 }
+
+// errReplaced is for a start whose answer nobody waits for any more.
+var errReplaced = errors.New("the agent has asked for another start of the task")
 
 // notStarted is what the task's log has of a start that failed.
 const notStarted = "not started: %v"
@@ -70,10 +77,8 @@ func (d *Driver) log(cfg *drivers.TaskConfig) *pipes {
 
 // newTask decodes what the job's author wrote. It asks nobody and takes nothing.
 func (d *Driver) newTask(cfg *drivers.TaskConfig, log *pipes) (*task, error) {
-	if _, known := d.task(cfg.ID); known {
-		return nil, fmt.Errorf("task with ID %q already started", cfg.ID)
-	}
 	t := &task{d: d, cfg: cfg, op: d.configured(), pipes: log, retry: vault.Backoff{First: time.Second, Most: time.Minute},
+		begun: make(chan struct{}), asked: make(chan struct{}),
 		stops: make(chan stopRequest), signals: make(chan signalRequest), done: make(chan struct{})}
 	if err := cfg.DecodeDriverConfig(&t.conf); err != nil {
 		return nil, fmt.Errorf("decode config block: %w", err)
@@ -88,7 +93,52 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *pipes) (*task, error) {
 		return nil, err
 	}
 	t.record = record{Key: t.secrets.key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.make.paths()}
+	t.ctx, t.cancel = context.WithCancel(d.ctx)
 	return t, nil
+}
+
+// admit checks the task, makes t its only run, also where it cannot be started, and takes over what the run before has left. After an
+// error there is no run. The log pipes are held before another run lets go of them: the log collector stops for good when nobody does.
+func (t *task) admit() error {
+	t.record.Unasked = true
+	err := cmp.Or(t.check(), t.replace())
+	if err == nil {
+		err = t.claim()
+	}
+	if err != nil {
+		t.cancel()
+		t.d.forget(t)
+	}
+	return err
+}
+
+// replace ends any other run of the task. The agent does not know of it, since it destroys a run before it starts the next: it died
+// before it had the answer to that start, or had stored it (client/allocrunner/taskrunner/task_runner.go, runDriver). Nomad's docker
+// takes such a container for the one that it is asked for, which would be one with the environment of another generation here.
+func (t *task) replace() error {
+	for other := t.d.enter(t); other != nil; other = t.d.enter(t) {
+		if other.cfg.ID == t.cfg.ID {
+			return fmt.Errorf("task with ID %q already started", t.cfg.ID)
+		}
+		select {
+		case <-other.begun:
+		default: // it leaves what it has, and nothing else
+			other.cancel()
+			select {
+			case <-other.begun:
+				continue
+			case <-t.d.ctx.Done():
+				return errPluginEnds
+			}
+		}
+		other.ask()
+		other.say("ended: %v", errReplaced)
+		patience := min(other.conf.killTimeout, t.op.StartTimeout) // Nomad cannot interrupt a start
+		if err := t.d.destroy(other, patience, other.conf.KillSignal); err != nil {
+			return structs.NewRecoverableError(fmt.Errorf("end what an earlier start has left: %w", err), true)
+		}
+	}
+	return nil
 }
 
 // check is for what must be right before a start, and need not be any more when a running task is recovered.
@@ -125,7 +175,6 @@ func (t *task) claim() error {
 
 // start does what has to be undone when it fails.
 func (t *task) start() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
-	t.ctx, t.cancel = context.WithCancel(t.d.ctx)
 	if t.recovered && t.pipes.unread("the plugin died while it started the task; starting anew", unreadWithin) {
 		return t.unstarted()
 	}
@@ -197,10 +246,10 @@ func (t *task) write(g *generation) error {
 		return fmt.Errorf("open allocation directory: %w", err)
 	}
 	defer root.Close()
-	if _, err = template.Write(root, g.files); err != nil {
+	if _, err = template.Write(root, t.cfg.Name, g.files); err != nil {
 		return err
 	}
-	return template.Remove(root, g.absent)
+	return template.Remove(root, t.cfg.Name, g.absent)
 }
 
 // launch starts the wrapped task with the current generation.
@@ -279,15 +328,21 @@ func withoutEnv(inner []byte) (map[string]any, error) {
 }
 
 // undo takes back a start that failed: no process, no file, no token, no lease is left. Where Vault does not answer, what
-// is left to revoke is tried again in the background. When the plugin ends, the next one finds what there is.
+// is left to revoke is tried again in the background. When the plugin ends, the next one finds what there is, and when the
+// start is replaced, its successor does.
 func (t *task) undo() {
 	if t.d.ctx.Err() != nil {
 		return
 	}
+	replaced := t.ctx.Err() != nil
 	_ = t.d.inner.DestroyTask(t.cfg.ID, true) // in case it was started; unknown otherwise
 	t.cancel()
 	t.pipes.close()
 	l := t.leaves()
+	if replaced {
+		t.d.leave(l, t.op.Linger)
+		return
+	}
 	t.d.own(l)
 	t.d.clear(l)
 	ctx, cancel := context.WithTimeout(t.d.ctx, undoWithin)

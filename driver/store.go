@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/plugins/drivers"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,6 +37,8 @@ type record struct {
 	InnerVersion int
 	Inner        []byte // the wrapped driver's handle of the present process, nil before there is one
 	Launching    bool   // the wrapped driver was asked for a process whose handle is not here: there may be one
+	Unasked      bool   // the agent has not asked about the task since its start: it may not know of it
+	Ended        bool   // the process has ended, for good
 
 	Told     map[string]checksum // of the generation that the process was started with or told of
 	Once     map[string][]byte   // output of blocks that are rendered once
@@ -49,6 +52,12 @@ type record struct {
 
 // Format keeps the sessions out of logs, errors and panics.
 func (r record) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[record of %s]", r.Key) }
+
+// task is what the record has of its task's configuration.
+func (r record) task() *drivers.TaskConfig {
+	alloc, name, _ := strings.Cut(r.Key, "/")
+	return &drivers.TaskConfig{AllocID: alloc, Name: name, AllocDir: r.AllocDir}
+}
 
 type savedSession struct {
 	Login login

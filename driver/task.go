@@ -13,9 +13,19 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// stopLinger is how long the secrets of a task that was asked to stop wait for its next start: nomad alloc restart starts
-// it at once.
-const stopLinger = 2 * time.Second
+const (
+	// stopLinger is how long the secrets of a task that was asked to stop wait for its next start: nomad alloc restart starts
+	// it at once.
+	stopLinger = 2 * time.Second
+	// olderLinger is the same for a task that is older than its agent or its plugin. Nomad needs some five seconds to see that its
+	// executor and its log collector, which are the children of others, have ended
+	// (client/allocrunner/taskrunner/logmon_hook.go, Prestart).
+	olderLinger = 10 * time.Second
+)
+
+// abandonAfter is how long the end of a task waits for an attempt to make a generation. One that waits for Vault or Nomad gives
+// up at once; a template that does not end is left to itself, and finds nothing to ask any more.
+const abandonAfter = time.Second
 
 // task is one task from its start to its end. run is the only goroutine that acts on it and owns the fields that say so;
 // the others do not change after the start.
@@ -30,7 +40,11 @@ type task struct {
 	ctx     context.Context // ended with the task: what waits for Vault, Nomad or the process gives up
 	cancel  context.CancelFunc
 
-	starting atomic.Bool // the first generation is being rendered
+	starting atomic.Bool   // the first generation is being rendered
+	older    atomic.Bool   // than the agent or the plugin that serves it
+	begun    chan struct{} // closed when the start, or the recovery, is over, whether it succeeded or not
+	asking   sync.Once
+	asked    chan struct{} // closed when the agent has asked about the task, and so has the answer to its start
 
 	stops   chan stopRequest
 	signals chan signalRequest
@@ -48,11 +62,13 @@ type task struct {
 	unreadAt time.Time                  // since when a restart waits for a log collector
 	retry    vault.Backoff
 	trouble  string // what kept the last attempt from becoming a generation
+	untold   string // what kept the process from being told
+	doubted  bool   // a script failed: whether the process uses what is new is not known
 	stopped  bool   // Nomad asked for the end
 
 	recovered bool // taken over from a plugin process before this one, whose death may have ended the log collector's work
 
-	saving  sync.Mutex // guards what follows; run alone changes the record, others save it too
+	saving  sync.Mutex // guards what follows; run alone changes the record, but for ask, and others save it too
 	record  record
 	unsaved bool // the last attempt to save it did not succeed
 	over    bool // it is another's to save
@@ -75,21 +91,16 @@ type signalRequest struct {
 // state is where the task's goroutine stands; it returns where to go next, nil at the end.
 type state func() state
 
-// add makes the task known and lets it run.
-func (d *Driver) add(t *task) {
-	d.mu.Lock()
-	d.tasks[t.cfg.ID] = t
-	d.mu.Unlock()
-	go t.run()
-}
-
 func (t *task) run() {
 	for next := t.running; next != nil; {
 		next = next()
 	}
 	t.cancel()
 	if t.rendered != nil {
-		<-t.rendered
+		select {
+		case <-t.rendered:
+		case <-time.After(abandonAfter):
+		}
 	}
 	if t.d.ctx.Err() == nil {
 		t.finish()
@@ -145,6 +156,17 @@ func (t *task) forward(request signalRequest) {
 	request.reply <- t.d.inner.SignalTask(t.cfg.ID, request.name)
 }
 
+// passOn gives a signal to a process that is about to end, and reports whether that one was still there. Otherwise the next
+// one gets it.
+func (t *task) passOn(request signalRequest) bool {
+	if t.d.inner.SignalTask(t.cfg.ID, request.name) == nil {
+		request.reply <- nil
+		return true
+	}
+	go func() { request.reply <- t.signal(request.name) }()
+	return false
+}
+
 func (t *task) ended(result *drivers.ExitResult) state {
 	t.result = result
 	return nil
@@ -163,7 +185,10 @@ func (t *task) finish() {
 	t.secrets.pause()
 	t.pipes.close()
 	linger := t.op.Linger
-	if t.stopped {
+	switch {
+	case t.stopped && t.older.Load():
+		linger = min(linger, olderLinger)
+	case t.stopped:
 		linger = min(linger, stopLinger)
 	}
 	t.d.leave(t.leaves(), linger)

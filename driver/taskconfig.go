@@ -249,12 +249,12 @@ func (c *TaskConfig) validateVaults() error {
 	return nil
 }
 
-// blockName is what can stand in the name of a token file.
-var blockName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+// blockName is what can stand in the name of a file.
+var blockName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*$`)
 
 func (v *VaultConfig) validate() error {
 	if !blockName.MatchString(v.Name) {
-		return errors.New("name: use letters, digits, - and _")
+		return errors.New("name: use letters, digits, -, _ and ., which is not the first")
 	}
 	if v.Identity == "" && v.IdentityFile == "" {
 		return errors.New(`identity is empty: name the task's identity block, for example identity = "vault"`)

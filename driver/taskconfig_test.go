@@ -17,7 +17,7 @@ var invalid = map[string]struct{ config, says string }{
 	"kill_timeout is negative":    {`kill_timeout = "-5s"`, `kill_timeout "-5s" is not a duration`},
 	"kill_signal is unknown":      {`kill_signal = "SIGNOPE"`, `kill_signal "SIGNOPE" is not a signal: use a name such as "SIGHUP"`},
 
-	"vault: name leads elsewhere":      {`vault { name = "../x" }`, `vault "../x": name: use letters, digits, - and _`},
+	"vault: name leads elsewhere":      {`vault { name = "../x" }`, `vault "../x": name: use letters, digits, -, _ and ., which is not the first`},
 	"vault: name is empty":             {`vault { name = "" }`, `vault "": name: use letters`},
 	"vault: two of one name":           {"vault {}\nvault {}", `vault: two blocks are named "default": give each its own name`},
 	"vault: two in the environment":    {"vault {\nenv = true\n}\nvault {\nname = \"b\"\nenv = true\n}", `vault "b": env = true is set in vault "default" too`},
@@ -102,8 +102,8 @@ func TestUnusualValuesAreAccepted(t *testing.T) {
 	}
 }
 
-func TestDeniedUserIsRefusedByNameAndByNumber(t *testing.T) {
-	for _, user := range []string{"root", "0"} {
+func TestDeniedUserIsRefusedByNameAndByNumberWithAGroupOrWithout(t *testing.T) {
+	for _, user := range []string{"root", "0", "0:0", "root:daemon", "00"} {
 		t.Run(user, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.config.DeniedUsers = []string{"root"}

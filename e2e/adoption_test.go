@@ -114,8 +114,10 @@ func TestTasksAreAdopted(t *testing.T) {
 		said, err := a.alloc.Logs(ctx, a.job.Name, "stderr")
 		must.NoError(t, err)
 		must.Eq(t, 6, strings.Count(said, "taken over after the end of the plugin before, vault \"default\" token "), must.Sprint(said))
-		ended := stop(t, ctx, s, a.alloc, a.job)
-		eventually(t, time.Until(ended.Add(slack)), func() error { return leftBehind(t, s, a.job.Name, a.alloc) })
+		stop(t, ctx, s, a.alloc, a.job)
+	}
+	for _, a := range all { // They were taken over, and so it takes ten seconds.
+		eventually(t, 10*time.Second+slack, func() error { return leftBehind(t, s, a.job.Name, a.alloc) })
 	}
 }
 
@@ -238,6 +240,86 @@ func upgrade(t *testing.T, s *stack.Stack) {
 		must.NoError(t, os.Remove(link))
 		must.NoError(t, os.Symlink(path, link))
 	}
+}
+
+// TestAgentThatDiesInAStart: the start goes on in the plugin, and Nomad knows nothing of what becomes of it. The agent that comes back
+// starts the task anew or, where the allocation was collected meanwhile, never asks about it.
+func TestAgentThatDiesInAStart(t *testing.T) {
+	t.Parallel()
+	proxies := map[string]bool{}
+	for _, driver := range drivers {
+		proxies["anew-"+driver], proxies["never-"+driver] = false, false
+	}
+	s := own(t, stack.Options{Postgres: true, Agent: patient, Proxies: proxies})
+	ctx := within(t, 5*time.Minute)
+
+	anew := dying(t, s, "anew-")
+	served := append(plugins(s, "vault-exec"), plugins(s, "vault-docker")...)
+	must.NoError(t, s.Nomad.Kill())
+	must.NoError(t, s.Nomad.Start(ctx))
+	must.Eq(t, served, append(plugins(s, "vault-exec"), plugins(s, "vault-docker")...), must.Sprint("they outlive their agent"))
+	for j := range anew {
+		waits(t, s, j, 2)
+		must.NoError(t, s.Proxies[j.Name].Mend())
+	}
+	for j, alloc := range anew {
+		must.NoError(t, alloc.Running(ctx))
+		shown(t, ctx, alloc, *j, "/secrets/db.env", 1)
+		must.NoError(t, alone(t, s, j, alloc))
+		must.Zero(t, state(t, ctx, alloc, *j).Restarts)
+		ended := stop(t, ctx, s, alloc, *j)
+		eventually(t, time.Until(ended.Add(slack)), func() error { return leftBehind(t, s, j.Name, alloc) })
+	}
+
+	never := dying(t, s, "never-")
+	must.NoError(t, s.Nomad.Kill())
+	for j, alloc := range never {
+		must.NoError(t, s.Proxies[j.Name].Mend())
+		eventually(t, time.Minute, func() error { return alone(t, s, j, alloc) })
+		_, _, err := s.Nomad.API.Jobs().Deregister(j.Name, true, nil)
+		must.NoError(t, err)
+		must.NoError(t, alloc.Remove())
+	}
+	must.NoError(t, os.Remove(filepath.Join(s.Dir, "client/client/state.db"))) // or it would start the tasks before it asks the server
+	must.NoError(t, s.Nomad.Start(ctx))
+	for j, alloc := range never {
+		eventually(t, 2*time.Minute, func() error { return leftBehind(t, s, j.Name, alloc) })
+	}
+}
+
+// dying runs a job for each driver whose start waits for Vault.
+func dying(t *testing.T, s *stack.Stack, prefix string) map[*job]*stack.Alloc {
+	t.Helper()
+	jobs := map[*job]*stack.Alloc{}
+	for _, driver := range drivers {
+		j := behind(t, s, job{Name: prefix + driver, Driver: "vault-" + driver, Args: []string{"show", "/secrets/db.env"}}, time.Hour, time.Hour)
+		must.NoError(t, s.Proxies[j.Name].Break(stack.Hung))
+		jobs[&j] = run(t, s, j)
+	}
+	for j := range jobs {
+		waits(t, s, j, 1)
+	}
+	return jobs
+}
+
+// waits returns when starts of the job have asked a Vault that hangs so many times.
+func waits(t *testing.T, s *stack.Stack, j *job, times int) {
+	t.Helper()
+	eventually(t, time.Minute, func() error {
+		if met := s.Proxies[j.Name].Met(); met < times {
+			return fmt.Errorf("%s has asked Vault %d times, not %d", j.Name, met, times)
+		}
+		return nil
+	})
+}
+
+// alone returns nil when the task has one process and one token.
+func alone(t *testing.T, s *stack.Stack, j *job, alloc *stack.Alloc) error {
+	t.Helper()
+	if processes, tokens := applications(alloc), tokensOf(t, s, j.Name); len(processes) != 1 || len(tokens) != 1 {
+		return fmt.Errorf("%s has %d processes and %d tokens", j.Name, len(processes), len(tokens))
+	}
+	return nil
 }
 
 // TestWhatNomadCollectedMeanwhileIsRevoked: nobody comes any more for a task whose allocation was collected while plugin and agent were

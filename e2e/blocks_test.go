@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -13,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	nomad "github.com/hashicorp/nomad/api"
 	vault "github.com/hashicorp/vault/api"
 	"github.com/shoenig/test/must"
 
@@ -127,7 +127,27 @@ func pkiFor(t *testing.T, s *stack.Stack, j job, ttl time.Duration, leased bool)
 	must.NoError(t, s.Vault.Put(ctx, j.Name+"/root/generate/internal", map[string]any{"common_name": "root", "ttl": "24h", "key_type": "ec"}))
 	must.NoError(t, s.Vault.Put(ctx, j.Name+"/roles/app", map[string]any{"allow_any_name": true, "allow_ip_sans": true, "allowed_uri_sans": "spiffe://*",
 		"ttl": ttl.String(), "max_ttl": "1h", "key_type": "ec", "key_bits": 256, "generate_lease": leased}))
-	must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "%s/issue/app" { capabilities = ["update"] } %s`, j.Name, revokes), nil))
+	must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "%[1]s/issue/app" { capabilities = ["update"] }
+		path "%[1]s/revoke-with-key" { capabilities = ["update"] } %[2]s`, j.Name, revokes), nil))
+}
+
+// certificatesRevoked waits until Vault has revoked that many of the job's certificates.
+func certificatesRevoked(t *testing.T, ctx context.Context, s *stack.Stack, j job, wanted int) {
+	t.Helper()
+	eventually(t, 5*time.Second+slack, func() error {
+		list, err := s.Vault.API.Logical().ListWithContext(ctx, j.Name+"/certs/revoked")
+		if err != nil {
+			return err
+		}
+		revoked := 0
+		if list != nil {
+			revoked = len(list.Data["keys"].([]any))
+		}
+		if revoked != wanted {
+			return fmt.Errorf("%d certificates are revoked, not %d", revoked, wanted)
+		}
+		return nil
+	})
 }
 
 // certificate is a pki block that asks for each file.
@@ -162,14 +182,14 @@ func generation(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job, n 
 	return leaf
 }
 
-func TestPKIBlockIsReplacedBeforeItEndsAndAllItsFilesFit(t *testing.T) {
+func TestPKIBlockIsReplacedBeforeItEndsAndAllItsFilesFitAndIsRevoked(t *testing.T) {
 	each(t, "pki-block", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
 		const ttl = time.Minute
 		pkiFor(t, s, j, ttl, false)
 		j.Task = `user = "nobody"`
 		j.Args = append([]string{"show"}, certificateFiles...)
-		j.Config = certificate(j, "renew_before = \"30s\"\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"")
+		j.Config = certificate(j, "renew_before = \"30s\"\n revoke = true\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"")
 		alloc := run(t, s, j)
 		first := generation(t, ctx, alloc, j, 1)
 		for name, mode := range map[string]os.FileMode{"secrets/tls.key": 0o600, "secrets/bundle.pem": 0o600, "secrets/tls.crt": 0o644, "secrets/chain.crt": 0o644} {
@@ -187,6 +207,9 @@ func TestPKIBlockIsReplacedBeforeItEndsAndAllItsFilesFit(t *testing.T) {
 		must.NoError(t, err)
 		must.StrContains(t, message, `pki "web"; sent SIGHUP`)
 		unnoticed(t, ctx, alloc, j)
+
+		stop(t, ctx, s, alloc, j)
+		certificatesRevoked(t, ctx, s, j, 2)
 	})
 }
 
@@ -203,15 +226,104 @@ func TestPKIBlockIsKeptOverARestartAndRevokedWithItsLease(t *testing.T) {
 		must.Eq(t, 1, watched(s, j).granted(t, j.Name+"/issue/app"))
 
 		stop(t, ctx, s, alloc, j)
-		eventually(t, 5*time.Second+slack, func() error {
-			list, err := s.Vault.API.Logical().ListWithContext(ctx, j.Name+"/certs/revoked")
-			if err != nil {
-				return err
-			}
-			if list == nil || len(list.Data["keys"].([]any)) != 1 {
-				return errors.New("no certificate is revoked")
-			}
-			return nil
-		})
+		certificatesRevoked(t, ctx, s, j, 1)
 	})
+}
+
+// TestPKIBlockIsOneCertificateWhateverRestarts: the plugin, the agent or the process. Vault issues a second one when the first nears its end.
+// Both are revoked although the plugin dies when the node is drained.
+func TestPKIBlockIsOneCertificateWhateverRestarts(t *testing.T) {
+	t.Parallel()
+	s := own(t, stack.Options{Agent: patient})
+	must.NoError(t, audit(t.Context(), s))
+	ctx := within(t, 5*time.Minute)
+	const ttl, before = 3 * time.Minute, 80 * time.Second
+	var all []*certified
+	for _, driver := range []string{"vault-exec", "vault-docker"} {
+		all = append(all, certify(t, ctx, s, driver, ttl, before))
+	}
+
+	killPlugins(t, s)
+	for _, c := range all {
+		c.goesOn(t, ctx, s, 1)
+	}
+	must.NoError(t, s.Nomad.Stop())
+	must.NoError(t, s.Nomad.Start(ctx))
+	for _, c := range all {
+		c.goesOn(t, ctx, s, 2)
+	}
+	for _, c := range all {
+		must.NoError(t, c.alloc.Restart(ctx, c.job.Name))
+		must.Eq(t, c.first.SerialNumber, generation(t, ctx, c.alloc, c.job, 2).SerialNumber)
+		must.One(t, watched(s, c.job).granted(t, c.job.Name+"/issue/app"))
+	}
+	for _, c := range all {
+		second := generation(t, ctx, c.alloc, c.job, 3)
+		must.NotEq(t, c.first.SerialNumber, second.SerialNumber)
+		must.SliceLen(t, 1, changed(t, ctx, c.alloc, c.job, 1))
+		must.Eq(t, 1, strings.Count(whole(t, ctx, c.alloc, c.job, "signal hangup"), "signal hangup"))
+		issued := watched(s, c.job).answered(t, c.job.Name+"/issue/app", true)
+		must.SliceLen(t, 2, issued)
+		must.Between(t, before-slack, c.first.NotAfter.Sub(issued[1]), before*11/10+slack)
+	}
+
+	killPlugins(t, s)
+	drain(t, ctx, s)
+	for _, c := range all {
+		_, err := c.alloc.Ended(ctx)
+		must.NoError(t, err)
+		eventually(t, time.Minute, func() error { return leftBehind(t, s, c.job.Name, c.alloc) })
+		certificatesRevoked(t, ctx, s, c.job, 2)
+	}
+}
+
+// certified is a task with a certificate, which it prints when it starts and when it is told of a new one. It has a lease, or its block revokes it.
+type certified struct {
+	job    job
+	alloc  *stack.Alloc
+	first  *x509.Certificate
+	before string
+}
+
+func certify(t *testing.T, ctx context.Context, s *stack.Stack, driver string, ttl, before time.Duration) *certified {
+	t.Helper()
+	j := job{Name: "pki-" + driver[len("vault-"):], Driver: driver, Args: append([]string{"show"}, certificateFiles...)}
+	pkiFor(t, s, j, ttl, !j.Docker())
+	j.Config = certificate(j, fmt.Sprintf("renew_before = %q\n revoke = %t\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"", before, j.Docker()))
+	c := &certified{job: j, alloc: run(t, s, j)}
+	c.first = generation(t, ctx, c.alloc, j, 1)
+	c.before = c.now(t)
+	return c
+}
+
+// now says what a restart of plugin or agent must leave as it is.
+func (c *certified) now(t *testing.T) string {
+	t.Helper()
+	text := fmt.Sprint("process ", application(t, c.alloc))
+	for _, name := range certificateFiles {
+		info, err := os.Stat(c.alloc.Path(c.job.Name, name))
+		must.NoError(t, err)
+		text += fmt.Sprintf(", %s %d of %v", name, info.Sys().(*syscall.Stat_t).Ino, info.ModTime())
+	}
+	return text
+}
+
+// goesOn checks that the task is as it was, after it was taken over that many times.
+func (c *certified) goesOn(t *testing.T, ctx context.Context, s *stack.Stack, times int) {
+	t.Helper()
+	said, err := c.alloc.Log(ctx, c.job.Name, "stderr", "taken over after the end of the plugin before, .*", times)
+	must.NoError(t, err)
+	must.StrContains(t, said[times-1], `vault "default" token`)
+	must.Eq(t, c.before, c.now(t))
+	must.One(t, watched(s, c.job).granted(t, c.job.Name+"/issue/app"))
+	unnoticed(t, ctx, c.alloc, c.job)
+}
+
+// drain has Nomad move every task off the node.
+func drain(t *testing.T, ctx context.Context, s *stack.Stack) {
+	t.Helper()
+	nodes, _, err := s.Nomad.API.Nodes().List((&nomad.QueryOptions{}).WithContext(ctx))
+	must.NoError(t, err)
+	_, err = s.Nomad.API.Nodes().UpdateDrain(nodes[0].ID, &nomad.DrainSpec{Deadline: time.Minute}, false, (&nomad.WriteOptions{}).WithContext(ctx))
+	must.NoError(t, err)
 }

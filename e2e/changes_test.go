@@ -144,7 +144,7 @@ func TestChangeScriptThatFails(t *testing.T) {
 				must.Eq(t, "green", shown(t, ctx, alloc, j, "/secrets/color", 1)[0])
 				put(t, s, j, map[string]any{"color": "blue"})
 				message := changed(t, ctx, alloc, j, 1)[0]
-				_, err := alloc.Log(ctx, j.Name, "stderr", `change_script "/bin/sh": .*`+test.says, 1)
+				_, err := alloc.Log(ctx, j.Name, "stderr", `change_script "/bin/sh" failed: .*`+test.says, 1)
 				must.NoError(t, err)
 				if test.ends {
 					must.StrContains(t, message, `change_script "/bin/sh" failed`)
@@ -161,6 +161,36 @@ func TestChangeScriptThatFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestChangeThatDoesNotReachTheTaskIsTriedAgain: a script that is not there yet, or a container in which nothing can be run.
+func TestChangeThatDoesNotReachTheTaskIsTriedAgain(t *testing.T) {
+	each(t, "unreached", func(t *testing.T, s *stack.Stack, j job) {
+		ctx := within(t, 2*time.Minute)
+		j = withDatabase(t, s, j, 20*time.Second, revokes, byScript("cat /secrets/db.env > /local/told", ""))
+		if !j.Docker() {
+			j.Config = strings.Replace(j.Config, `"/bin/sh"`, `"/local/sh"`, 1)
+		}
+		j.Args = []string{"show", "/secrets/db.env"}
+		alloc := run(t, s, j)
+		must.NoError(t, alloc.Running(ctx))
+		first := find(t, alloc, j, "secrets/db.env", `PGUSER=(.+)`)
+		if j.Docker() {
+			must.NoError(t, alloc.Pause(ctx, j.Name))
+		}
+		must.StrContains(t, changed(t, ctx, alloc, j, 1)[0], "; trying again")
+		must.FileNotExists(t, alloc.Path(j.Name, "local/told"))
+		second := find(t, alloc, j, "secrets/db.env", `PGUSER=(.+)`)
+		must.NotEq(t, first, second)
+		if j.Docker() {
+			must.NoError(t, alloc.Unpause(ctx, j.Name))
+		} else {
+			must.NoError(t, os.Symlink("/bin/sh", alloc.Path(j.Name, "local/sh")))
+		}
+		must.StrContains(t, changed(t, ctx, alloc, j, 2)[1], "; ran /")
+		must.StrContains(t, find(t, alloc, j, "local/told", `(?s).+`), second)
+		unnoticed(t, ctx, alloc, j)
+	})
 }
 
 // absent returns an error while a process of the allocation runs that command.

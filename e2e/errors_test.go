@@ -114,6 +114,7 @@ var mistakes = map[string]mistake{
 	"a user whom the operator denies": {old: `resources {`, new: "user = \"root\"\n resources {", says: []string{
 		`user "root" is not allowed`, `denied_users`, `set another user`}},
 	"the same by its number": {old: `resources {`, new: "user = \"0\"\n resources {", says: []string{`user "0" is not allowed`}},
+	"the host's processes":   {config: `pid_mode = "host"`, says: []string{`config pid_mode "host" is not allowed`, `set default_pid_mode = "host"`}},
 	"a missing command": {old: `/opt/app/app`, new: `no-such-program`, says: []string{
 		`command "no-such-program" not found: looked in`}},
 	"a command that the image has not": {driver: "vault-docker", old: `/opt/app/app`, new: `no-such-program`, says: []string{
@@ -307,7 +308,7 @@ func rendered(t *testing.T, alloc *stack.Alloc) []string {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		theirs := []string{".nomad-mount", "executor.out", "state.json", "api.sock", "nomad_token"}
+		theirs := []string{".nomad-mount", "executor.out", "state.json", "api.sock", "nomad_token", "busybox", "passwd"} // The last two are of a chroot.
 		jwt := strings.HasPrefix(d.Name(), "nomad_") && strings.HasSuffix(d.Name(), ".jwt")
 		if err == nil && d.Type().IsRegular() && !jwt && !slices.Contains(theirs, d.Name()) && !strings.Contains(path, "/alloc/logs/") {
 			found = append(found, path)

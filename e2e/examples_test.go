@@ -33,6 +33,7 @@ var examples = map[string]struct {
 		before: `(?m)^here: good morning\nthere: good morning$`, after: `(?m)^here: good night\nthere: good night$`},
 	"pki.nomad.hcl":    {task: "hello", before: `(?m)^-----BEGIN CERTIFICATE-----$`},
 	"secret.nomad.hcl": {task: "hello", put: putKV("hello-secret"), before: `(?m)^\{"greeting":"good morning"\}$`, after: `(?m)^\{"greeting":"good night"\}$`},
+	"setup.nomad.hcl":  {task: "hello", before: "(?m)^good morning$", own: true}, // which setup.sh wrote
 	"nomad-token.nomad.hcl": {task: "hello", put: putKV("hello-nomad-token"), before: "(?m)^good morning$", after: "(?m)^good night$",
 		own: true},
 	"token-role.nomad.hcl": {task: "hello", put: putRoleKV, before: "(?m)^good morning$", after: "(?m)^good night$", own: true,

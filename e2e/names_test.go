@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -19,11 +20,11 @@ import (
 )
 
 // TestPublishedUnderTheWrappedDriversName: an operator puts the plugin in the place of the built-in drivers, while their tasks run, and
-// takes it away again. Nobody who does not use our blocks notices.
+// takes it away again. Nobody who does not use our blocks notices. Who does is told, and what his tasks had can be taken back.
 func TestPublishedUnderTheWrappedDriversName(t *testing.T) {
 	t.Parallel()
-	s := own(t, stack.Options{Plugins: []stack.Plugin{}, Agent: patient})
-	ctx := within(t, 5*time.Minute)
+	s := own(t, stack.Options{Plugins: []stack.Plugin{}, Agent: patient, Postgres: true})
+	ctx := within(t, 6*time.Minute)
 	serve := func(plugins ...stack.Plugin) {
 		t.Helper()
 		must.NoError(t, s.Nomad.Stop())
@@ -32,12 +33,13 @@ func TestPublishedUnderTheWrappedDriversName(t *testing.T) {
 	}
 
 	kept, passing, late := map[string]*keeper{}, map[string]*keeper{}, map[string]*keeper{}
+	forgotten := map[string][]*forgotten{}
 	before := byDriver(t, "built-in", func(t *testing.T, driver string) []string { return experience(t, s, driver) })
 	for _, driver := range named {
 		kept[driver], passing[driver] = keep(t, ctx, s, "kept", driver), keep(t, ctx, s, "passing", driver)
 	}
 
-	serve(stack.Wrap("exec", "exec"), stack.Wrap("docker", "docker"))
+	serve(inPlace()...)
 	after := byDriver(t, "ours", func(t *testing.T, driver string) []string {
 		must.Len(t, 1, plugins(s, driver), must.Sprint("the plugin serves, and not the built-in driver"))
 		kept[driver].works(t, ctx, s)
@@ -48,7 +50,7 @@ func TestPublishedUnderTheWrappedDriversName(t *testing.T) {
 	})
 	for _, driver := range named {
 		must.Eq(t, before[driver], after[driver], must.Sprint(driver))
-		late[driver] = keep(t, ctx, s, "late", driver)
+		late[driver], forgotten[driver] = keep(t, ctx, s, "late", driver), forget(t, ctx, s, driver)
 	}
 
 	serve()
@@ -58,13 +60,35 @@ func TestPublishedUnderTheWrappedDriversName(t *testing.T) {
 			k.works(t, ctx, s)
 			k.stops(t, ctx, s)
 		}
+		refusesOurBlocks(t, ctx, run(t, s, job{Name: "new-" + driver, Driver: driver, Args: []string{"show"}, Config: "vault {}"}))
+		for _, f := range forgotten[driver] {
+			f.ends(t, ctx, s)
+		}
+		return nil
+	})
+
+	serve(inPlace()...)
+	byDriver(t, "ours again", func(t *testing.T, driver string) []string {
+		for _, f := range forgotten[driver] {
+			eventually(t, time.Minute, func() error { return leftBehind(t, s, f.job.Name, f.alloc) })
+		}
 		return nil
 	})
 }
 
-var named = []string{"exec", "docker"}
+// inPlace are the plugins under the names of the built-in drivers. What their tasks leave waits no longer than a test should.
+func inPlace() (all []stack.Plugin) {
+	for _, driver := range named {
+		p := stack.Wrap(driver, driver)
+		p.Config += "\nlinger = \"5s\"\n"
+		all = append(all, p)
+	}
+	return all
+}
 
-// byDriver runs a test for both drivers side by side, and returns what came of it when both have ended.
+var named = []string{"exec", "docker", "raw_exec"}
+
+// byDriver runs a test for all drivers side by side, and returns what came of it when all have ended.
 func byDriver(t *testing.T, name string, test func(t *testing.T, driver string) []string) map[string][]string {
 	t.Helper()
 	var mu sync.Mutex
@@ -187,19 +211,13 @@ job "%[2]s-%[1]s" {
         cpu    = 50
         memory = 64
       }
-      volume_mount {
-        volume      = "app"
-        destination = "/opt/app"
-        read_only   = true
-      }
       template {
         destination = "local/conf/size"
         data        = "large"
       }
-      config {
-        %[3]s
+      %[3]s
         args = ["-c", <<EOT
-          echo "$0"; env | sort; id; ls /opt/app; cat local/conf/size $NOMAD_TASK_DIR/conf/size /etc/app/size; grep Cap /proc/self/status; pwd; umask
+          echo "$0"; env | sort; id; ls /opt/app; cat local/conf/size $NOMAD_TASK_DIR/conf/size /etc/app/size; grep Cap /proc/self/status; cat /proc/self/oom_score_adj; pwd; umask
           trap 'echo signalled' USR1; trap 'exit 4' USR2
           [ $0 = 7 ] && exit 7
           echo said >&2; echo through; echo >$NOMAD_TASK_DIR/ready; while :; do sleep 0.1; done
@@ -210,12 +228,15 @@ job "%[2]s-%[1]s" {
   }
 }`
 
-// ofDriver is the rest of its config block.
+// ofDriver is what each driver has of its own in it: where the volume is mounted, and the beginning of the config block.
 var ofDriver = map[string]string{
-	"exec": "command = \"/bin/sh\"\n cap_drop = [\"chown\"]",
-	"docker": fmt.Sprintf("image = %q\n entrypoint = [\"/bin/sh\"]\n ports = [\"http\"]\n hostname = \"plain\"\n", stack.Image) +
+	"exec": appVolume + "config {\n command = \"/bin/sh\"\n cap_drop = [\"chown\"]",
+	"docker": appVolume + fmt.Sprintf("config {\n image = %q\n entrypoint = [\"/bin/sh\"]\n ports = [\"http\"]\n hostname = \"plain\"\n", stack.Image) +
 		"volumes = [\"local/conf:/etc/app:ro\"]\n cap_drop = [\"chown\"]\n labels {\n team = \"blue\"\n }",
+	"raw_exec": "config {\n command = \"/bin/sh\"\n oom_score_adj = 100\n denied_envvars = [\"TMP*\"]",
 }
+
+const appVolume = "volume_mount {\n volume = \"app\"\n destination = \"/opt/app\"\n read_only = true\n }\n"
 
 // experience is what the author of a job without our blocks sees of it, from its start to its end, but for what is never the same twice.
 func experience(t *testing.T, s *stack.Stack, driver string) (seen []string) {
@@ -292,17 +313,78 @@ func inspected(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) str
 func getsItsSecrets(t *testing.T, s *stack.Stack, driver string) {
 	t.Helper()
 	ctx := within(t, 2*time.Minute)
-	j := job{Name: "secrets-" + driver, Driver: driver, Args: []string{"show", "/secrets/color"}}
+	j := job{Name: "secrets-" + driver, Driver: driver, Args: []string{"show", "secrets/color"}}
 	put(t, s, j, map[string]any{"color": "green"})
 	j.Config = file("secrets/color", inJob(j, "color"), onSignal)
 	alloc := run(t, s, j)
-	must.Eq(t, []string{"green"}, shown(t, ctx, alloc, j, "/secrets/color", 1))
+	must.Eq(t, []string{"green"}, shown(t, ctx, alloc, j, "secrets/color", 1))
 	must.Len(t, 1, tokensOf(t, s, j.Name))
 	put(t, s, j, map[string]any{"color": "blue"})
-	must.Eq(t, "blue", shown(t, ctx, alloc, j, "/secrets/color", 2)[1])
+	must.Eq(t, "blue", shown(t, ctx, alloc, j, "secrets/color", 2)[1])
 	stop(t, ctx, s, alloc, j)
 	eventually(t, slack, func() error { return unrevoked(t, ctx, s, j.Name) })
 	if driver == "docker" {
 		runExample(t, s, "in-place.nomad.hcl")
 	}
+}
+
+// A forgotten is a task with our blocks that nobody has stopped before the plugin was taken away.
+type forgotten struct {
+	job   job
+	alloc *stack.Alloc
+
+	renewed   bool // its token ends soon when nobody renews it any more
+	restarted bool // by the plugin, so that the built-in driver does not know its process
+}
+
+func forget(t *testing.T, ctx context.Context, s *stack.Stack, driver string) (all []*forgotten) {
+	t.Helper()
+	for name, period := range map[string]string{"renewed": "15s", "restarted": "1h"} {
+		j := job{Name: name + "-" + driver, Driver: driver, Args: []string{"show", "secrets/color"}}
+		put(t, s, j, map[string]any{"color": "green"})
+		policy := fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] } path "database/creds/%[1]s" { capabilities = ["read"] }`, j.Name)
+		j = withDatabase(t, s, j, time.Hour, policy, onNoop)
+		must.NoError(t, s.Vault.Role(ctx, j.Name, policy, map[string]any{"token_period": period}))
+		j.Config += file("secrets/color", inJob(j, "color"), onRestart)
+		f := &forgotten{job: j, alloc: run(t, s, j), renewed: name == "renewed", restarted: name == "restarted"}
+		shown(t, ctx, f.alloc, j, "secrets/color", 1)
+		if f.restarted {
+			put(t, s, j, map[string]any{"color": "blue"})
+			shown(t, ctx, f.alloc, j, "secrets/color", 2)
+		}
+		all = append(all, f)
+	}
+	return all
+}
+
+// ends checks that Nomad does not let it run under the built-in driver, and that nobody takes back what it had.
+func (f *forgotten) ends(t *testing.T, ctx context.Context, s *stack.Stack) {
+	t.Helper()
+	refusesOurBlocks(t, ctx, f.alloc)
+	if f.renewed {
+		eventually(t, 15*time.Second+slack, func() error { return unrevoked(t, ctx, s, f.job.Name) })
+	} else {
+		must.Len(t, 1, tokensOf(t, s, f.job.Name))
+	}
+	eventually(t, slack, func() error {
+		running, lost := applications(f.alloc), f.restarted && f.job.Docker() // The container: nobody knows of it.
+		if len(running) > 0 != lost {
+			return fmt.Errorf("%d processes run", len(running))
+		}
+		return nil
+	})
+	for _, left := range []string{f.alloc.Path(f.job.Name, "secrets/db.env"), filepath.Join(s.Dir, "state", f.job.Driver, f.alloc.ID+"."+f.job.Name+".json")} {
+		must.FileExists(t, left)
+	}
+}
+
+// refusesOurBlocks waits until Nomad has ended the only task of a job, since the driver that it has now does not know our blocks. Nomad reads
+// config by the driver's schema also where the task runs already (client/allocrunner/taskrunner/task_runner.go, runDriver).
+func refusesOurBlocks(t *testing.T, ctx context.Context, alloc *stack.Alloc) {
+	t.Helper()
+	ended, err := alloc.Ended(ctx)
+	must.NoError(t, err)
+	must.Eq(t, "failed", ended.ClientStatus)
+	_, err = alloc.Event(ctx, ended.TaskGroup, `No argument or block type is named "vault"`)
+	must.NoError(t, err)
 }

@@ -222,6 +222,22 @@ func TestDockerVolumes(t *testing.T) {
 	must.Eq(t, "of the hostread-only\ngreen\n", whole(t, ctx, alloc, j, "green"))
 }
 
+// Two docker drivers on one engine remove each other's containers: the task says so, and what to set.
+func TestContainerThatSomebodyElseRemovesTellsWhoMayHaveDoneIt(t *testing.T) {
+	t.Parallel()
+	s := common(t)
+	ctx := within(t, 2*time.Minute)
+	j := job{Name: "removed", Driver: "vault-docker", Args: []string{"show", "/secrets/out"}}
+	put(t, s, j, map[string]any{"color": "green"})
+	j.Config = file("secrets/out", inJob(j, "color"), "")
+	alloc := run(t, s, j)
+	must.Eq(t, "green", shown(t, ctx, alloc, j, "/secrets/out", 1)[0])
+	must.NoError(t, alloc.RemoveContainer(ctx, j.Name))
+	message, err := alloc.Event(ctx, j.Name, "the container was removed from outside")
+	must.NoError(t, err)
+	must.StrContains(t, message, `gc { dangling_containers { enabled = false } }`)
+}
+
 func TestUsers(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ driver, task, want string }{
@@ -281,7 +297,7 @@ func TestExecTaskIsAsConfinedAsNomads(t *testing.T) {
 	t.Parallel()
 	for i, c := range []struct{ options, shows string }{
 		{"", "namespace pid of its own"},
-		{"pid_mode = \"host\"\n ipc_mode = \"host\"", "namespace pid of the host"},
+		{"ipc_mode = \"host\"", "namespace ipc of the host"},
 		{"cap_drop = [\"all\"]\n cap_add = [\"kill\"]", "CapBnd:\t0000000000000020"},
 	} {
 		t.Run("with "+c.options, func(t *testing.T) {
@@ -447,6 +463,32 @@ func TestKillSignalAndTimeout(t *testing.T) {
 		again, err := strconv.ParseFloat(times[2], 64)
 		must.NoError(t, err)
 		must.GreaterEq(t, 7.5, again-asked, must.Sprint("seconds; kill_timeout is 8s, and would be 5s"))
+	})
+}
+
+// TestJobStopDoesNotWaitForARestart: the kill_timeout for a restart has no bound, and Nomad's own stop has the task's.
+func TestJobStopDoesNotWaitForARestart(t *testing.T) {
+	each(t, "halting", func(t *testing.T, s *stack.Stack, j job) {
+		ctx := within(t, 2*time.Minute)
+		put(t, s, j, map[string]any{"color": "green"})
+		j.Config = "kill_timeout = \"10m\"\n" + file("secrets/color", inJob(j, "color"), onRestart)
+		j.Task = `kill_timeout = "1s"`
+		_, alloc := register(t, s, shell(j, `trap 'echo asked' INT TERM; trap 'echo told' USR1; echo started; while :; do sleep 0.1; done`))
+		_, err := alloc.Log(ctx, j.Name, "stdout", "started", 1)
+		must.NoError(t, err)
+		put(t, s, j, map[string]any{"color": "red"})
+		_, err = alloc.Log(ctx, j.Name, "stdout", "asked", 1)
+		must.NoError(t, err)
+		must.NoError(t, alloc.Signal(ctx, j.Name, "SIGUSR1"))
+		_, err = alloc.Log(ctx, j.Name, "stdout", "told", 1)
+		must.NoError(t, err)
+		began := time.Now()
+		ended := stop(t, ctx, s, alloc, j)
+		must.Less(t, time.Second+slack, ended.Sub(began))
+		log, err := alloc.Logs(ctx, j.Name, "stdout")
+		must.NoError(t, err)
+		must.One(t, strings.Count(log, "started"), must.Sprint(log))
+		eventually(t, 2*slack, func() error { return leftBehind(t, s, j.Name, alloc) })
 	})
 }
 

@@ -1,8 +1,8 @@
 package e2e
 
 import (
-	"cmp"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"maps"
 	"net/http/httptest"
@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	nomad "github.com/hashicorp/nomad/api"
 	vault "github.com/hashicorp/vault/api"
 	"github.com/shoenig/test/must"
 
@@ -26,24 +27,27 @@ import (
 // operate runs the program as an operator does, who may do everything, and returns what it printed and its exit code.
 func operate(t *testing.T, s *stack.Stack, stdin string, args ...string) (string, int) {
 	t.Helper()
-	return operateAs(t, s, s.Vault.Token, stdin, args...)
+	return operateWith(t, s, nil, stdin, args...)
 }
 
-// operateAs is operate with another Vault token.
-func operateAs(t *testing.T, s *stack.Stack, token, stdin string, args ...string) (string, int) {
+// operateWith is operate with another environment.
+func operateWith(t *testing.T, s *stack.Stack, env []string, stdin string, args ...string) (string, int) {
 	t.Helper()
 	cmd := exec.CommandContext(within(t, time.Minute), filepath.Join(s.Dir, "plugins", "vault-exec"), args...)
-	cmd.Env = []string{"HOME=" + s.Dir, "VAULT_ADDR=" + s.Vault.Addr, "VAULT_TOKEN=" + token,
-		"NOMAD_ADDR=" + s.Nomad.Addr, "NOMAD_TOKEN=" + s.Nomad.Token}
+	cmd.Env = append([]string{"HOME=" + s.Dir, "VAULT_ADDR=" + s.Vault.Addr, "VAULT_TOKEN=" + s.Vault.Token,
+		"NOMAD_ADDR=" + s.Nomad.Addr, "NOMAD_TOKEN=" + s.Nomad.Token}, env...)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		must.NoError(t, err)
 	}
-	for _, secret := range []string{token, s.Vault.Token, s.Nomad.Token} {
-		must.StrNotContains(t, string(out), cmp.Or(secret, "eyJ"))
+	for _, variable := range cmd.Env {
+		if name, secret, _ := strings.Cut(variable, "="); strings.HasSuffix(name, "_TOKEN") {
+			must.StrNotContains(t, string(out), secret)
+		}
 	}
+	must.StrNotContains(t, string(out), "eyJ")
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
@@ -83,20 +87,28 @@ func TestSetupPreparesAVault(t *testing.T) {
 	ctx := within(t, 5*time.Minute)
 	api := s.Vault.API
 
-	made := mounted(t, s) // by example/vault.sh
-	t.Run("what a script has made is as good, and is not removed", func(t *testing.T) {
-		out, code := operate(t, s, "", "setup")
+	empty := func() {
+		must.NoError(t, api.Sys().DisableAuthWithContext(ctx, "jwt-nomad"))
+		must.NoError(t, api.Sys().DeletePolicyWithContext(ctx, "nomad-workloads"))
+		must.NoError(t, api.Sys().UnmountWithContext(ctx, "kv"))
+	}
+	empty() // of what the stack has
+	before := mounted(t, s)
+
+	t.Run("what the vault command has made of -dry-run is as good, and is not removed", func(t *testing.T) {
+		out, code := operate(t, s, "", "setup", "-dry-run")
+		must.Zero(t, code)
+		byHand(t, s, out)
+		made := mounted(t, s)
+		out, code = operate(t, s, "", "setup")
 		must.Zero(t, code, must.Sprint(out))
 		must.StrContains(t, out, "Nothing is to be done.")
 		out, code = operate(t, s, "", "setup", "-destroy", "-yes")
 		must.Zero(t, code, must.Sprint(out))
 		must.Eq(t, 4, strings.Count(out, "setup has not made it"))
 		must.Eq(t, made, mounted(t, s))
+		empty()
 	})
-	must.NoError(t, api.Sys().DisableAuthWithContext(ctx, "jwt-nomad"))
-	must.NoError(t, api.Sys().DeletePolicyWithContext(ctx, "nomad-workloads"))
-	must.NoError(t, api.Sys().UnmountWithContext(ctx, "kv"))
-	before := mounted(t, s)
 
 	t.Run("what is only shown changes nothing", func(t *testing.T) {
 		for _, format := range []string{"vault", "terraform"} {
@@ -116,6 +128,23 @@ func TestSetupPreparesAVault(t *testing.T) {
 		out, code := operate(t, s, "", "setup", "-yes", "-jwks-url=http://127.0.0.1:1/none")
 		must.Eq(t, 1, code)
 		must.StrContains(t, out, "set -jwks-url to Nomad's address as Vault reaches it")
+		must.Eq(t, before, mounted(t, s))
+	})
+	t.Run("keys behind a CA of one's own", func(t *testing.T) {
+		nomad, err := url.Parse(s.Nomad.Addr)
+		must.NoError(t, err)
+		server := httptest.NewTLSServer(httputil.NewSingleHostReverseProxy(nomad))
+		defer server.Close()
+		ca := filepath.Join(t.TempDir(), "ca.pem")
+		must.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+		keys := "-jwks-url=" + server.URL + "/.well-known/jwks.json"
+		out, code := operate(t, s, "", "setup", "-yes", keys)
+		must.Eq(t, 1, code, must.Sprint(out))
+		must.Eq(t, before, mounted(t, s))
+		out, code = operate(t, s, "", "setup", "-yes", keys, "-jwks-ca-file="+ca)
+		must.Zero(t, code, must.Sprint(out))
+		out, code = operate(t, s, "", "setup", "-destroy", "-yes")
+		must.Zero(t, code, must.Sprint(out))
 		must.Eq(t, before, mounted(t, s))
 	})
 	t.Run("a job gets its secrets", func(t *testing.T) {
@@ -149,6 +178,23 @@ func TestSetupPreparesAVault(t *testing.T) {
 		must.Eq(t, []any{"other", "nomad-workloads"}, found.Data["token_policies"].([]any))
 		must.Eq(t, map[string]any{"nomad_namespace": "default"}, found.Data["bound_claims"].(map[string]any))
 	})
+	t.Run("rules that others have added to the policy stay, and what is missing is added", func(t *testing.T) {
+		full, err := api.Sys().GetPolicyWithContext(ctx, "nomad-workloads")
+		must.NoError(t, err)
+		theirs, removed := "path \"database/creds/theirs\" {\n  capabilities = [\"read\"]\n}\n", "path \"kv/metadata/*\" {\n  capabilities = [\"list\"]\n}\n"
+		must.StrContains(t, full, removed)
+		must.NoError(t, api.Sys().PutPolicyWithContext(ctx, "nomad-workloads", strings.Replace(full, removed, theirs, 1)))
+		out, code := operate(t, s, "y\n", "setup")
+		must.Zero(t, code, must.Sprint(out))
+		must.StrContains(t, out, `+ path "kv/metadata/*" {`)
+		must.StrNotContains(t, out, "theirs")
+		now, err := api.Sys().GetPolicyWithContext(ctx, "nomad-workloads")
+		must.NoError(t, err)
+		must.Eq(t, strings.Replace(full, removed, theirs, 1)+removed, now)
+		out, code = operate(t, s, "", "setup")
+		must.Zero(t, code, must.Sprint(out))
+		must.NoError(t, api.Sys().PutPolicyWithContext(ctx, "nomad-workloads", full))
+	})
 	t.Run("an auth method of another type is left alone", func(t *testing.T) {
 		must.NoError(t, api.Sys().EnableAuthWithOptionsWithContext(ctx, "people", &vault.EnableAuthOptions{Type: "userpass"}))
 		for _, args := range [][]string{{"setup", "-yes", "-path=people"}, {"setup", "-destroy", "-yes", "-path=people"}} {
@@ -180,6 +226,33 @@ func TestSetupPreparesAVault(t *testing.T) {
 		must.Zero(t, code, must.Sprint(out))
 		must.Eq(t, before, mounted(t, s))
 	})
+	t.Run("the example, twice", func(t *testing.T) {
+		for range 2 {
+			must.NoError(t, s.Vault.Script(ctx, "setup.sh"))
+		}
+		runExample(t, s, "setup.nomad.hcl")
+	})
+}
+
+// byHand gives the vault command what -dry-run prints for it.
+func byHand(t *testing.T, s *stack.Stack, printed string) {
+	t.Helper()
+	parts := strings.Split(printed, "# vault ")[1:]
+	must.SliceLen(t, 5, parts)
+	for _, part := range parts {
+		command, input, _ := strings.Cut(part, "\n")
+		command, _, _ = strings.Cut(command, "     (") // where the accessor is found
+		if strings.Contains(input, "<accessor>") {
+			method, err := s.Vault.API.Logical().ReadWithContext(t.Context(), "sys/auth/jwt-nomad")
+			must.NoError(t, err)
+			input = strings.ReplaceAll(input, "<accessor>", method.Data["accessor"].(string))
+		}
+		cmd := exec.CommandContext(t.Context(), filepath.Join(s.Dir, "bin", "vault"), strings.Fields(command)...)
+		cmd.Env = []string{"HOME=" + s.Dir, "VAULT_ADDR=" + s.Vault.Addr, "VAULT_TOKEN=" + s.Vault.Token}
+		cmd.Stdin = strings.NewReader(input)
+		out, err := cmd.CombinedOutput()
+		must.NoError(t, err, must.Sprint(command, string(out)))
+	}
 }
 
 // A flaw is one change to a job that would get its secrets, and what check says of it.
@@ -205,11 +278,13 @@ var flaws = map[string]flaw{
 	"an identity that the task does not get": {old: `file = true`, says: []string{`add to the identity block: file = true`}},
 	"a policy without the path": {config: renders(`{{ with secret "kv/data/default/another/config" }}{{ end }}`, ""), says: []string{
 		`template "secrets/out" line 1: read kv/data/default/another/config is denied`,
-		`role "checked" grants the policies [default checked]; what is missing in one of them is: path "kv/data/default/another/config" { capabilities = ["read"] }`}},
+		`role "checked" grants the policies [default checked]; what is missing in one of them is: path "kv/data/default/another/config" { capabilities = ["read"] }` + "\n"}},
 	"a secret block that the policy does not allow": {config: "secret \"app\" {\n path = \"kv/default/another/config\"\n }\n", says: []string{
 		`secret "app": read kv/data/default/another/config is denied`}},
 	"a pki block that the policy does not allow": {config: "pki \"web\" {\n path = \"pki/issue/web\"\n cert_file = \"secrets/crt\"\n }\n", says: []string{
 		`pki "web": write pki/issue/web is denied`}},
+	"a pki block that may not revoke": {config: "pki \"web\" {\n path = \"pki/issue/web\"\n cert_file = \"secrets/crt\"\n revoke = true\n }\n", says: []string{
+		`pki "web": write pki/revoke-with-key is denied`}},
 	"a policy with the paths of the vault command": {config: renders(`{{ with secret "kv/default/checked-words/config" }}{{ end }}`, ""), says: []string{
 		`read kv/data/default/checked-words/config is denied`, `write data/ after kv/ in the paths of the policies`}},
 	"a path of KV version 2 in version 1": {config: renders(`{{ with secret "checked-v1/data/config" }}{{ end }}`, ""), says: []string{
@@ -312,7 +387,7 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 			for _, args := range [][]string{nil, {agent}} {
 				out, code := operate(t, s, "", append([]string{"check", "-job=" + file}, args...)...)
 				must.Eq(t, 1, code, must.Sprint(out))
-				must.True(t, slices.ContainsFunc(strings.Split(out, "\n"), func(line string) bool {
+				must.True(t, slices.ContainsFunc(strings.SplitAfter(out, "\n"), func(line string) bool {
 					return strings.HasPrefix(line, "problem ") && mistake{says: f.says}.said(line)
 				}), must.Sprintf("says not %q:\n%s", f.says, out))
 			}
@@ -336,14 +411,22 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 	t.Run("what the operator may not see is a warning", func(t *testing.T) {
 		token, err := s.Vault.API.Auth().Token().CreateWithContext(t.Context(), &vault.TokenCreateRequest{Policies: []string{"default"}})
 		must.NoError(t, err)
-		out, code := operateAs(t, s, token.Auth.ClientToken, "", "check", "-job="+spec(t, asks, flaw{}))
+		out, code := operateWith(t, s, []string{"VAULT_TOKEN=" + token.Auth.ClientToken}, "", "check", "-job="+spec(t, asks, flaw{}))
 		must.Zero(t, code, must.Sprint(out))
 		must.StrContains(t, out, `has role "checked", and Vault reads Nomad's keys`)
 		must.StrContains(t, out, "role and policies cannot be looked at: list auth methods: permission denied (403); set VAULT_TOKEN to a token that may")
 		must.Eq(t, 4, strings.Count(out, "not known whether the policies allow it"))
-		out, code = operateAs(t, s, token.Auth.ClientToken, "", "check", "-job="+spec(t, asks, flaws["an unknown role"]))
+		out, code = operateWith(t, s, []string{"VAULT_TOKEN=" + token.Auth.ClientToken}, "", "check", "-job="+spec(t, asks, flaws["an unknown role"]))
 		must.Eq(t, 1, code)
 		must.StrContains(t, out, `create role "chekced"`)
+	})
+	t.Run("a jobspec without a namespace is of NOMAD_NAMESPACE", func(t *testing.T) {
+		file := spec(t, renders(`{{ with secret "kv/data/elsewhere/checked/config" }}{{ end }}`, ""), flaw{})
+		must.NoError(t, s.Vault.Put(t.Context(), "kv/data/elsewhere/checked/config", map[string]any{"data": map[string]any{"color": canary}}))
+		for namespace, wants := range map[string]int{"elsewhere": 0, "default": 1} {
+			out, code := operateWith(t, s, []string{"NOMAD_NAMESPACE=" + namespace}, "", "check", "-job="+file)
+			must.Eq(t, wants, code, must.Sprint(out))
+		}
 	})
 	t.Run("an identity that will not last is a warning", func(t *testing.T) {
 		for old, says := range map[string]string{`ttl  = "1h"`: `add to the identity block: ttl = "1h"`, `file = true`: `add to the identity block: file = true`} {
@@ -353,15 +436,13 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 		}
 	})
 	t.Run("a cluster that VAULT_ADDR does not lead to is asked without the token", func(t *testing.T) {
-		out, code := operate(t, s, "", "check", "-cluster=west", "-job="+spec(t, asks, flaw{}), agent)
-		must.Zero(t, code, must.Sprint(out))
-		must.StrContains(t, out, `has role "checked", and Vault reads Nomad's keys`)
-		must.StrContains(t, out, "run check again with -cluster=default, VAULT_ADDR and VAULT_TOKEN of that cluster")
-		must.StrNotContains(t, out, "allow")
-		out, code = operate(t, s, "", "check", "-cluster=west", "-job="+spec(t, asks, flaw{}))
-		must.Zero(t, code, must.Sprint(out))
-		must.StrContains(t, out, "run check again with -cluster=default")
-		must.StrNotContains(t, out, "has role", must.Sprint("the Vault of VAULT_ADDR is another one"))
+		for _, args := range [][]string{nil, {agent}} {
+			out, code := operate(t, s, "", append([]string{"check", "-cluster=west", "-job=" + spec(t, asks, flaw{})}, args...)...)
+			must.Zero(t, code, must.Sprint(out))
+			must.StrContains(t, out, `has role "checked", and Vault reads Nomad's keys`)
+			must.StrContains(t, out, "run check again with -cluster=default, VAULT_ADDR and VAULT_TOKEN of that cluster")
+			must.StrNotContains(t, out, "allow")
+		}
 	})
 	t.Run("a Vault that is not the one of the plugin", func(t *testing.T) {
 		conf := filepath.Join(t.TempDir(), "agent.hcl")
@@ -386,7 +467,6 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 			out, code := operate(t, s, "", append([]string{"check"}, args...)...)
 			must.Zero(t, code, must.Sprint(out))
 			must.StrContains(t, out, "read database/creds/checked is allowed")
-			must.StrNotContains(t, out, "eyJ")
 		}
 		must.NoError(t, s.Vault.API.Sys().PutPolicyWithContext(t.Context(), "checked", `path "kv/*" { capabilities = ["read"] }`))
 		out, code := operate(t, s, "", "check", "-login", "-alloc="+alloc.ID)
@@ -433,14 +513,12 @@ func testCheckOutages(t *testing.T, s *stack.Stack, file, agent string) {
 			return strings.HasPrefix(line, "problem ") && mistake{says: parts}.said(line)
 		}), must.Sprint(out))
 	}
-	says([]string{"-path=none"}, `there is no JWT auth method at auth/none (correct jwt_auth_backend_path in the plugin's vault "default" block)`)
-
 	const config = "auth/jwt-nomad/config"
 	before, err := s.Vault.API.Logical().ReadWithContext(ctx, config)
 	must.NoError(t, err)
-	nomad, err := url.Parse(s.Nomad.Addr)
+	server, err := url.Parse(s.Nomad.Addr)
 	must.NoError(t, err)
-	keys := httptest.NewServer(httputil.NewSingleHostReverseProxy(nomad))
+	keys := httptest.NewServer(httputil.NewSingleHostReverseProxy(server))
 	must.NoError(t, s.Vault.Put(ctx, config, map[string]any{"jwks_url": keys.URL + "/.well-known/jwks.json"}))
 	keys.Close()
 	says([]string{agent}, "fetching keys", `Vault must reach Nomad's keys: check jwks_url in auth/jwt-nomad/config`)
@@ -449,6 +527,93 @@ func testCheckOutages(t *testing.T, s *stack.Stack, file, agent string) {
 	must.NoError(t, s.Vault.Pause())
 	says([]string{agent}, `cluster "default"`, "Vault unavailable", "no answer in time", `address in the plugin's vault "default" block is `+s.Vault.Addr)
 	must.NoError(t, s.Vault.Resume())
+}
+
+// TestCheckKnowsTheClustersOfClients is about settings of the plugin's clusters that are not the ones of setup, on a machine that has no
+// configuration of the plugin.
+func TestCheckKnowsTheClustersOfClients(t *testing.T) {
+	t.Parallel()
+	s := own(t, stack.Options{Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec")}, Proxies: map[string]bool{"secure": true}, Blocks: map[string]string{
+		"own":   "jwt_auth_backend_path = \"jwt-own\"\n create_from_role = \"own\"",
+		"away":  "jwt_auth_backend_path = \"none\"",
+		"roles": "token_file = \"/none\"\n create_from_role = \"nomad-cluster\"",
+	}})
+	ctx := within(t, 3*time.Minute)
+	out, code := operate(t, s, "", "setup", "-yes", "-path=jwt-own", "-role=other", "-policy=own")
+	must.Zero(t, code, must.Sprint(out))
+	role, err := s.Vault.API.Logical().ReadWithContext(ctx, "auth/jwt-own/role/other")
+	must.NoError(t, err)
+	must.NoError(t, s.Vault.Put(ctx, "auth/jwt-own/role/own", role.Data))
+	role.Data["token_policies"] = []string{"none"} // the default role
+	must.NoError(t, s.Vault.Put(ctx, "auth/jwt-own/role/other", role.Data))
+	must.NoError(t, s.Vault.Put(ctx, "kv/data/default/told/config", map[string]any{"data": map[string]any{"color": canary}}))
+	spec := func(cluster, more string) string {
+		return job{Name: "told", Driver: "vault-exec", Args: []string{"show"}, Config: "vault {\n cluster = \"" + cluster + "\"\n " + more + "\n }\n" +
+			renders(`{{ with secret "kv/data/default/told/config" }}{{ end }}`, "")}.spec()
+	}
+	_, alloc := register(t, s, spec("own", ""))
+	must.NoError(t, alloc.Running(ctx))
+	node := []string{"NOMAD_TOKEN=" + submitter(t, s)}
+	secure := []string{"VAULT_ADDR=" + s.Proxies["secure"].Addr, "VAULT_CACERT=" + s.Proxies["secure"].CA}
+	for sentence, c := range map[string]struct {
+		cluster, more string // of the task's vault block
+		env, args     []string
+		code          int
+		says          []string
+		never         string
+	}{
+		"auth path and role are those of the clients": {cluster: "own", args: []string{"-cluster=own"}, never: "warning", says: []string{
+			`ok       cluster "own": ` + s.Vault.Addr + " answers", `auth/jwt-own has role "own"`, `role "own" of auth/jwt-own admits the task`,
+			`read kv/data/default/told/config is allowed`}},
+		"an auth path that is wrong on the clients": {cluster: "away", args: []string{"-cluster=away"}, code: 1, says: []string{
+			`there is no JWT auth method at auth/none (correct jwt_auth_backend_path in the plugin's vault "away" block)`}},
+		"as the running task, by the role of the clients": {args: []string{"-cluster=own", "-alloc=" + alloc.ID, "-login"}, never: "warning", says: []string{
+			`auth/jwt-own has role "own"`, `read kv/data/default/told/config is allowed`}},
+		"the token role of a cluster": {cluster: "roles", more: `policies = ["a"]`, never: "warning", says: []string{
+			`it gets its token by token role "nomad-cluster"; the clients' attribute driver.vault-exec.cluster.roles says whether that works`}},
+		"a cluster whose CA is on the clients alone": {cluster: "secure", never: "allowed", says: []string{
+			`warning  cluster "secure": ` + s.Proxies["secure"].Addr + ` cannot be asked from here, without the clients' network, ca_file, cert_file and so on`,
+			`certificate signed by unknown authority; run check with -config on a client`}},
+		"the same, on a client": {cluster: "secure", args: []string{"-config=" + filepath.Join(s.Dir, "client.hcl")}, never: "cannot be asked", says: []string{
+			`cluster "secure": ` + s.Proxies["secure"].Addr + " answers"}},
+		"VAULT_ADDR by its own address and CA": {cluster: "own", args: []string{"-cluster=own"}, env: secure, says: []string{
+			`warning  cluster "own": VAULT_ADDR is ` + s.Proxies["secure"].Addr + `, and address in the plugin's configuration ` + s.Vault.Addr,
+			`set VAULT_ADDR to the latter if it is another Vault`, `auth/jwt-own has role "own"`, `read kv/data/default/told/config is allowed`}},
+		"a VAULT_ADDR where nobody is": {cluster: "own", args: []string{"-cluster=own"}, env: []string{"VAULT_ADDR=http://127.0.0.1:1"}, code: 1, never: "has role", says: []string{
+			`problem  cluster "own": http://127.0.0.1:1: look up health: Vault unavailable`, `correct VAULT_ADDR`}},
+		"clients that cannot be looked at": {cluster: "own", args: []string{"-cluster=own", "-path=jwt-own"}, env: node, code: 1, says: []string{
+			`the clients cannot be looked at`, `node { policy = "read" }`,
+			`no client tells its vault "own" block: VAULT_ADDR and auth/jwt-own are taken for it; give -config, or -path`, `auth/jwt-own has a default role`,
+			`role "other" of auth/jwt-own admits the task`, "is denied"}},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			args := append([]string{"check"}, c.args...)
+			if !slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "-alloc") }) {
+				file := filepath.Join(t.TempDir(), "job.nomad.hcl")
+				must.NoError(t, os.WriteFile(file, []byte(spec(c.cluster, c.more)), 0o600))
+				args = append(args, "-job="+file)
+			}
+			out, code := operateWith(t, s, c.env, "", args...)
+			must.Eq(t, c.code, code, must.Sprint(out))
+			for _, says := range c.says {
+				must.StrContains(t, out, says)
+			}
+			if c.never != "" {
+				must.StrNotContains(t, out, c.never)
+			}
+		})
+	}
+}
+
+// submitter is a Nomad token that may submit jobs and not look at clients.
+func submitter(t *testing.T, s *stack.Stack) string {
+	t.Helper()
+	write := (&nomad.WriteOptions{}).WithContext(t.Context())
+	_, err := s.Nomad.API.ACLPolicies().Upsert(&nomad.ACLPolicy{Name: "submitter", Rules: `namespace "default" { policy = "write" }`}, write)
+	must.NoError(t, err)
+	token, _, err := s.Nomad.API.ACLTokens().Create(&nomad.ACLToken{Name: "submitter", Type: "client", Policies: []string{"submitter"}}, write)
+	must.NoError(t, err)
+	return token.SecretID
 }
 
 // testCheckReadsPolicies compares what check makes of policies with what Vault says to the task itself (-login). The template asks

@@ -185,6 +185,39 @@ func unnoticed(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) {
 	must.SliceNotContainsFunc(t, now.Events, nomad.TaskTerminated, func(e *nomad.TaskEvent, kind string) bool { return e.Type == kind })
 }
 
+// The task logs in by an identity that no process of its sees, and with a text that Nomad's own template block has made beside ours.
+func TestIdentityIsHiddenAndTheTextIsAFileOfTheTask(t *testing.T) {
+	each(t, "hidden", func(t *testing.T, s *stack.Stack, j job) {
+		ctx := within(t, 2*time.Minute)
+		must.NoError(t, s.Vault.Role(ctx, j.Name, `path "kv/data/default/`+j.Name+`/*" { capabilities = ["read"] }`,
+			map[string]any{"bound_audiences": []string{"hidden.io"}}))
+		put(t, s, j, map[string]any{"color": "green"})
+		j.Task = `identity {
+			name     = "hidden"
+			aud      = ["hidden.io"]
+			file     = true
+			filepath = "private/hidden.jwt"
+			ttl      = "1h"
+		}
+		template {
+			data            = "[[ env \"NOMAD_JOB_NAME\" ]] is ` + strings.ReplaceAll(inJob(j, "color"), `"`, `\"`) + ` in $${HOME}"
+			destination     = "local/app.tpl"
+			left_delimiter  = "[["
+			right_delimiter = "]]"
+		}`
+		j.Args = []string{"show", "/secrets/literal"}
+		j.Config = fmt.Sprintf("vault {\n role = %q\n identity_file = \"private/hidden.jwt\"\n }\n", j.Name) +
+			file("secrets/literal", "$$${HOME} %%%{if true}", onNoop) + "template {\n source = \"local/app.tpl\"\n destination = \"secrets/out\"\n " + onNoop + "\n }\n"
+		alloc := run(t, s, j)
+		must.Eq(t, "${HOME} %{if true}", shown(t, ctx, alloc, j, "/secrets/literal", 1)[0])
+		out, err := os.ReadFile(alloc.Path(j.Name, "secrets/out"))
+		must.NoError(t, err)
+		must.Eq(t, j.Name+" is green in ${HOME}", string(out))
+		_, err = os.Stat(alloc.Path(j.Name, "secrets/nomad_hidden.jwt"))
+		must.ErrorIs(t, err, fs.ErrNotExist)
+	})
+}
+
 func TestTokenIsWhereTheJobAsksForItAndNowhereElse(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -309,7 +342,10 @@ func processes(alloc *stack.Alloc) []process {
 
 // applications are those of them that are the task's application.
 func applications(alloc *stack.Alloc) []process {
-	return slices.DeleteFunc(processes(alloc), func(p process) bool { return !bytes.HasPrefix(p.cmdline, []byte(stack.AppPath+"\x00")) })
+	return slices.DeleteFunc(processes(alloc), func(p process) bool {
+		program, _, _ := strings.Cut(string(p.cmdline), "\x00")
+		return filepath.Base(program) != filepath.Base(stack.AppPath)
+	})
 }
 
 // application returns the process id of the task's application on this host.

@@ -31,7 +31,7 @@ func startTokenRoles(t *testing.T) tokenRoles {
 	cluster := func(file, role, allow string) string {
 		return fmt.Sprintf("token_file = %q\n create_from_role = %q\n allow \"default\" {\n policies = [%s]\n }\n", filepath.Join(dir, file), role, allow)
 	}
-	return tokenRoles{dir: dir, Stack: own(t, stack.Options{Agent: patient, TokenRoles: map[string]string{
+	return tokenRoles{dir: dir, Stack: own(t, stack.Options{Agent: patient, Blocks: map[string]string{
 		"roles":    cluster("token", "nomad-cluster", `"roles-*", "hello-*", "nomad-server"`) + "allow \"team\" {\n policies = [\"team\"]\n }\n",
 		"maximum":  cluster("token", "nomad-maximum", `"*"`),
 		"aperiod":  cluster("token", "nomad-aperiod", `"*"`),

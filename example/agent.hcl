@@ -10,7 +10,7 @@ plugin "vault-exec" {
     # A Vault cluster. Tasks use the one named "default" unless they name another; write as many of these blocks as you have clusters.
     vault "default" {
       address               = "http://127.0.0.1:8200"
-      jwt_auth_backend_path = "jwt-nomad"       # where the JWT auth method is mounted, see vault.sh
+      jwt_auth_backend_path = "jwt-nomad"       # where the JWT auth method is mounted, see setup.sh
       create_from_role      = "nomad-workloads" # the role of tasks that name none
 
       # namespace       = ""    # Vault Enterprise and HCP: the namespace of tasks that name none
@@ -21,8 +21,11 @@ plugin "vault-exec" {
       # tls_server_name = ""    # the name in Vault's certificate, where it is not that of the address
       # tls_skip_verify = false # true trusts any certificate: never in production
 
+      # rate_limit      = ""    # requests a second that this node sends to the cluster at most, and a burst: "50:100"
+
       # In place of logins: tokens by a Vault token role, see token-role.sh and "Token roles" in the README. create_from_role names it.
-      # token_file = "/etc/nomad.d/vault_token"
+      # token      = ""        # or token_file, so that the token is in no answer of Nomad's API
+      # token_file = "/opt/nomad/vault_token"
       # allow "*" { policies = ["app-*"] }      # what tasks of any Nomad namespace may ask for; one namespace: allow "prod" { ... }
     }
 
@@ -44,8 +47,8 @@ plugin "vault-exec" {
     # Users that no task may run as.
     # denied_users = ["root"]
 
-    # What a task sees of the host: "bind" mounts the paths read-only, which takes milliseconds; "chroot" copies the client's
-    # chroot_env into each task, as Nomad's exec does.
+    # What a task sees of the host: "bind" mounts the paths read-only, which takes milliseconds, and lets it read what everyone
+    # may; "chroot" copies the client's chroot_env into each task, secrets included, as Nomad's exec does.
     # filesystem = "bind"
     # paths = ["/run/systemd/resolve/resolv.conf", "/run/systemd/resolve/stub-resolv.conf", "/run/resolvconf/resolv.conf",
     #          "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"]

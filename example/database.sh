@@ -1,7 +1,7 @@
 #!/bin/sh
-# After vault.sh: lets the job "database" (database.nomad.hcl), and no other, have PostgreSQL users of its own from Vault.
+# After setup.sh: lets the job "database" (database.nomad.hcl), and no other, have PostgreSQL users of its own from Vault.
 #
-# Needs the vault command, VAULT_ADDR and VAULT_TOKEN as vault.sh does; and PGHOST, PGPORT, PGUSER, PGPASSWORD of a PostgreSQL user
+# Needs the vault command, VAULT_ADDR and VAULT_TOKEN as setup.sh does; and PGHOST, PGPORT, PGUSER, PGPASSWORD of a PostgreSQL user
 # that may create users, as *Vault* reaches the server.
 set -eu
 : "${VAULT_ADDR:?}" "${PGHOST:?}" "${PGPORT:?}" "${PGUSER:?}" "${PGPASSWORD:?}"

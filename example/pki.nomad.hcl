@@ -32,6 +32,7 @@ job "hello-pki" {
           cert_file     = "secrets/tls.crt" # the certificate alone; chain_file has the authorities, too
           key_file      = "secrets/tls.key" # mode 0600
           ca_file       = "secrets/ca.crt"
+          revoke        = true # when it has been replaced, and when the task has stopped
           change_mode   = "signal"
           change_signal = "SIGHUP"
         }

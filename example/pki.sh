@@ -1,8 +1,8 @@
 #!/bin/sh
-# After vault.sh: lets the job "hello-pki" (pki.nomad.hcl), and no other, have certificates for names below service.example from a CA
+# After setup.sh: lets the job "hello-pki" (pki.nomad.hcl), and no other, have certificates for names below service.example from a CA
 # that this makes in Vault. In production the CA is an intermediate one, signed by yours. Running it again changes nothing.
 #
-# Needs the vault command, VAULT_ADDR and VAULT_TOKEN as vault.sh does.
+# Needs the vault command, VAULT_ADDR and VAULT_TOKEN as setup.sh does.
 set -eu
 : "${VAULT_ADDR:?}"
 
@@ -11,16 +11,13 @@ if ! vault read sys/mounts/pki >/dev/null 2>&1; then
   vault write pki/root/generate/internal common_name="Example CA" ttl=87600h >/dev/null
 fi
 
-# With generate_lease=true a certificate is revoked when its task has stopped, or when it has been replaced. Vault then has a lease to
-# keep for each; for thousands of short-lived certificates leave it out.
-vault write pki/roles/hello-pki allowed_domains=service.example allow_subdomains=true key_type=ec key_bits=256 max_ttl=72h \
-  generate_lease=true
+vault write pki/roles/hello-pki allowed_domains=service.example allow_subdomains=true key_type=ec key_bits=256 max_ttl=72h
 
 vault policy write hello-pki - <<'HCL'
 path "pki/issue/hello-pki" {
   capabilities = ["update"]
 }
-path "sys/leases/revoke" {
+path "pki/revoke-with-key" { # its own certificates only; pki/revoke would be everybody's
   capabilities = ["update"]
 }
 HCL

@@ -2,7 +2,7 @@
 # Sets Vault up for tasks that get their tokens by a token role instead of logging in, as Nomad's servers had it until 1.9, and writes
 # the token that the plugin makes them with to a file: token_file of the plugin's vault block. Each node can have a token of its own.
 #
-#   sh token-role.sh /etc/nomad.d/vault_token
+#   sh token-role.sh /opt/nomad/vault_token
 #
 # Needs the vault command, VAULT_ADDR and a VAULT_TOKEN that may write policies and token roles, and make orphan tokens. Running it again
 # makes another token.

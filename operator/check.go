@@ -1,7 +1,6 @@
 package operator
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
 
@@ -45,7 +45,9 @@ type checker struct {
 	sched    *vault.Scheduler
 	agent    agent
 	plugins  map[string]*published // by the name that jobs use
+	job      *nomad.Job
 	running  *nomad.Allocation     // of -alloc
+	clients  []*nomad.NodeListStub // that the job could run on or, of -alloc, does; nil where they cannot be looked at
 	reached  map[string]bool       // clusters that were looked at
 	findings []finding
 }
@@ -71,31 +73,40 @@ func (c *checker) problem(about, fix, format string, args ...any) {
 
 // fault is a problem that the driver would have, too, in its words.
 func (c *checker) fault(about string, err error) {
+	text, hint := parts(err)
+	c.problem(about, hint, "%s", text)
+}
+
+// parts are what an error says, and what to do about it, which is empty where that is not known.
+func parts(err error) (text, hint string) {
 	var e *vault.Error
 	if !errors.As(err, &e) {
-		c.problem(about, "", "%v", err)
-		return
+		return fmt.Sprint(err), ""
 	}
 	bare := *e
 	bare.Hint = ""
-	c.problem(about, e.Hint, "%v", &bare)
+	return bare.Error(), e.Hint
 }
-
-// repeated collects a flag that may be repeated.
-type repeated []string
-
-func (r *repeated) String() string     { return strings.Join(*r, ",") }
-func (r *repeated) Set(v string) error { *r = append(*r, v); return nil }
 
 func runCheck(ctx context.Context, args []string, named func([]string) (string, string, error), t Terminal) error {
 	c := &checker{named: named, plugins: map[string]*published{}, reached: map[string]bool{}, findings: []finding{}}
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	flags.StringVar(&c.file, "job", "", "jobspec (HCL) of a job, which need not be running")
 	flags.StringVar(&c.alloc, "alloc", "", "ID of an allocation, or its beginning, in place of -job")
-	flags.Var((*repeated)(&c.vars), "var", "variable of the jobspec, name=value; may be repeated")
-	flags.Var((*repeated)(&c.configs), "config", "agent configuration of a client, a file or a folder; may be repeated. Run check on that client then")
+	flags.Func("var", "variable of the jobspec, name=value; may be repeated", func(text string) error {
+		name, value, ok := strings.Cut(text, "=")
+		c.vars = append(c.vars, fmt.Sprintf("%s = %q", name, value))
+		if !ok {
+			return errors.New("it is not name=value")
+		}
+		return nil
+	})
+	flags.Func("config", "agent configuration of a client, a file or a folder; may be repeated. Run check on that client then", func(path string) error {
+		c.configs = append(c.configs, path)
+		return nil
+	})
 	flags.StringVar(&c.cluster, "cluster", "default", "which cluster of the plugin's configuration VAULT_ADDR leads to")
-	flags.StringVar(&c.path, "path", "jwt-nomad", "without -config: where the JWT auth method is mounted")
+	flags.StringVar(&c.path, "path", "jwt-nomad", "where the JWT auth method is mounted, if neither -config nor a client says it")
 	flags.BoolVar(&c.login, "login", false, "with -alloc: log in with the task's identity, read by alloc exec, and ask Vault what it may do")
 	inJSON := flags.Bool("json", false, "print JSON")
 	if err := parse(flags, checkAbout, args, t); err != nil {
@@ -107,13 +118,8 @@ func runCheck(ctx context.Context, args []string, named func([]string) (string, 
 	case c.login && c.alloc == "":
 		return misuse("-login needs -alloc")
 	}
-	for i, v := range c.vars {
-		name, value, ok := strings.Cut(v, "=")
-		if !ok {
-			return misuse("-var %q is not name=value", v)
-		}
-		c.vars[i] = fmt.Sprintf("%s = %q", name, value)
-	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt) // the token of -login is revoked
+	defer stop()
 	if err := c.check(ctx); err != nil {
 		return err
 	}
@@ -144,37 +150,34 @@ func (c *checker) print(w io.Writer, inJSON bool) error {
 }
 
 // check looks at everything. An error keeps it from looking at all.
-func (c *checker) check(ctx context.Context) (err error) {
+func (c *checker) check(ctx context.Context) error {
 	c.sched = vault.NewScheduler(1)
 	defer c.sched.Close()
 	if err := c.connect(); err != nil {
 		return err
 	}
 	if err := c.readPlugins(ctx); err != nil {
-		return usage{err}
-	}
-	job, clients, err := c.readJob(ctx)
-	var wrong usage
-	switch {
-	case errors.As(err, &wrong):
 		return err
-	case err != nil:
-		c.problem("job", "", "%s", oneLine(err))
+	}
+	if err := c.readJob(ctx); err != nil {
+		var wrong usage
+		if errors.As(err, &wrong) {
+			return err
+		}
+		c.problem("job", "", "%s", said(err))
 		return nil
 	}
 	ours := 0
-	for _, group := range job.TaskGroups {
+	for _, group := range c.job.TaskGroups {
 		for _, task := range group.Tasks {
-			if p := c.driver(task.Driver, clients); p != nil {
+			if p := c.driver(task.Driver); p != nil {
 				ours++
-				about := fmt.Sprintf("task %q", task.Name)
-				c.served(ctx, about, task.Driver, p, clients)
-				c.task(ctx, about, p, job, group, task)
+				c.task(ctx, p, group, task)
 			}
 		}
 	}
 	if ours == 0 {
-		c.problem(fmt.Sprintf("job %q", *job.ID), `set driver = "vault-exec", "vault-docker" or "vault-raw_exec"`, "no task has a driver of this plugin")
+		c.problem(fmt.Sprintf("job %q", *c.job.ID), `set driver = "vault-exec", "vault-docker" or "vault-raw_exec"`, "no task has a driver of this plugin")
 	}
 	return nil
 }
@@ -189,7 +192,7 @@ func (c *checker) connect() (err error) {
 	}
 	c.vault.SetClientTimeout(patience)
 	c.vault.SetMaxRetries(1)
-	if c.direct, err = vault.NewClient(vault.Cluster{Name: c.cluster, Address: c.vault.Address(), AuthPath: c.path}, c.sched, quiet); err != nil {
+	if c.direct, err = vault.NewClient(vault.Cluster{Name: c.cluster, Address: c.vault.Address()}, c.sched, quiet); err != nil {
 		return fmt.Errorf("read the VAULT_ variables: %w", err)
 	}
 	for _, entry := range os.Environ() {
@@ -203,19 +206,11 @@ func (c *checker) connect() (err error) {
 }
 
 // task looks at one task of ours.
-func (c *checker) task(ctx context.Context, about string, p *published, job *nomad.Job, group *nomad.TaskGroup, task *nomad.Task) {
-	claims := claimsOf(job, task)
-	env, vars, err := environment(job, group, task, claims)
-	if err != nil {
-		c.fault(about, err)
-		return
-	}
-	conf, err := plugin.ReadTask(ctx, p.wraps, task.Config, vars)
-	if err != nil {
-		c.fault(about, err)
-		return
-	}
-	uses, err := driver.Review(p.conf, &drivers.TaskConfig{Name: task.Name, Namespace: claims["nomad_namespace"], User: task.User, Env: env}, conf)
+func (c *checker) task(ctx context.Context, p *published, group *nomad.TaskGroup, task *nomad.Task) {
+	about := fmt.Sprintf("task %q", task.Name)
+	c.served(ctx, about, p)
+	claims := claimsOf(c.job, task)
+	uses, err := c.review(ctx, p, group, task)
 	if err != nil {
 		c.fault(about, err)
 		return
@@ -223,6 +218,10 @@ func (c *checker) task(ctx context.Context, about string, p *published, job *nom
 	c.ok(about, "its vault and template blocks are right")
 	for _, use := range uses {
 		about := fmt.Sprintf("task %q, vault %q", task.Name, use.Name)
+		if other := p.other[use.Cluster]; other != "" {
+			c.warn(about, "run check with -config on one client of each kind", "cluster %q is not the same on all clients, and not looked at: %s", use.Cluster, other)
+			continue
+		}
 		if use.Server.Issues() {
 			c.ok(about, "it gets its token by token role %q; the clients' attribute driver.%s.cluster.%s says whether that works", use.Server.Role, task.Driver, use.Cluster)
 			continue
@@ -231,47 +230,20 @@ func (c *checker) task(ctx context.Context, about string, p *published, job *nom
 		if identity == nil {
 			continue
 		}
-		c.use(ctx, login{about: about, task: task.Name, Use: use, vague: p.vague, claims: claims, audience: identity.Audience,
+		c.use(ctx, login{about: about, task: task.Name, Use: use, local: p.local, claims: claims, audience: identity.Audience,
 			subject: strings.Join([]string{claims["nomad_namespace"], claims["nomad_job_id"], *group.Name, task.Name, identity.Name}, ":")})
 	}
 }
 
-// claimsOf are the claims of a task's identity that the job decides
-// (https://developer.hashicorp.com/nomad/docs/concepts/workload-identity). A dispatched job has its parent's.
-func claimsOf(job *nomad.Job, task *nomad.Task) map[string]string {
-	id, namespace := *job.ID, os.Getenv("NOMAD_NAMESPACE")
-	if job.ParentID != nil && *job.ParentID != "" {
-		id = *job.ParentID
+// review reads a task's config block as a start does.
+func (c *checker) review(ctx context.Context, p *published, group *nomad.TaskGroup, task *nomad.Task) ([]driver.Use, error) {
+	env, vars, err := environment(c.job, group, task)
+	if err != nil {
+		return nil, err
 	}
-	if job.Namespace != nil {
-		namespace = *job.Namespace
+	conf, err := plugin.ReadTask(ctx, p.wraps, task.Config, vars)
+	if err != nil {
+		return nil, err
 	}
-	return map[string]string{"nomad_job_id": id, "nomad_namespace": cmp.Or(namespace, "default"), "nomad_task": task.Name}
-}
-
-// identity returns the identity block that a vault block logs in with, nil where there is none.
-func (c *checker) identity(about string, task *nomad.Task, use driver.Use) *nomad.WorkloadIdentity {
-	i := slices.IndexFunc(task.Identities, func(i *nomad.WorkloadIdentity) bool {
-		return i.Name == use.Identity || use.IdentityFile != "" && i.Filepath == use.IdentityFile
-	})
-	if i < 0 && task.Vault != nil && use.Role == "" && use.IdentityFile == "" && use.Identity == "vault" {
-		c.ok(about, "the task is served with the token that Nomad derives for its own vault block, which is not looked at here")
-		return nil
-	}
-	if i < 0 {
-		c.problem(about, "add to the task: "+use.IdentityBlock, "the task has no identity %q", use.Identity)
-		return nil
-	}
-	identity := task.Identities[i]
-	switch {
-	case !identity.File && !identity.Env:
-		c.problem(about, "add to the identity block: file = true", "the task is not given its identity %q", identity.Name)
-	case !identity.File:
-		c.warn(about, "add to the identity block: file = true", "identity %q is in the environment only, where Nomad does not renew it", identity.Name)
-	case identity.TTL == 0:
-		c.warn(about, `add to the identity block: ttl = "1h"`, "identity %q has no end, and Vault takes such a JWT for a few minutes after it was made only", identity.Name)
-	default:
-		c.ok(about, "the task has its identity %q", identity.Name)
-	}
-	return identity
+	return driver.Review(p.conf, &drivers.TaskConfig{Name: task.Name, Namespace: *c.job.Namespace, User: task.User, Env: env}, conf)
 }

@@ -10,64 +10,47 @@ import (
 )
 
 // planDestroy removes what carries our mark. A mount that others use by now stays.
-func (s *setup) planDestroy(ctx context.Context) ([]step, error) {
-	method, err := s.method(ctx)
-	if err != nil {
-		return nil, err
-	}
-	policy, err := s.vault.Sys().GetPolicyWithContext(ctx, s.policy)
-	if err != nil {
-		return nil, failed("read policy "+s.policy, s.vault, err)
-	}
-	first, _, _ := strings.Cut(policy, "\n")
+func (s *setup) planDestroy(ctx context.Context, have there) (steps []step, err error) {
+	first, _, _ := strings.Cut(have.policy, "\n")
 	ours := strings.HasPrefix(first, "# "+madeBy)
-	var steps []step
-	if method != nil {
-		more, err := s.destroyMethod(ctx, method, ours && strings.HasSuffix(first, ", with "+s.rolePath()))
-		if err != nil {
+	if have.method != nil {
+		if steps, err = s.destroyMethod(ctx, have, ours && strings.HasSuffix(first, ", with "+s.rolePath())); err != nil {
 			return nil, err
 		}
-		steps = more
 	}
-	if policy != "" {
+	if have.policy != "" {
 		steps = append(steps, remove(ours, "policy "+s.policy, func(ctx context.Context) error {
 			return s.vault.Sys().DeletePolicyWithContext(ctx, s.policy)
 		}))
 	}
-	engine, err := s.engine(ctx)
-	if err != nil || engine == nil {
-		return steps, err
+	if have.engine != nil {
+		steps = append(steps, s.destroyEngine(ctx, have.engine))
 	}
-	return append(steps, s.destroyEngine(ctx, engine)), nil
+	return steps, nil
 }
 
 // remove is the step for an object that is there, and ours or not.
 func remove(ours bool, object string, do func(context.Context) error) step {
 	if !ours {
-		return step{"leave", object, "setup has not made it", nil}
+		return leave(object, "setup has not made it")
 	}
 	return step{"delete", object, "", do}
 }
 
-func (s *setup) destroyMethod(ctx context.Context, method *api.AuthMount, oursRole bool) ([]step, error) {
-	roles, err := list(ctx, s.vault, "auth/"+s.path+"/role")
-	if err != nil {
-		return nil, err
-	}
-	ours := strings.HasSuffix(method.Description, madeBy)
-	var steps []step
-	if slices.Contains(roles, s.role) {
+func (s *setup) destroyMethod(ctx context.Context, have there, oursRole bool) (steps []step, err error) {
+	ours := strings.HasSuffix(have.method.Description, madeBy)
+	if have.role != nil {
 		steps = append(steps, remove(ours || oursRole, "role "+s.rolePath(), func(ctx context.Context) error {
 			_, err := s.vault.Logical().DeleteWithContext(ctx, s.rolePath())
 			return err
 		}))
 	}
-	object := "auth method auth/" + s.path
-	others := slices.DeleteFunc(roles, func(role string) bool { return role == s.role })
+	roles, err := list(ctx, s.vault, "auth/"+s.path+"/role")
+	object, others := "auth method auth/"+s.path, slices.DeleteFunc(roles, func(role string) bool { return role == s.role })
 	if ours && len(others) > 0 {
-		return append(steps, step{"leave", object, "it has other roles: " + strings.Join(others, ", "), nil}), nil
+		return append(steps, leave(object, "it has other roles: "+strings.Join(others, ", "))), err
 	}
-	return append(steps, remove(ours, object, func(ctx context.Context) error { return s.vault.Sys().DisableAuthWithContext(ctx, s.path) })), nil
+	return append(steps, remove(ours, object, func(ctx context.Context) error { return s.vault.Sys().DisableAuthWithContext(ctx, s.path) })), err
 }
 
 func (s *setup) destroyEngine(ctx context.Context, engine *api.MountOutput) step {
@@ -81,7 +64,7 @@ func (s *setup) destroyEngine(ctx context.Context, engine *api.MountOutput) step
 		return err
 	}
 	if err := empty(ctx); ours && err != nil {
-		return step{"leave", object, err.Error(), nil}
+		return leave(object, err.Error())
 	}
 	return remove(ours, object, func(ctx context.Context) error {
 		if err := empty(ctx); err != nil { // somebody has written one while we asked

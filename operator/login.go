@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -29,65 +28,64 @@ const patience = 15 * time.Second
 type login struct {
 	driver.Use
 	about, task string
-	vague       bool // Use.Server has no more than a name
+	local       bool // Use.Server is of this machine's configuration
 	claims      map[string]string
 	audience    []string
 	subject     string // without the region in front
 
-	as         *api.Client // the operator's, in the namespace of the login
-	role, path string      // where they are known
-	settings   settings    // of the role
+	client     *vault.Client // asks as the task does
+	as         *api.Client   // the operator's, in the namespace of the login
+	role, path string        // where they are known
+	settings   settings      // of the role
 	acl        acl
 	can        func(path string, capabilities []string) bool // nil: not known
 }
 
 // use looks at one vault block: can the task log in, and may it do what its templates ask?
 func (c *checker) use(ctx context.Context, l login) {
-	client := c.direct
-	if !l.vague {
+	if l.Server.Address == "" {
+		l.Server.Address = c.vault.Address()
+		c.warn(l.about, "give -config, or -path", "no client tells its vault %q block: VAULT_ADDR and auth/%s are taken for it", l.Cluster, l.Server.AuthPath)
+	}
+	l.role, l.path, l.Namespace = cmp.Or(l.Role, l.Server.Role), l.Server.AuthPath, cmp.Or(l.Namespace, l.Server.Namespace)
+	l.client, l.as = c.direct.At(l.path), c.vault.WithNamespace(l.Namespace)
+	if l.local || l.Cluster != c.cluster {
 		var err error
-		if client, err = vault.NewClient(l.Server, c.sched, quiet); err != nil {
+		if l.client, err = vault.NewClient(l.Server, c.sched, quiet); err != nil {
 			c.fault(l.about, err)
 			return
 		}
-		if !c.reach(ctx, client) {
-			return
-		}
 	}
-	l.role, l.path = cmp.Or(l.Role, l.Server.Role), cmp.Or(l.Server.AuthPath, c.path)
-	l.Namespace = cmp.Or(l.Namespace, l.Server.Namespace)
-	if l.vague {
-		l.Namespace = cmp.Or(l.Namespace, c.vault.Namespace())
-	}
-	elsewhere := l.Cluster != c.cluster
-	if !(l.vague && elsewhere) && !c.probe(ctx, client, l) { // of a vague one elsewhere the address is not known
+	if !c.reach(ctx, l) {
 		return
 	}
-	if elsewhere {
+	works := c.probe(ctx, l)
+	if l.Cluster != c.cluster {
 		c.warn(l.about, fmt.Sprintf("run check again with -cluster=%s, VAULT_ADDR and VAULT_TOKEN of that cluster", l.Cluster),
 			"role and policies are not looked at: VAULT_ADDR is that of cluster %q", c.cluster)
 		return
 	}
-	l.as = c.vault.WithNamespace(l.Namespace)
-	switch err := l.read(ctx); {
-	case errors.Is(err, errNone):
-		c.warn(l.about, fmt.Sprintf("create it, or set VAULT_ADDR to that of cluster %q", l.Cluster), "%s has no role %q of auth/%s", c.vault.Address(), l.role, l.path)
-		return
+	found, err := l.read(ctx)
+	switch {
 	case err != nil:
 		c.warn(l.about, "", "role and policies cannot be looked at: %v", err)
-	default:
+	case found:
 		c.admits(l)
 		l.can = l.acl.allows
+	default:
+		if works { // otherwise it is said why not
+			c.warn(l.about, fmt.Sprintf("create it, or set VAULT_ADDR to that of cluster %q", l.Cluster), "%s has no role %q of auth/%s", c.vault.Address(), l.role, l.path)
+		}
+		return
 	}
-	c.questions(ctx, client, l)
+	c.questions(ctx, l)
 }
 
-// probe tells how Vault takes a login, and reports whether Vault answers.
-func (c *checker) probe(ctx context.Context, client *vault.Client, l login) bool {
+// probe tells how Vault takes a login, and reports whether it would take the task's.
+func (c *checker) probe(ctx context.Context, l login) bool {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err := client.Probe(ctx, l.role, l.Namespace)
-	var e *vault.Error
+	err := l.client.Probe(ctx, l.role, l.Namespace)
 	switch {
 	case err != nil:
 		c.fault(l.about, err)
@@ -96,60 +94,67 @@ func (c *checker) probe(ctx context.Context, client *vault.Client, l login) bool
 	default:
 		c.ok(l.about, "auth/%s has role %q, and Vault reads Nomad's keys", l.path, l.role)
 	}
-	return !errors.As(err, &e) || e.Class != vault.ErrUnavailable
+	return err == nil
 }
 
-// reach reports whether a cluster of the plugin's configuration answers, and tells it once.
-func (c *checker) reach(ctx context.Context, client *vault.Client) bool {
-	name := client.Cluster().Name
-	answers, known := c.reached[name]
+// reach reports whether a cluster answers, and tells it once.
+func (c *checker) reach(ctx context.Context, l login) bool {
+	at := l.Cluster + " " + l.Server.Address
+	answers, known := c.reached[at]
 	if known {
 		return answers
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	about, err := fmt.Sprintf("cluster %q", name), client.Answers(ctx)
-	if err != nil {
-		c.fault(about, err)
-	} else {
-		c.ok(about, "%s answers", client.Cluster().Address)
+	about, here := fmt.Sprintf("cluster %q", l.Cluster), l.Cluster == c.cluster
+	if here && strings.TrimSuffix(c.vault.Address(), "/") != strings.TrimSuffix(l.Server.Address, "/") {
+		c.warn(about, "set VAULT_ADDR to the latter if it is another Vault", "VAULT_ADDR is %s, and address in the plugin's configuration %s", c.vault.Address(), l.Server.Address)
 	}
-	c.reached[name] = err == nil
+	err := l.client.Answers(ctx)
+	text, hint := parts(err)
+	switch {
+	case err == nil:
+		c.ok(about, "%s answers", l.client.Cluster().Address)
+	case l.local:
+		c.problem(about, hint, "%s", text)
+	case here:
+		c.problem(about, "correct VAULT_ADDR, VAULT_CACERT or another of the vault command's variables", "%s: %s", c.vault.Address(), text)
+	default:
+		c.warn(about, "run check with -config on a client", "%s cannot be asked from here, without the clients' network, ca_file, cert_file and so on: %s", l.Server.Address, text)
+	}
+	c.reached[at] = err == nil
 	return err == nil
 }
 
-// errNone means that there is nothing to read: no such role.
-var errNone = errors.New("there is none")
-
-// read reads what the role grants.
-func (l *login) read(ctx context.Context) error {
+// read reads what the role grants, and reports whether there is such a role.
+func (l *login) read(ctx context.Context) (found bool, err error) {
 	methods, err := l.as.Sys().ListAuthWithContext(ctx)
 	if err != nil {
-		return failed("list auth methods", l.as, err)
+		return false, failed("list auth methods", l.as, err)
 	}
 	if l.role == "" {
 		config, err := read(ctx, l.as, "auth/"+l.path+"/config")
 		if err != nil {
-			return err
+			return false, err
 		}
 		l.role, _ = config["default_role"].(string)
 	}
 	l.settings, err = read(ctx, l.as, "auth/"+l.path+"/role/"+l.role)
 	method := methods[l.path+"/"]
 	if err != nil || l.settings == nil || method == nil {
-		return cmp.Or(err, errNone)
+		return false, err
 	}
 	known := identityOf(method.Accessor, l.settings, l.claims)
 	for _, name := range l.policies() {
-		text, err := l.as.Sys().GetPolicyWithContext(ctx, name)
-		if err != nil {
-			return failed("read policy "+name, l.as, err)
+		text, err := policy(ctx, l.as, name)
+		if err == nil {
+			err = l.acl.add(name, text, known)
 		}
-		if err := l.acl.add(name, text, known); err != nil {
-			return err
+		if err != nil {
+			return false, err
 		}
 	}
-	return nil
+	return true, nil
 }
 
 func (l login) policies() []string {
@@ -218,13 +223,14 @@ type located struct {
 	driver.Question
 	vault.Place
 	about string
+	asked string // the path that policies are asked about: that of a list ends with a slash
 }
 
 // questions looks at each path of each template: what is mounted there, whether the task may, and whether there is a secret.
-func (c *checker) questions(ctx context.Context, client *vault.Client, l login) {
+func (c *checker) questions(ctx context.Context, l login) {
 	found := c.locate(ctx, l)
 	if c.login {
-		can, err := c.asTask(ctx, client, l, found)
+		can, err := c.asTask(ctx, l, found)
 		if err != nil {
 			c.fault(l.about, err)
 			return
@@ -258,15 +264,17 @@ func (c *checker) locate(ctx context.Context, l login) (found []located) {
 			c.fault(about, err)
 		case place.Engine == "" && c.unmounted(ctx, l.as, q.Request.Path):
 			c.problem(about, "enable one, or correct the path or the namespace", "no secrets engine is mounted at %s", q.Request.Path)
+		case q.Request.Op == vault.List:
+			found = append(found, located{q, place, about, place.Path + "/"})
 		default:
-			found = append(found, located{q, place, about})
+			found = append(found, located{q, place, about, place.Path})
 		}
 	}
 	return found
 }
 
 // asTask logs in with the identity that the running task has, and returns what Vault lets it do.
-func (c *checker) asTask(ctx context.Context, client *vault.Client, l login, asked []located) (func(string, []string) bool, error) {
+func (c *checker) asTask(ctx context.Context, l login, asked []located) (func(string, []string) bool, error) {
 	if l.IdentityFile != "" {
 		return nil, fmt.Errorf("-login: the task hides its identity in %s", l.IdentityFile)
 	}
@@ -281,34 +289,26 @@ func (c *checker) asTask(ctx context.Context, client *vault.Client, l login, ask
 	}
 	var paths []string
 	for _, q := range asked {
-		paths = append(paths, q.asked())
+		paths = append(paths, q.asked)
 	}
-	can, err := client.Capable(ctx, vault.Login{Role: l.Role, Namespace: l.Namespace,
+	can, err := l.client.Capable(ctx, vault.Login{Role: l.role, Namespace: l.Namespace,
 		JWT: func(context.Context) (string, error) { return strings.TrimSpace(jwt.String()), nil }}, paths)
 	return func(path string, capabilities []string) bool {
 		return slices.ContainsFunc(can[path], func(have string) bool { return slices.Contains(capabilities, have) })
 	}, err
 }
 
-// asked is the path that policies are asked about: that of a list ends with a slash.
-func (q located) asked() string {
-	if q.Request.Op == vault.List {
-		return q.Path + "/"
-	}
-	return q.Path
-}
-
 // allowed tells whether the role's policies allow a request.
 func (c *checker) allowed(l login, q located) {
 	capabilities := q.Request.Op.Capabilities()
-	if l.can(q.asked(), capabilities) {
+	if l.can(q.asked, capabilities) {
 		c.ok(q.about, "%s %s is allowed", q.Request.Op, q.Path)
 		return
 	}
 	fix := vault.Grant(l.role, l.policies(), q.Path, q.Request.Op)
-	without := strings.Replace(q.asked(), q.Mount+"data/", q.Mount, 1)
+	without := strings.Replace(q.asked, q.Mount+"data/", q.Mount, 1)
 	switch {
-	case q.V2 && without != q.asked() && l.can(without, capabilities):
+	case q.V2 && without != q.asked && l.can(without, capabilities):
 		fix = fmt.Sprintf("write data/ after %s in the paths of the policies %q: the mount is KV version 2", q.Mount, l.policies())
 	case len(l.acl.left) > 0:
 		fix += fmt.Sprintf("; or, where the policies speak of %s, which a login at auth/%s does not have: run nomad-driver-vault setup",

@@ -11,7 +11,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -40,13 +39,11 @@ func Run(args []string, named func(args []string) (wraps, name string, err error
 	if len(args) == 0 || args[0] != "setup" && args[0] != "check" {
 		return 0, false
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
 	var err error
 	if args[0] == "setup" {
-		err = runSetup(ctx, args[1:], t)
+		err = runSetup(context.Background(), args[1:], t)
 	} else {
-		err = runCheck(ctx, args[1:], named, t)
+		err = runCheck(context.Background(), args[1:], named, t)
 	}
 	var wrong usage
 	switch {
@@ -96,11 +93,9 @@ func connect() (*api.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the VAULT_ variables: %w", err)
 	}
-	if client.Token() == "" {
-		if home, err := os.UserHomeDir(); err == nil {
-			token, _ := os.ReadFile(filepath.Join(home, ".vault-token"))
-			client.SetToken(strings.TrimSpace(string(token)))
-		}
+	if home, err := os.UserHomeDir(); client.Token() == "" && err == nil {
+		token, _ := os.ReadFile(filepath.Join(home, ".vault-token"))
+		client.SetToken(strings.TrimSpace(string(token)))
 	}
 	return client, nil
 }
@@ -130,8 +125,8 @@ func read(ctx context.Context, client *api.Client, path string) (settings, error
 	if err != nil {
 		return nil, failed("read "+path, client, err)
 	}
-	var have settings // with numbers as encoding/json reads them
-	text, err := json.Marshal(answer.Data)
+	var have settings
+	text, err := json.Marshal(answer.Data) // its numbers become those of encoding/json
 	if err == nil {
 		err = json.Unmarshal(text, &have)
 	}
@@ -141,14 +136,23 @@ func read(ctx context.Context, client *api.Client, path string) (settings, error
 	return have, err
 }
 
+// policy returns a policy's text, empty where there is none.
+func policy(ctx context.Context, client *api.Client, name string) (string, error) {
+	text, err := client.Sys().GetPolicyWithContext(ctx, name)
+	if err != nil {
+		return "", failed("read policy "+name, client, err)
+	}
+	return text, nil
+}
+
 // list returns the names below a path.
 func list(ctx context.Context, client *api.Client, path string) (names []string, err error) {
 	answer, err := client.Logical().ListWithContext(ctx, path)
-	if err != nil || answer == nil {
-		if err != nil {
-			err = failed("list "+path, client, err)
-		}
-		return nil, err
+	if err != nil {
+		return nil, failed("list "+path, client, err)
+	}
+	if answer == nil {
+		return nil, nil
 	}
 	keys, _ := answer.Data["keys"].([]any)
 	for _, key := range keys {

@@ -3,11 +3,15 @@ package operator
 import (
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/hashicorp/hcl/v2/hclparse"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/hashicorp/hcl/v2/hclwrite"
+	nomad "github.com/hashicorp/nomad/api"
+	"github.com/hashicorp/vault/api"
 	"github.com/shoenig/test/must"
 )
 
@@ -32,6 +36,7 @@ func TestTerraformIsHCL(t *testing.T) {
 	out, code := output(t, "setup", "-dry-run", "-format=terraform", "-path=jwt/team", "-role=r", "-policy=p", "-kv=team/kv",
 		"-audience=https://vault/", "-jwks-url=http://nomad/${x}?a=1&b=%{2}")
 	must.Zero(t, code, must.Sprint(out))
+	must.Eq(t, string(hclwrite.Format([]byte(out))), out, must.Sprint("not as terraform fmt has it"))
 	file, diagnostics := hclparse.NewParser().ParseHCL([]byte(out), "main.tf")
 	must.False(t, diagnostics.HasErrors(), must.Sprint(diagnostics, out))
 	found := map[string]map[string]string{}
@@ -52,7 +57,7 @@ func TestTerraformIsHCL(t *testing.T) {
 		"vault_mount":                 {"path": "team/kv", "type": "kv"},
 	}, found)
 	must.StrContains(t, out, `path "team/kv/data/{{identity.entity.aliases.${vault_jwt_auth_backend.nomad.accessor}.metadata.nomad_namespace}}/`)
-	must.StrContains(t, out, `bound_audiences = ["https://vault/"]`)
+	must.StrContains(t, out, `bound_audiences         = ["https://vault/"]`)
 }
 
 // TestPoliciesAreReadAsVaultReadsThem has the examples of Vault's documentation; e2e compares with Vault itself.
@@ -89,6 +94,66 @@ func TestPoliciesAreReadAsVaultReadsThem(t *testing.T) {
 		})
 	}
 	must.ErrorContains(t, new(acl).add("p", `path {`, nil), `policy "p"`)
+	var a acl
+	must.NoError(t, a.add("default", `path "identity/entity/id/{{identity.entity.id}}" { capabilities = ["read"] } path "kv/{{identity.entity.aliases.before.name}}" { capabilities = ["read"] }`, nil))
+	must.Eq(t, []string{"{{identity.entity.aliases.before.name}}"}, a.left)
+}
+
+// TestClientsThatDiffer has nodes as Nomad lists them.
+func TestClientsThatDiffer(t *testing.T) {
+	client := func(name, clusters string, facts ...string) *nomad.NodeListStub {
+		attributes := map[string]string{"driver.vault-exec.wraps": "exec", "driver.vault-exec.clusters": clusters}
+		for _, fact := range facts {
+			key, value, _ := strings.Cut(fact, "=")
+			attributes["driver.vault-exec."+key] = value
+		}
+		return &nomad.NodeListStub{Name: name, Drivers: map[string]*nomad.DriverInfo{"vault-exec": {Detected: true, Attributes: attributes}}}
+	}
+	without := &nomad.NodeListStub{Name: "without"}
+	for sentence, c := range map[string]struct {
+		clients []*nomad.NodeListStub
+		says    string
+	}{
+		"none has the driver": {clients: []*nomad.NodeListStub{without}},
+		"all tell the same": {clients: []*nomad.NodeListStub{without, client("a", "default", "vault.default.address=http://v"),
+			client("b", "default,west", "vault.default.address=http://v", "vault.west.address=http://w")}},
+		"by the role": {clients: []*nomad.NodeListStub{client("a", "default", "vault.default.address=http://v"), client("a", "default", "vault.default.address=http://v"),
+			client("b", "default", "vault.default.address=http://v", "vault.default.create_from_role=r")},
+			says: `a, a: address = "http://v" jwt_auth_backend_path = "" create_from_role = "" namespace = ""; ` +
+				`b: address = "http://v" jwt_auth_backend_path = "" create_from_role = "r" namespace = ""`},
+		"by the address, and most of them": {clients: append(slices.Repeat([]*nomad.NodeListStub{client("a", "default", "vault.default.address=http://v")}, 7),
+			client("b", "default", "vault.default.address=http://w")),
+			says: `a, a, a, a, a and 2 more: address = "http://v"`},
+		"one does not have it": {clients: []*nomad.NodeListStub{client("a", "default", "vault.default.address=http://v"), client("b", "west")},
+			says: "; b: no such cluster"},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			check := checker{cluster: "default", vault: new(api.Client), clients: c.clients}
+			other := check.driver("vault-exec").other["default"]
+			must.StrContains(t, other, c.says)
+			must.Eq(t, c.says == "", other == "")
+		})
+	}
+}
+
+func TestAClientThatMayRunTheJob(t *testing.T) {
+	for sentence, c := range map[string]struct {
+		pool        string
+		datacenters []string
+		node        nomad.NodeListStub
+		may         bool
+	}{
+		"in the default pool, anywhere": {node: nomad.NodeListStub{Status: "ready", NodePool: "default", Datacenter: "dc1"}, may: true},
+		"in another pool":               {node: nomad.NodeListStub{Status: "ready", NodePool: "gpu", Datacenter: "dc1"}},
+		"in any pool":                   {pool: "all", node: nomad.NodeListStub{Status: "ready", NodePool: "gpu", Datacenter: "dc1"}, may: true},
+		"in its datacenters":            {datacenters: []string{"eu-*", "dc1"}, node: nomad.NodeListStub{Status: "ready", NodePool: "default", Datacenter: "eu-2"}, may: true},
+		"in another datacenter":         {datacenters: []string{"eu-*"}, node: nomad.NodeListStub{Status: "ready", NodePool: "default", Datacenter: "us-1"}},
+		"that is away":                  {node: nomad.NodeListStub{Status: "down", NodePool: "default", Datacenter: "dc1"}},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			must.Eq(t, c.may, admissible(&nomad.Job{NodePool: &c.pool, Datacenters: c.datacenters}, &c.node))
+		})
+	}
 }
 
 func TestARoleAdmitsTheJob(t *testing.T) {

@@ -1,7 +1,6 @@
 package operator
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,107 +13,91 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// plan compares Vault with what it should have.
-func (s *setup) plan(ctx context.Context) ([]step, error) {
-	method, accessor, err := s.planMethod(ctx)
-	if err != nil {
-		return nil, err
-	}
-	role, err := s.planRole(ctx)
-	if err != nil {
-		return nil, err
-	}
-	policy, err := s.planPolicy(ctx, accessor, role.verb == "create")
-	if err != nil {
-		return nil, err
-	}
-	engine, err := s.planEngine(ctx)
-	return append(method, policy, role, engine), err
+// there is what Vault has of what setup makes: nil or empty where there is nothing.
+type there struct {
+	method       *api.AuthMount
+	config, role settings
+	policy       string
+	engine       *api.MountOutput
 }
 
-// method returns the mount of the auth method, nil where there is none.
-func (s *setup) method(ctx context.Context) (*api.AuthMount, error) {
+// look reads what is there. A mount of another kind is an error.
+func (s *setup) look(ctx context.Context) (have there, err error) {
 	methods, err := s.vault.Sys().ListAuthWithContext(ctx)
 	if err != nil {
-		return nil, failed("list auth methods", s.vault, err)
+		return have, failed("list auth methods", s.vault, err)
 	}
-	method := methods[s.path+"/"]
-	if method != nil && method.Type != "jwt" {
-		return nil, fmt.Errorf("auth/%s is an auth method of type %q, not \"jwt\": choose another -path", s.path, method.Type)
+	engines, err := s.vault.Sys().ListMountsWithContext(ctx)
+	if err != nil {
+		return have, failed("list secrets engines", s.vault, err)
 	}
-	return method, nil
+	have.method, have.engine = methods[s.path+"/"], engines[s.kv+"/"]
+	if m := have.method; m != nil && m.Type != "jwt" {
+		return have, fmt.Errorf("auth/%s is an auth method of type %q, not \"jwt\": choose another -path", s.path, m.Type)
+	}
+	if e := have.engine; e != nil && (e.Type != "kv" || e.Options["version"] != "2") {
+		return have, fmt.Errorf("%s/ is a secrets engine of type %q, version %q, not KV version 2: choose another -kv", s.kv, e.Type, e.Options["version"])
+	}
+	if have.config, err = read(ctx, s.vault, s.configPath()); err != nil {
+		return have, err
+	}
+	if have.role, err = read(ctx, s.vault, s.rolePath()); err != nil {
+		return have, err
+	}
+	have.policy, err = policy(ctx, s.vault, s.policy)
+	return have, err
 }
 
-// planMethod is for the auth method and its configuration, and returns its accessor where it is there.
-func (s *setup) planMethod(ctx context.Context) (steps []step, accessor string, err error) {
-	method, err := s.method(ctx)
-	if err != nil {
-		return nil, "", err
+// plan is what makes what is there what it should be.
+func (s *setup) plan(have there) ([]step, error) {
+	for _, other := range []string{"oidc_discovery_url", "jwt_validation_pubkeys", "jwks_pairs"} {
+		if have.config[other] != nil {
+			return nil, fmt.Errorf("%s has %s = %s, which excludes jwks_url: choose another -path", s.configPath(), other, inJSON(have.config[other]))
+		}
 	}
-	object, config := "auth method auth/"+s.path, "auth/"+s.path+"/config"
-	if method == nil {
+	return append(s.planMethod(have), s.planPolicy(have), s.change("role "+s.rolePath(), s.rolePath(), have.role, s.roleSettings()), s.planEngine(have)), nil
+}
+
+// planMethod is for the auth method and its configuration. Of one that is there it changes what the command line asks for, and adds what
+// is missing. Vault replaces a configuration as a whole: what it has beside is written again.
+func (s *setup) planMethod(have there) []step {
+	object, config, want := "auth method auth/"+s.path, "configuration "+s.configPath(), s.configSettings()
+	if have.method == nil {
 		mount := func(ctx context.Context) error {
 			return s.vault.Sys().EnableAuthWithOptionsWithContext(ctx, s.path, &api.MountInput{Type: "jwt",
 				Description: "Nomad's workload identities, " + madeBy})
 		}
 		write := func(ctx context.Context) error {
-			err := s.write(config, s.configSettings())(ctx)
+			err := s.write(s.configPath(), want)(ctx)
 			if err != nil { // a method without a configuration helps nobody
 				err = errors.Join(err, s.vault.Sys().DisableAuthWithContext(context.WithoutCancel(ctx), s.path))
 			}
 			return err
 		}
-		return []step{{"create", object, "type jwt", mount},
-			{"create", "configuration " + config, s.configSettings().lines(), write}}, "", nil
+		return []step{{"create", object, "type jwt", mount}, {"create", config, want.lines(), write}}
 	}
-	have, err := read(ctx, s.vault, config)
-	if err != nil {
-		return nil, "", err
-	}
-	changed, err := s.planConfig(config, have)
-	return []step{{"leave", object, "", nil}, changed}, method.Accessor, err
-}
-
-// planConfig changes of a configuration what the command line asks for, and adds what is missing. Vault replaces it as a
-// whole: what it has beside is written again.
-func (s *setup) planConfig(path string, have settings) (step, error) {
-	for _, other := range []string{"oidc_discovery_url", "jwt_validation_pubkeys", "jwks_pairs"} {
-		if have[other] != nil {
-			return step{}, fmt.Errorf("%s has %s = %s, which excludes jwks_url: choose another -path", path, other, inJSON(have[other]))
-		}
-	}
-	want := s.configSettings()
-	if have["jwks_url"] != nil && !s.chosen["jwks-url"] {
+	if have.config["jwks_url"] != nil && !s.chosen["jwks-url"] {
 		delete(want, "jwks_url")
 	}
-	if have["default_role"] != nil { // what logs in without a role expects that one
+	if have.config["default_role"] != nil { // what logs in without a role expects that one
 		delete(want, "default_role")
 	}
-	if have["jwks_url"] != nil && have["jwt_supported_algs"] == nil { // it takes every one
+	if have.config["jwks_url"] != nil && have.config["jwt_supported_algs"] == nil { // it takes every one
 		delete(want, "jwt_supported_algs")
 	}
+	return []step{leave(object, ""), s.change(config, s.configPath(), have.config, want)}
+}
+
+// change lays what is wanted over what an object has.
+func (s *setup) change(object, path string, have, want settings) step {
 	all, changes := want.over(have)
-	return s.change("configuration "+path, path, have, all, changes), nil
-}
-
-func (s *setup) planRole(ctx context.Context) (step, error) {
-	have, err := read(ctx, s.vault, s.rolePath())
-	if err != nil {
-		return step{}, err
-	}
-	all, changes := s.roleSettings().over(have)
-	return s.change("role "+s.rolePath(), s.rolePath(), have, all, changes), nil
-}
-
-// change is the step from have to all.
-func (s *setup) change(object, path string, have, all settings, changes []string) step {
 	switch {
 	case len(have) == 0:
 		return step{"create", object, all.lines(), s.write(path, all)}
 	case len(changes) > 0:
 		return step{"change", object, strings.Join(changes, "\n"), s.write(path, all)}
 	}
-	return step{"leave", object, "", nil}
+	return leave(object, "")
 }
 
 func (want settings) lines() string {
@@ -126,41 +109,47 @@ func (want settings) lines() string {
 }
 
 // planPolicy needs the accessor of the auth method. Until that is there the policy is shown without it.
-func (s *setup) planPolicy(ctx context.Context, accessor string, withRole bool) (step, error) {
-	have, err := s.vault.Sys().GetPolicyWithContext(ctx, s.policy)
-	if err != nil {
-		return step{}, failed("read policy "+s.policy, s.vault, err)
-	}
+func (s *setup) planPolicy(have there) step {
 	write := func(ctx context.Context) error {
-		method, err := s.method(ctx)
+		now, err := s.look(ctx)
 		if err != nil {
 			return err
 		}
-		return s.vault.Sys().PutPolicyWithContext(ctx, s.policy, mark(have, withRole, s.rolePath())+s.rules(method.Accessor))
+		text := now.policy
+		if text == "" {
+			text = s.mark(have)
+		}
+		return s.vault.Sys().PutPolicyWithContext(ctx, s.policy, withNewline(text)+s.missing(now.policy, now.method.Accessor))
 	}
-	object, want := "policy "+s.policy, s.rules(cmp.Or(accessor, "<accessor of auth/"+s.path+">"))
+	accessor := "<accessor of auth/" + s.path + ">"
+	if have.method != nil {
+		accessor = have.method.Accessor
+	}
+	object, missing := "policy "+s.policy, s.missing(have.policy, accessor)
 	switch {
-	case have == "":
-		return step{"create", object, want, write}, nil
-	case bare(have) == bare(want):
-		return step{"leave", object, "", nil}, nil
+	case have.policy == "":
+		return step{"create", object, missing, write}
+	case missing == "":
+		return leave(object, "")
 	}
-	return step{"change", object, prefixed("- ", have) + prefixed("+ ", want), write}, nil
+	return step{"change", object, prefixed("+ ", missing), write}
 }
 
-// mark is the first line of a policy: that it is ours, and whether its role is. A policy that somebody else has made does not
+// missing is the rules that a policy lacks. Those that it has beside stay: somebody has put them there.
+func (s *setup) missing(policy, accessor string) string {
+	have := bare(policy)
+	return strings.Join(slices.DeleteFunc(s.rules(accessor), func(rule string) bool { return strings.Contains(have, bare(rule)) }), "")
+}
+
+func withNewline(text string) string { return strings.TrimRight(text, "\n") + "\n" }
+
+// mark is the first line of a policy that is ours: that it is, and whether its role is. A policy that somebody else has made does not
 // become ours by a change.
-func mark(have string, withRole bool, role string) string {
-	first, _, _ := strings.Cut(have, "\n")
-	switch {
-	case strings.HasPrefix(first, "# "+madeBy):
-		return first + "\n"
-	case have != "":
-		return ""
-	case withRole:
-		return "# " + madeBy + ", with " + role + "\n"
+func (s *setup) mark(have there) string {
+	if have.role == nil {
+		return "# " + madeBy + ", with " + s.rolePath()
 	}
-	return "# " + madeBy + "\n"
+	return "# " + madeBy
 }
 
 // bare is a policy without comments and spacing.
@@ -183,30 +172,15 @@ func prefixed(prefix, text string) string {
 }
 
 // planEngine makes the KV engine where nothing is mounted, because the policy speaks of it.
-func (s *setup) planEngine(ctx context.Context) (step, error) {
-	engine, err := s.engine(ctx)
+func (s *setup) planEngine(have there) step {
 	object := "secrets engine " + s.kv + "/"
-	switch {
-	case err != nil:
-		return step{}, err
-	case engine == nil:
-		return step{"create", object, "KV version 2", func(ctx context.Context) error {
-			return s.vault.Sys().MountWithContext(ctx, s.kv, &api.MountInput{Type: "kv", Options: map[string]string{"version": "2"},
-				Description: "Secrets of Nomad's jobs, " + madeBy})
-		}}, nil
-	case engine.Type != "kv" || engine.Options["version"] != "2":
-		return step{}, fmt.Errorf("%s/ is a secrets engine of type %q, version %q, not KV version 2: choose another -kv",
-			s.kv, engine.Type, engine.Options["version"])
+	if have.engine != nil {
+		return leave(object, "")
 	}
-	return step{"leave", object, "", nil}, nil
-}
-
-func (s *setup) engine(ctx context.Context) (*api.MountOutput, error) {
-	engines, err := s.vault.Sys().ListMountsWithContext(ctx)
-	if err != nil {
-		return nil, failed("list secrets engines", s.vault, err)
-	}
-	return engines[s.kv+"/"], nil
+	return step{"create", object, "KV version 2", func(ctx context.Context) error {
+		return s.vault.Sys().MountWithContext(ctx, s.kv, &api.MountInput{Type: "kv", Options: map[string]string{"version": "2"},
+			Description: "Secrets of Nomad's jobs, " + madeBy})
+	}}
 }
 
 func (s *setup) write(path string, data settings) func(context.Context) error {
@@ -236,11 +210,9 @@ func joined(there, wanted any) any {
 		missing := slices.DeleteFunc(slices.Clone(wanted), func(v any) bool { return slices.Contains(have, v) })
 		return append(slices.Clone(have), missing...)
 	case map[string]any:
-		all, _ := there.(map[string]any)
-		all = maps.Clone(all)
-		if all == nil {
-			return wanted
-		}
+		have, _ := there.(map[string]any)
+		all := map[string]any{}
+		maps.Copy(all, have)
 		maps.Copy(all, wanted)
 		return all
 	}

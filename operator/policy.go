@@ -16,15 +16,14 @@ import (
 // that an operator makes has no identity to put into the paths.
 type acl struct {
 	rules []rule
-	// left are the placeholders of paths that were left out, as Vault leaves them out: of another auth method, or of what only
-	// Vault knows.
+	// left are the placeholders of paths that were left out, as Vault leaves them out: of another auth method, or of what the role does not
+	// map. Those of what only Vault knows, as in its default policy, are not among them.
 	left []string
 }
 
 type rule struct {
-	path   string // with + and *, without placeholders
-	policy string
-	can    []string
+	path string // with + and *, without placeholders
+	can  []string
 }
 
 var placeholder = regexp.MustCompile(`{{\s*([^}\s]*)\s*}}`)
@@ -43,14 +42,16 @@ func (a *acl) add(name, text string, identity map[string]string) error {
 	for _, p := range parsed.Paths {
 		known := true
 		path := placeholder.ReplaceAllStringFunc(p.Path, func(found string) string {
-			value, ok := identity[placeholder.FindStringSubmatch(found)[1]]
-			if !ok {
-				known, a.left = false, append(a.left, found)
+			name := placeholder.FindStringSubmatch(found)[1]
+			value, ok := identity[name]
+			known = known && ok
+			if !ok && strings.HasPrefix(name, "identity.entity.aliases.") {
+				a.left = append(a.left, found)
 			}
 			return value
 		})
 		if known {
-			a.rules = append(a.rules, rule{strings.TrimPrefix(path, "/"), name, p.Capabilities})
+			a.rules = append(a.rules, rule{strings.TrimPrefix(path, "/"), p.Capabilities})
 		}
 	}
 	return nil
@@ -107,18 +108,19 @@ func (r rule) wild() bool {
 
 // fits reports whether the rule is about the path: + stands for one segment.
 func (r rule) fits(path string) bool {
-	wanted, glob := r.segments()
-	there := strings.Split(path, "/")
-	if len(there) < len(wanted) || !glob && len(there) > len(wanted) {
-		return false
-	}
-	for i, segment := range wanted {
-		last := glob && i == len(wanted)-1
-		if segment != "+" && segment != there[i] && !(last && strings.HasPrefix(there[i], segment)) {
-			return false
+	segments, glob := r.segments()
+	for i, segment := range segments {
+		segments[i] = regexp.QuoteMeta(segment)
+		if segment == "+" {
+			segments[i] = "[^/]*"
 		}
 	}
-	return true
+	pattern := "^" + strings.Join(segments, "/")
+	if !glob {
+		pattern += "$"
+	}
+	ok, _ := regexp.MatchString(pattern, path)
+	return ok
 }
 
 // rank orders paths with wildcards as Vault does, the most specific last: by where the first wildcard stands, by whether there

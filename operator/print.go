@@ -1,15 +1,20 @@
 package operator
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strings"
+
+	"github.com/hashicorp/hcl/v2/hclwrite"
 )
 
 // printVault prints what the vault command reads, each with the command that reads it.
 func (s *setup) printVault(w io.Writer) error {
+	indented := func(of settings) []byte {
+		text, _ := json.MarshalIndent(of, "", "  ") // it is written here
+		return text
+	}
 	_, err := fmt.Fprintf(w, `# vault auth enable -path=%[1]s jwt
 
 # vault write auth/%[1]s/config -
@@ -21,16 +26,8 @@ func (s *setup) printVault(w io.Writer) error {
 %[6]s
 
 # vault secrets enable -path=%[7]s -version=2 kv
-`, s.path, s.configSettings().json(), s.policy, s.rules("<accessor>"), s.rolePath(), s.roleSettings().json(), s.kv)
+`, s.path, indented(s.configSettings()), s.policy, s.missing("", "<accessor>"), s.rolePath(), indented(s.roleSettings()), s.kv)
 	return err
-}
-
-func (want settings) json() string {
-	var fields []string
-	for _, key := range slices.Sorted(maps.Keys(want)) {
-		fields = append(fields, fmt.Sprintf("  %q: %s", key, inJSON(want[key])))
-	}
-	return "{\n" + strings.Join(fields, ",\n") + "\n}"
 }
 
 // printTerraform prints resources of the Terraform provider for Vault
@@ -38,34 +35,34 @@ func (want settings) json() string {
 func (s *setup) printTerraform(w io.Writer) error {
 	role := s.roleSettings()
 	delete(role, "token_policies")
-	_, err := fmt.Fprintf(w, `resource "vault_jwt_auth_backend" "nomad" {
+	text := fmt.Sprintf(`resource "vault_jwt_auth_backend" "nomad" {
   path = %q
   type = "jwt"
 %s}
 
 resource "vault_policy" "nomad" {
-  name   = %q
+  name = %q
   policy = <<EOT
 %sEOT
 }
 
 resource "vault_jwt_auth_backend_role" "nomad" {
-  backend        = vault_jwt_auth_backend.nomad.path
-  role_name      = %q
+  backend = vault_jwt_auth_backend.nomad.path
+  role_name = %q
   token_policies = [vault_policy.nomad.name]
 %s}
 
 resource "vault_mount" "nomad" {
-  path    = %q
-  type    = "kv"
+  path = %q
+  type = "kv"
   options = { version = "2" }
 }
-`, s.path, s.configSettings().terraform(), s.policy, s.rules("${vault_jwt_auth_backend.nomad.accessor}"), s.role, role.terraform(), s.kv)
+`, s.path, s.configSettings().terraform(), s.policy, s.missing("", "${vault_jwt_auth_backend.nomad.accessor}"), s.role, role.terraform(), s.kv)
+	_, err := w.Write(hclwrite.Format([]byte(text)))
 	return err
 }
 
 // terraform is the settings as arguments; JSON is HCL but for what begins an interpolation.
 func (want settings) terraform() string {
-	text := strings.NewReplacer("${", "$${", "%{", "%%{").Replace(want.lines())
-	return prefixed("  ", text)
+	return strings.NewReplacer("${", "$${", "%{", "%%{").Replace(want.lines())
 }

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -93,7 +94,8 @@ func (s *setup) complete(caFile string) error {
 // madeBy marks what is ours to remove: in the description of a mount, and with # before it as the first line of a policy.
 const madeBy = "made by nomad-driver-vault setup"
 
-func (s *setup) rolePath() string { return "auth/" + s.path + "/role/" + s.role }
+func (s *setup) configPath() string { return "auth/" + s.path + "/config" }
+func (s *setup) rolePath() string   { return "auth/" + s.path + "/role/" + s.role }
 
 func (s *setup) configSettings() settings {
 	c := settings{"jwks_url": s.jwksURL, "jwt_supported_algs": []any{"RS256", "EdDSA"}, "default_role": s.role}
@@ -115,15 +117,14 @@ func (s *setup) roleSettings() settings {
 }
 
 // rules are those of Nomad's own setup. Vault puts namespace and job of the identity into the paths.
-func (s *setup) rules(accessor string) string {
+func (s *setup) rules(accessor string) (rules []string) {
 	claim := "{{identity.entity.aliases." + accessor + ".metadata."
 	namespace, job := claim+"nomad_namespace}}", claim+"nomad_job_id}}"
-	var b strings.Builder
 	for _, rule := range [][2]string{{"data/" + namespace + "/" + job + "/*", "read"}, {"data/" + namespace + "/" + job, "read"},
 		{"metadata/" + namespace + "/*", "list"}, {"metadata/*", "list"}} {
-		fmt.Fprintf(&b, "path \"%s/%s\" {\n  capabilities = [\"%s\"]\n}\n", s.kv, rule[0], rule[1])
+		rules = append(rules, fmt.Sprintf("path \"%s/%s\" {\n  capabilities = [\"%s\"]\n}\n", s.kv, rule[0], rule[1]))
 	}
-	return b.String()
+	return rules
 }
 
 // A step is one object in Vault and what happens to it.
@@ -134,16 +135,21 @@ type step struct {
 	do     func(ctx context.Context) error
 }
 
+func leave(object, why string) step { return step{"leave", object, why, nil} }
+
 // run shows the steps, asks, and takes them.
 func (s *setup) run(ctx context.Context, destroy, yes bool, t Terminal) (err error) {
 	if s.vault, err = connect(); err != nil {
 		return err
 	}
-	plan := s.plan
-	if destroy {
-		plan = s.planDestroy
+	have, err := s.look(ctx)
+	if err != nil {
+		return err
 	}
-	steps, err := plan(ctx)
+	steps, err := s.plan(have)
+	if destroy {
+		steps, err = s.planDestroy(ctx, have)
+	}
 	if err != nil {
 		return err
 	}
@@ -156,10 +162,12 @@ func (s *setup) run(ctx context.Context, destroy, yes bool, t Terminal) (err err
 		return nil
 	}
 	if !yes {
-		if err := ask(ctx, t); err != nil {
+		if err := ask(t); err != nil {
 			return err
 		}
 	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt) // what is begun is ended, or undone
+	defer stop()
 	for _, step := range steps {
 		if err := s.take(ctx, step); err != nil {
 			return err
@@ -173,25 +181,16 @@ func (s *setup) run(ctx context.Context, destroy, yes bool, t Terminal) (err err
 }
 
 // ask returns nil when the answer is yes.
-func ask(ctx context.Context, t Terminal) error {
+func ask(t Terminal) error {
 	fmt.Fprint(t.Out, "Shall this be done? [y/N] ")
-	answers := make(chan string, 1)
-	go func() { // an interrupt does not end the reading
-		answer, err := bufio.NewReader(t.In).ReadString('\n')
-		if answer == "" && err != nil {
-			answer = "nobody"
-		}
-		answers <- strings.ToLower(strings.TrimSpace(answer))
-	}()
-	select {
-	case answer := <-answers:
-		switch answer {
-		case "y", "yes":
-			return nil
-		case "nobody":
+	answer, err := bufio.NewReader(t.In).ReadString('\n')
+	switch strings.ToLower(strings.TrimSpace(answer)) {
+	case "y", "yes":
+		return nil
+	case "":
+		if err != nil {
 			return errors.New("there is nobody to ask: use -yes; nothing was changed")
 		}
-	case <-ctx.Done():
 	}
 	return errors.New("nothing was changed")
 }

@@ -1,6 +1,8 @@
 package plugin
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -8,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/command/agent/host"
 	"github.com/hashicorp/nomad/plugins/base"
 	"github.com/hashicorp/nomad/plugins/drivers"
@@ -25,6 +28,9 @@ const (
 type execConfig struct {
 	Filesystem string   `codec:"filesystem"`
 	Paths      []string `codec:"paths"`
+	StateDir   string   `codec:"state_dir"`
+
+	Vault map[string]*cluster `codec:"vault"`
 }
 
 // execPaths is what Nomad puts into a chroot (DefaultChrootEnv in client/config/config.go), less the sockets: Nomad copies
@@ -68,28 +74,38 @@ func (c execConfig) validate() error {
 // Nomad's exec: the mounts are made by the same executor, in the task's own mount namespace.
 //
 // Seen from the task three things differ. Host directories cannot be written to, not even by root. They show the host as
-// it is now, not as it was at the task's start. And set-user-ID programs keep that bit even where Nomad would have copied
-// them, which is where its data_dir is on another file system than /usr.
+// it is now, not as it was at the task's start. And nobody owns what is in them (see ownerless), so that a task reads what
+// everyone may, and set-user-ID programs are programs like others.
 type execRoot struct {
 	processDriver
 	execConfig
-	env map[string]string // the host's, as Nomad adds it for a chroot and leaves it out for an image
+	pidMode   string            // of tasks that do not say, Nomad's own option default_pid_mode
+	env       map[string]string // the host's, as Nomad adds it for a chroot and leaves it out for an image
+	ownerless ownerless
+	logger    hclog.Logger
 }
 
-func newExecRoot(inner processDriver) *execRoot {
-	return &execRoot{processDriver: inner, env: hostEnv(os.Environ())}
+func newExecRoot(logger hclog.Logger, inner processDriver) *execRoot {
+	return &execRoot{processDriver: inner, env: hostEnv(os.Environ()), ownerless: ownerless{logger: logger}, logger: logger}
 }
 
 // SetConfig reads filesystem and paths. An error names the field.
 func (r *execRoot) SetConfig(c *base.Config) error {
 	var own execConfig
-	if err := base.MsgPackDecode(c.PluginConfig, &own); err != nil {
+	var theirs struct {
+		PIDMode string `codec:"default_pid_mode"`
+	}
+	err := base.MsgPackDecode(c.PluginConfig, &own)
+	if err == nil {
+		err = base.MsgPackDecode(c.PluginConfig, &theirs)
+	}
+	if err != nil {
 		return fmt.Errorf("decode plugin config: %w", err)
 	}
 	if err := own.validate(); err != nil {
 		return err
 	}
-	r.execConfig = own
+	r.execConfig, r.pidMode, r.ownerless.stateDir = own, theirs.PIDMode, own.StateDir
 	return r.processDriver.SetConfig(c)
 }
 
@@ -104,13 +120,58 @@ func (r *execRoot) Capabilities() (*drivers.Capabilities, error) {
 	return &bind, nil
 }
 
+// Fingerprint reports what Nomad's exec does, and while the host's directories cannot be mounted for tasks, a driver that is not healthy.
+func (r *execRoot) Fingerprint(ctx context.Context) (<-chan *drivers.Fingerprint, error) {
+	reports, err := r.processDriver.Fingerprint(ctx)
+	if err != nil || r.Filesystem != filesystemBind {
+		return reports, err
+	}
+	judged := make(chan *drivers.Fingerprint)
+	go func() {
+		defer close(judged)
+		var usable bool
+		for report := range reports { // to its end even when ctx is done: Nomad's drivers block on a report nobody takes
+			usable = usable || r.judge(report)
+			select {
+			case judged <- report:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return judged, nil
+}
+
+// judge corrects the report of a driver that is healthy but for the host's directories, and returns whether they can be mounted.
+func (r *execRoot) judge(report *drivers.Fingerprint) bool {
+	at, err := r.ownerless.mount(directories(r.Paths), nil)
+	if err == nil {
+		r.ownerless.remove(at)
+	} else if report.Health == drivers.HealthStateHealthy {
+		report.Health, report.HealthDescription = drivers.HealthStateUnhealthy, err.Error()
+	}
+	return err == nil
+}
+
 // StartTask starts the task in a root of read-only mounts. The handle has the configuration as it was given, so that what
 // is added here is made anew, from the host of that day, whenever the task is started again.
 func (r *execRoot) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 	if r.Filesystem != filesystemBind {
+		r.warn(cfg)
 		return r.processDriver.StartTask(cfg)
 	}
-	task, err := r.rooted(cfg)
+	err := r.checkPIDMode(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	l := &layout{visible: r.Paths, claims: claims(cfg)}
+	if l.submounts, err = submounts(); err != nil {
+		return nil, nil, err
+	}
+	if l.ownerless, err = r.ownerless.mount(directories(r.Paths), l.submounts); err != nil {
+		return nil, nil, err
+	}
+	defer r.ownerless.remove(l.ownerless) // by then the task has its own
+	task, err := r.rooted(cfg, l)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -121,10 +182,39 @@ func (r *execRoot) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 	return handle, network, err
 }
 
+// checkPIDMode refuses the host's processes to a task unless the operator shows them to all: with CAP_SETUID, which Nomad's exec gives it, a task
+// becomes the user of any of them that has no capabilities, whose /proc/<pid>/root then is the host's own root, to be read and written.
+func (r *execRoot) checkPIDMode(cfg *drivers.TaskConfig) error {
+	const host = "host"
+	var options struct {
+		PIDMode string `codec:"pid_mode"`
+	}
+	if err := cfg.DecodeDriverConfig(&options); err != nil {
+		return fmt.Errorf("decode task config: %w", err)
+	}
+	if options.PIDMode == host && r.pidMode != host {
+		return errors.New(`config pid_mode "host" is not allowed: among the host's processes a task reaches the host's files; leave it out, ` +
+			`or have this node's operator set default_pid_mode = "host"`)
+	}
+	return nil
+}
+
+// warn says which secrets of the plugin's configuration a task can read because they are in its chroot: Nomad has made it of the client's
+// chroot_env, which is not known here, with owners and modes that keep no task out.
+func (r *execRoot) warn(cfg *drivers.TaskConfig) {
+	for name, c := range r.Vault {
+		for option, file := range map[string]string{"token_file": c.TokenFile, "key_file": c.KeyFile} {
+			if _, err := os.Lstat(filepath.Join(cfg.TaskDir().Dir, file)); file != "" && err == nil {
+				r.logger.Warn("exec tasks can read this file: chroot_env puts it into their root; move it elsewhere", "vault", name, option, file)
+			}
+		}
+	}
+}
+
 // rooted returns a copy of the task with what makes up for the chroot: mounts, environment and an absolute command.
 // Volumes come after ours, so that a job can mount over any of them. The allocation's directory, which Nomad leaves to
 // drivers with image isolation, comes first: the executor looks for a command in the order of mounts.
-func (r *execRoot) rooted(cfg *drivers.TaskConfig) (*drivers.TaskConfig, error) {
+func (r *execRoot) rooted(cfg *drivers.TaskConfig, l *layout) (*drivers.TaskConfig, error) {
 	task := cfg.Copy()
 	dirs := cfg.TaskDir()
 	root, err := os.OpenRoot(dirs.Dir)
@@ -133,10 +223,7 @@ func (r *execRoot) rooted(cfg *drivers.TaskConfig) (*drivers.TaskConfig, error) 
 	}
 	defer root.Close()
 
-	l := &layout{root: root, visible: r.Paths, claims: claims(cfg)}
-	if l.submounts, err = submounts(); err != nil {
-		return nil, err
-	}
+	l.root = root
 	l.mounts = []*drivers.MountConfig{{HostPath: dirs.SharedAllocDir, TaskPath: "/alloc"}}
 	for _, p := range r.Paths {
 		if err := l.add(p); err != nil {

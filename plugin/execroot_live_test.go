@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -39,7 +40,7 @@ func execDriver(t *testing.T, body string) *testutils.DriverHarness {
 	t.Setenv("TMPDIR", t.TempDir()) // the harness leaves its own directories behind
 	schema, err := p.ConfigSchema()
 	must.NoError(t, err)
-	raw, err := encoded(t, schema, body)
+	raw, err := encoded(t, schema, body+"\n state_dir = "+strconv.Quote(t.TempDir()))
 	must.NoError(t, err)
 	h := testutils.NewDriverHarness(t, p.inner)
 	must.NoError(t, h.SetConfig(&base.Config{PluginConfig: raw, AgentConfig: &base.AgentConfig{

@@ -8,8 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 )
 
 // recorder is an exec driver that keeps the task it is asked to start.
@@ -26,7 +28,7 @@ func (d *recorder) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 }
 
 // write makes files, with their directories, from their paths and contents. A path that ends in / is a directory, a
-// content that starts with -> a symbolic link.
+// content that starts with -> a symbolic link, and | alone a pipe.
 func write(t *testing.T, dir string, files map[string]string) {
 	t.Helper()
 	for name, content := range files {
@@ -38,6 +40,8 @@ func write(t *testing.T, dir string, files map[string]string) {
 			must.NoError(t, os.MkdirAll(path, 0o755))
 		case link:
 			must.NoError(t, os.Symlink(target, path))
+		case content == "|":
+			must.NoError(t, unix.Mkfifo(path, 0o755))
 		default:
 			must.NoError(t, os.WriteFile(path, []byte(content), 0o755))
 		}
@@ -73,12 +77,26 @@ func paths(mounts []*drivers.MountConfig, host string) []string {
 	return all
 }
 
+// bound is an exec driver that shows paths of the host to its tasks, which it does not start.
+func bound(t *testing.T, inner *recorder, paths ...string) *execRoot {
+	t.Helper()
+	requireRoot(t)
+	r := newExecRoot(hclog.NewNullLogger(), inner)
+	r.execConfig, r.env, r.ownerless.stateDir = execConfig{Filesystem: "bind", Paths: paths}, hostEnv(nil), t.TempDir()
+	t.Cleanup(func() {
+		left, err := os.ReadDir(r.ownerless.stateDir)
+		must.NoError(t, err)
+		must.SliceEmpty(t, left)
+	})
+	return r
+}
+
 func TestExecRootAddsWhatAChrootHas(t *testing.T) {
 	host := t.TempDir()
-	write(t, host, map[string]string{"etc/passwd": "root", "usr/bin/app": "binary"})
+	write(t, host, map[string]string{"etc/passwd": "root", "usr/bin/app": "binary", "key": "k"})
 	inner := &recorder{}
-	r := &execRoot{processDriver: inner, env: map[string]string{"A": "host", "LANG": "C"}, execConfig: execConfig{
-		Filesystem: "bind", Paths: []string{host + "/etc", host + "/lib32", host + "/usr"}}}
+	r := bound(t, inner, host+"/etc", host+"/lib32", host+"/usr", host+"/key")
+	r.env = map[string]string{"A": "host", "LANG": "C"}
 	cfg := testTask(t, host+"/usr/bin/app")
 	cfg.Mounts = []*drivers.MountConfig{{HostPath: "/srv/data", TaskPath: "/data"}}
 	before := cfg.Copy()
@@ -87,22 +105,59 @@ func TestExecRootAddsWhatAChrootHas(t *testing.T) {
 	must.NoError(t, err)
 	must.EqOp(t, cfg, handle.Config)
 	must.Eq(t, before, cfg)
+	shown := strings.TrimSuffix(inner.started.Mounts[1].HostPath, host+"/etc")
+	must.StrHasPrefix(t, r.ownerless.stateDir+"/", shown)
 	must.Eq(t, []*drivers.MountConfig{
 		{HostPath: cfg.AllocDir + "/alloc", TaskPath: "/alloc"},
-		{HostPath: host + "/etc", TaskPath: host + "/etc", Readonly: true},
-		{HostPath: host + "/usr", TaskPath: host + "/usr", Readonly: true},
+		{HostPath: shown + host + "/etc", TaskPath: host + "/etc", Readonly: true},
+		{HostPath: shown + host + "/usr", TaskPath: host + "/usr", Readonly: true},
+		{HostPath: host + "/key", TaskPath: host + "/key", Readonly: true},
 		{HostPath: "/srv/data", TaskPath: "/data"},
 	}, inner.started.Mounts)
 	must.Eq(t, map[string]string{"A": "task", "LANG": "C"}, inner.started.Env)
 	must.Eq(t, host+"/usr/bin/app", commandOf(t, inner.started))
 }
 
+func TestExecRootKeepsTasksFromTheHostsProcesses(t *testing.T) {
+	requireRoot(t)
+	for sentence, c := range map[string]struct {
+		asks, body string
+		refused    bool
+	}{
+		"a task that asks for them is refused":              {asks: "host", refused: true},
+		"unless the operator shows them to each":            {asks: "host", body: `default_pid_mode = "host"`},
+		"one that does not ask starts":                      {},
+		"so does one that asks for its own":                 {asks: "private"},
+		"a chroot, where tasks read all anyway, is Nomad's": {asks: "host", body: `filesystem = "chroot"`},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			p := newPlugin(t, "exec", "vault-exec")
+			must.NoError(t, configure(t, p, c.body+"\n state_dir = \""+stateDir(t)+"\""))
+			inner := &recorder{}
+			r := p.inner.(*execRoot)
+			r.processDriver = inner
+			cfg := testTask(t, "")
+			must.NoError(t, cfg.EncodeConcreteDriverConfig(map[string]any{"command": "sh", "pid_mode": c.asks}))
+			_, _, err := r.StartTask(cfg)
+			must.Eq(t, c.refused, inner.started == nil, must.Sprint(err))
+			if c.refused {
+				must.ErrorContains(t, err, `config pid_mode "host" is not allowed`)
+			}
+		})
+	}
+}
+
 func TestExecRootLeavesAChrootToNomad(t *testing.T) {
-	inner := &recorder{}
+	inner, log := &recorder{}, &strings.Builder{}
+	r := newExecRoot(hclog.New(&hclog.LoggerOptions{Output: log}), inner)
+	r.execConfig = execConfig{Filesystem: "chroot", Vault: map[string]*cluster{"a": {TokenFile: "/etc/token", KeyFile: "/opt/key"}, "b": {}}}
 	cfg := testTask(t, "anything")
-	_, _, err := (&execRoot{processDriver: inner, execConfig: execConfig{Filesystem: "chroot"}}).StartTask(cfg)
+	write(t, cfg.TaskDir().Dir, map[string]string{"etc/token": "t"})
+	_, _, err := r.StartTask(cfg)
 	must.NoError(t, err)
 	must.EqOp(t, cfg, inner.started)
+	must.StrContains(t, log.String(), "exec tasks can read this file: chroot_env puts it into their root; move it elsewhere: vault=a token_file=/etc/token\n")
+	must.StrNotContains(t, log.String(), "key")
 }
 
 func TestHostEnv(t *testing.T) {
@@ -123,16 +178,19 @@ func TestLayout(t *testing.T) {
 		want   []string
 		link   string
 	}{
-		"a directory is one mount":                                 {want: []string{"/etc"}},
-		"a volume on a directory of the host leaves it one mount":  {claims: []string{"/etc/ssl"}, want: []string{"/etc"}},
-		"a volume over all of it leaves it one mount":              {claims: []string{"/etc"}, want: []string{"/etc"}},
-		"a volume elsewhere leaves it one mount":                   {claims: []string{"/etcetera/x"}, want: []string{"/etc"}},
-		"a volume where the host has nothing finds a place":        {claims: []string{"/etc/app"}, want: single, link: "../usr/zone"},
-		"so does one further down":                                 {claims: []string{"/etc/ssl/app"}, want: []string{"/etc/passwd", "/etc/ssl/ca.pem"}},
-		"a dns block replaces a link that leads nowhere":           {claims: []string{"/etc/resolv.conf"}, want: single},
-		"a file of the job's wins":                                 {task: map[string]string{"etc/passwd": "mine"}, want: single[1:]},
-		"a file of the job's has the host's beside it":             {task: map[string]string{"etc/app.conf": "mine"}, want: single},
-		"a file of the job's replaces a directory":                 {task: map[string]string{"etc/ssl": "mine"}, want: single[:1]},
+		"a directory is one mount":                                {want: []string{"/etc"}},
+		"a volume on a directory of the host leaves it one mount": {claims: []string{"/etc/ssl"}, want: []string{"/etc"}},
+		"a volume over all of it leaves it one mount":             {claims: []string{"/etc"}, want: []string{"/etc"}},
+		"a volume elsewhere leaves it one mount":                  {claims: []string{"/etcetera/x"}, want: []string{"/etc"}},
+		"a volume where the host has nothing finds a place":       {claims: []string{"/etc/app"}, want: single, link: "../usr/zone"},
+		"so does one further down":                                {claims: []string{"/etc/ssl/app"}, want: []string{"/etc/passwd", "/etc/ssl/ca.pem"}},
+		"a dns block replaces a link that leads nowhere":          {claims: []string{"/etc/resolv.conf"}, want: single},
+		"a file of the job's wins":                                {task: map[string]string{"etc/passwd": "mine"}, want: single[1:]},
+		"a file of the job's has the host's beside it":            {task: map[string]string{"etc/app.conf": "mine"}, want: single},
+		"a file of the job's replaces a directory":                {task: map[string]string{"etc/ssl": "mine"}, want: single[:1]},
+		"a pipe of the task's in the place of all of it wins":     {task: map[string]string{"etc": "|"}},
+		"so does a link": {task: map[string]string{"etc": "->/local"}},
+		"a pipe of the task's wins in the place of a directory":    {task: map[string]string{"etc/ssl": "|"}, want: single[:1]},
 		"a mount point of an earlier start is not the job's":       {task: map[string]string{"etc/": ""}, want: []string{"/etc"}},
 		"nor are those of a directory that was mounted piece-wise": {task: map[string]string{"etc/passwd": "", "etc/ssl/": ""}, want: single},
 	} {
@@ -157,20 +215,28 @@ func TestLayout(t *testing.T) {
 				must.Eq(t, c.link, link)
 			}
 			_, err = root.Lstat(host[1:] + "/etc/resolv.conf")
-			must.Eq(t, slices.Contains(c.claims, host+"/etc/resolv.conf") || len(c.want) == 1 && c.want[0] == "/etc", err != nil)
+			must.Eq(t, slices.Contains(c.claims, host+"/etc/resolv.conf") || len(c.want) == 0 || c.want[0] == "/etc", err != nil)
 		})
 	}
 }
 
 func TestLayoutShowsWhatIsMountedBelow(t *testing.T) {
 	host := t.TempDir()
-	write(t, host, map[string]string{"usr/bin/": "", "usr/share/": "", "bin": "->usr/bin"})
+	write(t, host, map[string]string{"usr/bin/": "", "usr/share/": "", "bin": "->usr/bin", "usr/hosts": "h", "usr/secret": "s"})
 	root, err := os.OpenRoot(t.TempDir())
 	must.NoError(t, err)
-	l := &layout{root: root, submounts: []string{host, host + "/usr", host + "/usr/bin", host + "/usrlocal"}}
+	must.NoError(t, os.Chmod(host+"/usr/secret", 0o640))
+	l := &layout{root: root, ownerless: "/shown", submounts: []string{
+		host, host + "/usr", host + "/usr/bin", host + "/usr/hosts", host + "/usr/secret", host + "/usrlocal"}}
 	must.NoError(t, l.add(host+"/usr"))
 	must.NoError(t, l.add(host+"/bin"))
-	must.Eq(t, []string{"/usr", "/usr/bin", "/bin"}, paths(l.mounts, host))
+	must.Eq(t, []string{"/usr", "/usr/bin", "/usr/hosts", "/usr/secret", "/bin"}, paths(l.mounts, host))
+	var from []string
+	for _, m := range l.mounts {
+		from = append(from, strings.Replace(m.HostPath, host, "HOST", 1))
+	}
+	must.Eq(t, []string{"/shownHOST/usr", "/shownHOST/usr/bin", "HOST/usr/hosts", "/shownHOST/usr/secret", "/shownHOST/usr/bin"}, from,
+		must.Sprint("a file on a mount of its own is the only thing that is not taken from where nobody owns anything"))
 }
 
 func TestLayoutDoesNotFollowTheTasksLinks(t *testing.T) {
@@ -243,9 +309,7 @@ func TestCommand(t *testing.T) {
 			}
 			cfg.Mounts = []*drivers.MountConfig{{HostPath: host + "/srv/v", TaskPath: "/v"}}
 			inner := &recorder{}
-			r := &execRoot{processDriver: inner, env: hostEnv(nil), execConfig: execConfig{
-				Filesystem: "bind", Paths: []string{host + "/usr", host + "/etc"}}}
-			_, _, err := r.StartTask(cfg)
+			_, _, err := bound(t, inner, host+"/usr", host+"/etc").StartTask(cfg)
 			if c.err != "" {
 				must.ErrorContains(t, err, place(c.err))
 				must.Nil(t, inner.started)
@@ -259,8 +323,7 @@ func TestCommand(t *testing.T) {
 
 func TestCommandByNameIsLookedForOnTheHost(t *testing.T) {
 	inner := &recorder{}
-	r := &execRoot{processDriver: inner, env: hostEnv(nil), execConfig: execConfig{Filesystem: "bind", Paths: execPaths}}
-	_, _, err := r.StartTask(testTask(t, "sh"))
+	_, _, err := bound(t, inner, execPaths...).StartTask(testTask(t, "sh"))
 	must.NoError(t, err)
 	must.Eq(t, "/usr/bin/sh", commandOf(t, inner.started))
 }

@@ -246,13 +246,23 @@ var behaviours = map[string]func(t *testing.T, d string, h *testutils.DriverHarn
 		other := ready(t, h, shell(t, h, d, stays))
 		result := waiting(t, h, cfg)
 		known := &drivers.TaskConfig{ID: cfg.ID, AllocID: cfg.AllocID, Name: cfg.Name, AllocDir: cfg.AllocDir} // to the next plugin
+		inner := h.Impl().(*Plugin).inner.(driver.Sweeper)
 		must.SliceNotEmpty(t, running(cfg))
+		must.True(t, inner.Runs(known))
 		for range 2 {
-			must.NoError(t, h.Impl().(*Plugin).inner.(driver.Sweeper).Sweep(known))
+			must.NoError(t, inner.Sweep(known))
 			must.SliceEmpty(t, running(cfg))
+			must.False(t, inner.Runs(known))
 		}
 		must.NotNil(t, <-result)
+		must.True(t, inner.Runs(&drivers.TaskConfig{AllocID: other.AllocID, Name: other.Name, AllocDir: other.AllocDir}))
 		must.NoError(t, h.SignalTask(other.ID, "SIGCONT"), must.Sprint("another task runs on"))
+	},
+	"a task that has ended by itself does not run": func(t *testing.T, d string, h *testutils.DriverHarness) {
+		cfg := shell(t, h, d, "exit 0")
+		start(t, h, cfg)
+		must.Zero(t, (<-waiting(t, h, cfg)).ExitCode)
+		must.False(t, h.Impl().(*Plugin).inner.(driver.Sweeper).Runs(cfg), must.Sprint("what the wrapped driver still has beside it is none of it"))
 	},
 	"a start that fails leaves nothing": func(t *testing.T, d string, h *testutils.DriverHarness) {
 		cfg := command(t, h, d, "/no/such/program")

@@ -5,8 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/drivers/docker"
@@ -43,7 +47,7 @@ type inner struct {
 var inners = map[string]inner{
 	"exec": {
 		new: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
-			return newExecRoot(exec.NewExecDriver(ctx, logger).(processDriver))
+			return newExecRoot(logger, exec.NewExecDriver(ctx, logger).(processDriver))
 		},
 		options:     execOptions,
 		deniedUsers: `["root"]`,
@@ -51,7 +55,7 @@ var inners = map[string]inner{
 	},
 	"docker": {
 		new: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
-			return dockerDriver{docker.NewDockerDriver(ctx, logger).(containerDriver)}
+			return dockerDriver{docker.NewDockerDriver(ctx, logger).(containerDriver), new(sync.Map)}
 		},
 		beside: keepForeignContainers,
 		task:   driver.ImageAuthSpec,
@@ -61,6 +65,7 @@ var inners = map[string]inner{
 			return rawExecDriver{rawexec.NewRawExecDriver(ctx, logger).(processDriver)}
 		},
 		beside: enableRawExec,
+		user:   strconv.Itoa(os.Geteuid()), // the agent's, whom the plugin inherits
 	},
 }
 
@@ -101,13 +106,28 @@ func enableRawExec(attrs map[string]*hclspec.Spec) {
 
 // dockerDriver is Nomad's docker with the one field back that is lost on the way to an external plugin
 // (plugins/drivers/utils.go) and that extra_labels can ask for.
-type dockerDriver struct{ containerDriver }
+type dockerDriver struct {
+	containerDriver
+	stopped *sync.Map // IDs of the tasks that were told to end
+}
 
 // StartTask starts the task with the ID of its parent job, which a dispatched or periodic job has.
 func (d dockerDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 	task := *cfg
 	task.ParentJobID = cfg.Env["NOMAD_JOB_PARENT_ID"]
 	return d.containerDriver.StartTask(&task)
+}
+
+// StopTask stops the task, whose container has nobody else to end it then.
+func (d dockerDriver) StopTask(id string, timeout time.Duration, signal string) error {
+	d.stopped.Store(id, true)
+	return d.containerDriver.StopTask(id, timeout, signal)
+}
+
+// DestroyTask removes the task, and what is known of it.
+func (d dockerDriver) DestroyTask(id string, force bool) error {
+	d.stopped.Delete(id)
+	return d.containerDriver.DestroyTask(id, force)
 }
 
 // WaitTask explains the end of a container that somebody else removed: most often a second docker driver on the same
@@ -121,13 +141,30 @@ func (d dockerDriver) WaitTask(ctx context.Context, id string) (<-chan *drivers.
 	go func() {
 		defer close(out)
 		for result := range ended {
-			if _, err := d.InspectTask(id); result.ExitCode == killed && err != nil && strings.Contains(err.Error(), "No such container") {
+			if _, stopped := d.stopped.Load(id); !stopped && result.ExitCode == killed && d.removed(ctx, id) {
 				result.Err = errors.New(removed)
 			}
 			out <- result
 		}
 	}()
 	return out, nil
+}
+
+// removed reports whether the container has gone, or goes within a second: Docker kills it first.
+func (d dockerDriver) removed(ctx context.Context, id string) bool {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for range 20 {
+		if _, err := d.InspectTask(id); err != nil {
+			return strings.Contains(err.Error(), "No such container")
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return false
 }
 
 // killed is the exit code of a container that was ended by SIGKILL.

@@ -9,12 +9,14 @@ import (
 	"strings"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
+	"golang.org/x/sys/unix"
 )
 
 // layout collects the mounts of one start. Where a job puts something of its own below a host directory it wins, as it
 // does in a chroot: a volume or a file from an artifact or template. Such a directory is not mounted but its entries are.
 type layout struct {
 	root      *os.Root // the task's directory; what a task left there must not lead us out of it
+	ownerless string   // below it are the host's directories, at their paths without links, for the executor to mount
 	visible   []string // the host paths that the task sees
 	claims    []string // where something will be mounted that is not ours
 	submounts []string // the host's mount points
@@ -33,13 +35,24 @@ func claims(cfg *drivers.TaskConfig) []string {
 	return all
 }
 
-// add lays out a host path: nothing when it does not exist, one mount when nothing else is to be seen below it.
+// add lays out a path of the operator's: nothing when it does not exist or the task has something else there. A file is shown as it is: the
+// operator has named it.
 func (l *layout) add(path string) error {
 	info, err := os.Stat(path)
-	if err != nil {
-		return nil // a default that this distribution does not have
+	switch {
+	case err != nil: // a default that this distribution does not have
+	case l.occupied(path, info.IsDir()):
+	case info.IsDir():
+		return l.directory(path)
+	default:
+		l.mounts = append(l.mounts, &drivers.MountConfig{HostPath: path, TaskPath: path, Readonly: true})
 	}
-	if !info.IsDir() || !l.crowded(path) {
+	return nil
+}
+
+// directory lays out a directory of the host: one mount when nothing else is to be seen below it.
+func (l *layout) directory(path string) error {
+	if !l.crowded(path) {
 		return l.bind(path)
 	}
 	entries, err := os.ReadDir(path)
@@ -60,7 +73,7 @@ func (l *layout) entry(path string, e os.DirEntry) error {
 	case l.taken(path, e.IsDir()):
 		return nil
 	case e.IsDir():
-		return l.add(path)
+		return l.directory(path)
 	case e.Type()&os.ModeSymlink != 0:
 		return l.link(path)
 	case e.Type().IsRegular():
@@ -77,7 +90,7 @@ func (l *layout) crowded(dir string) bool {
 			return true
 		}
 	}
-	d, err := l.root.Open(dir[1:])
+	d, err := l.root.OpenFile(dir[1:], unix.O_DIRECTORY|unix.O_NONBLOCK, 0) // a task can have made a pipe of that name
 	if err != nil {
 		return false
 	}
@@ -98,12 +111,14 @@ func (l *layout) seen(path string) bool {
 	})
 }
 
-// taken reports whether the place of a host's file or directory belongs to the job. An empty file or a directory may be a
-// mount point that an earlier start left.
+// taken reports whether the place of a host's file or directory belongs to the job.
 func (l *layout) taken(path string, dir bool) bool {
-	if slices.Contains(l.claims, path) {
-		return true
-	}
+	return slices.Contains(l.claims, path) || l.occupied(path, dir)
+}
+
+// occupied reports whether the task's own directory has something else in the place of a host's file or directory. An empty file or a
+// directory may be a mount point that an earlier start left.
+func (l *layout) occupied(path string, dir bool) bool {
 	info, err := l.root.Lstat(path[1:])
 	switch {
 	case err != nil:
@@ -134,17 +149,42 @@ func (l *layout) bind(path string) error {
 	if err != nil {
 		return err
 	}
-	l.mounts = append(l.mounts, &drivers.MountConfig{HostPath: path, TaskPath: path, Readonly: true})
+	l.mount(real, path)
 	for _, sub := range l.submounts {
-		if sub == real || !below(sub, real) {
-			continue
+		if sub != real && below(sub, real) {
+			l.mount(sub, path+sub[len(real):])
 		}
-		if info, err := os.Stat(sub); err != nil || !info.IsDir() && !info.Mode().IsRegular() {
-			continue
-		}
-		l.mounts = append(l.mounts, &drivers.MountConfig{HostPath: sub, TaskPath: path + sub[len(real):], Readonly: true})
 	}
 	return nil
+}
+
+// mount mounts a host's directory or file as nobody's. A file that is a mount of its own is shown as it is if everyone may read it; otherwise
+// the task sees what it is mounted over.
+func (l *layout) mount(real, at string) {
+	info, err := os.Stat(real)
+	if err != nil || !info.IsDir() && !info.Mode().IsRegular() {
+		return
+	}
+	from := l.ownerless + real
+	if !info.IsDir() && slices.Contains(l.submounts, real) && info.Mode()&0o004 != 0 {
+		from = real
+	}
+	l.mounts = append(l.mounts, &drivers.MountConfig{HostPath: from, TaskPath: at, Readonly: true})
+}
+
+// directories returns those of the operator's paths that are directories, without links in their paths.
+func directories(paths []string) []string {
+	var all []string
+	for _, p := range paths {
+		real, err := filepath.EvalSymlinks(p)
+		if err != nil {
+			continue
+		}
+		if info, err := os.Stat(real); err == nil && info.IsDir() {
+			all = append(all, real)
+		}
+	}
+	return all
 }
 
 // submounts returns the host's mount points, parents before what is mounted below them.

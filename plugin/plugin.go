@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/shared/structs"
 
 	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/vault"
 )
 
 // Version is this program's version. The agent parses it, and prefers its built-in driver to one of the same name and a
@@ -116,6 +117,13 @@ func (p *Plugin) SetConfig(c *base.Config) error {
 	if own.Filesystem != "" {
 		p.facts["filesystem"] = own.Filesystem
 	}
+	for i := range conf.Clusters {
+		for field, value := range told(&conf.Clusters[i]) {
+			if *value != "" {
+				p.facts["vault."+conf.Clusters[i].Name+"."+field] = *value
+			}
+		}
+	}
 	p.configured = c
 	return nil
 }
@@ -124,6 +132,13 @@ func (p *Plugin) SetConfig(c *base.Config) error {
 // (helper/pluginutils/loader/loader.go), before a task runner reads them.
 func (p *Plugin) Capabilities() (*drivers.Capabilities, error) { return p.inner.Capabilities() }
 
+// told are the settings of a cluster that clients tell as attributes of their nodes, by the names that they have in its vault block. They are
+// not below "cluster.<name>", which is the status of a cluster that makes tokens: in a task's config block an attribute with others below it
+// has no value of its own (addNestedKey in Nomad's client/taskenv/util.go).
+func told(c *vault.Cluster) map[string]*string {
+	return map[string]*string{"address": &c.Address, "jwt_auth_backend_path": &c.AuthPath, "create_from_role": &c.Role, "namespace": &c.Namespace}
+}
+
 // Fingerprint passes on what the wrapped driver reports, under our name and with our facts, and the status of clusters that make tokens. Health is the wrapped
 // driver's alone: with Vault away running tasks keep what they have and a start says what it waits for, while an unhealthy
 // driver would only move the same start to another node.
@@ -131,11 +146,11 @@ func (p *Plugin) Capabilities() (*drivers.Capabilities, error) { return p.inner.
 // It is also how a plugin learns that it is the one to serve the agent's tasks, of the several processes that the agent
 // starts: what a crashed one left is looked after from here on, also when no task is ever started.
 func (p *Plugin) Fingerprint(ctx context.Context) (<-chan *drivers.Fingerprint, error) {
+	p.Serve() // first: it can mount a tmpfs on state_dir, which the wrapped exec uses
 	reports, err := p.inner.Fingerprint(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("fingerprint %s: %w", p.wraps, err)
 	}
-	p.Serve()
 	renamed := make(chan *drivers.Fingerprint)
 	go p.relay(ctx, reports, renamed)
 	return renamed, nil

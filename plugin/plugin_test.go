@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,6 +15,8 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers/testutils"
 	"github.com/hashicorp/nomad/plugins/shared/structs"
 	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/vault"
 )
 
 var (
@@ -110,7 +113,13 @@ func TestFingerprintIsTheWrappedDriversUnderOurName(t *testing.T) {
 	p := newPlugin(t, "docker", "vault-docker")
 	must.NoError(t, configure(t, p, `
 		state_dir = "`+stateDir(t)+`"
-		vault "west"    { address = "http://127.0.0.1:1" }
+		vault "west" {
+			address               = "http://127.0.0.1:2"
+			jwt_auth_backend_path = "jwt-west"
+			create_from_role      = "west"
+			namespace             = "team"
+			tls_server_name       = "vault"
+		}
 		vault "default" { address = "http://127.0.0.1:1" }`))
 	p.inner = reporter{report: &drivers.Fingerprint{
 		Health:            drivers.HealthStateUnhealthy,
@@ -122,18 +131,36 @@ func TestFingerprintIsTheWrappedDriversUnderOurName(t *testing.T) {
 	}}
 	reports, err := p.Fingerprint(context.Background())
 	must.NoError(t, err)
+	report := <-reports
 	must.Eq(t, &drivers.Fingerprint{
 		Health:            drivers.HealthStateUnhealthy,
 		HealthDescription: "Failed to connect to docker daemon",
 		Attributes: map[string]*structs.Attribute{
-			"driver.vault-docker.version":        structs.NewStringAttribute("28.1"),
-			"driver.vault-docker.plugin_version": structs.NewStringAttribute(Version),
-			"driver.vault-docker.wraps":          structs.NewStringAttribute("docker"),
-			"driver.vault-docker.clusters":       structs.NewStringAttribute("default,west"),
+			"driver.vault-docker.version":                             structs.NewStringAttribute("28.1"),
+			"driver.vault-docker.plugin_version":                      structs.NewStringAttribute(Version),
+			"driver.vault-docker.wraps":                               structs.NewStringAttribute("docker"),
+			"driver.vault-docker.clusters":                            structs.NewStringAttribute("default,west"),
+			"driver.vault-docker.vault.default.address":               structs.NewStringAttribute("http://127.0.0.1:1"),
+			"driver.vault-docker.vault.default.jwt_auth_backend_path": structs.NewStringAttribute("jwt-nomad"),
+			"driver.vault-docker.vault.west.address":                  structs.NewStringAttribute("http://127.0.0.1:2"),
+			"driver.vault-docker.vault.west.jwt_auth_backend_path":    structs.NewStringAttribute("jwt-west"),
+			"driver.vault-docker.vault.west.create_from_role":         structs.NewStringAttribute("west"),
+			"driver.vault-docker.vault.west.namespace":                structs.NewStringAttribute("team"),
 		},
-	}, <-reports)
+	}, report)
 	_, more := <-reports
 	must.False(t, more)
+
+	attributes := map[string]string{}
+	for name, value := range report.Attributes {
+		attributes[name], _ = value.GetString()
+	}
+	wraps, clusters := ReadFingerprint("vault-docker", attributes)
+	must.Eq(t, "docker", wraps)
+	must.Eq(t, map[string]vault.Cluster{
+		"default": {Name: "default", Address: "http://127.0.0.1:1", AuthPath: "jwt-nomad"},
+		"west":    {Name: "west", Address: "http://127.0.0.1:2", AuthPath: "jwt-west", Role: "west", Namespace: "team"},
+	}, clusters)
 }
 
 // once is a wrapped driver that reports once, and then nothing new.
@@ -165,6 +192,7 @@ func TestFingerprintSaysWhyAClusterIsOff(t *testing.T) {
 	says := func(text string) {
 		for report := range reports {
 			must.MapNotContainsKey(t, report.Attributes, "driver.vault-exec.cluster.plain")
+			must.MapContainsKey(t, report.Attributes, "driver.vault-exec.vault.roles.address")
 			status, _ := report.Attributes["driver.vault-exec.cluster.roles"].GetString()
 			if strings.Contains(status, text) {
 				return
@@ -217,8 +245,25 @@ func (d *parented) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 func TestDockerLearnsTheParentJob(t *testing.T) {
 	inner := &parented{}
 	cfg := &drivers.TaskConfig{Env: map[string]string{"NOMAD_JOB_PARENT_ID": "nightly"}}
-	_, _, err := dockerDriver{inner}.StartTask(cfg)
+	_, _, err := dockerDriver{containerDriver: inner}.StartTask(cfg)
 	must.NoError(t, err)
 	must.Eq(t, "nightly", inner.started.ParentJobID)
 	must.Eq(t, "", cfg.ParentJobID)
+}
+
+func TestTaskThatNamesNoUserIsJudgedByWhoRunsIt(t *testing.T) {
+	me, err := user.Current()
+	must.NoError(t, err)
+	for wraps, denied := range map[string]string{"exec": "nobody", "raw_exec": me.Username} {
+		t.Run(wraps, func(t *testing.T) {
+			p := newPlugin(t, wraps, "vault-"+wraps)
+			must.NoError(t, configure(t, p, `
+				state_dir    = "`+stateDir(t)+`"
+				denied_users = ["`+denied+`"]`))
+			cfg := testTask(t, "")
+			must.NoError(t, cfg.EncodeConcreteDriverConfig(map[string]any{"command": "/bin/true", "kill_timeout": "5s"}))
+			_, _, err := p.StartTask(cfg)
+			must.ErrorContains(t, err, `the task names no user and would run as "`+denied+`"`)
+		})
+	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/zclconf/go-cty/cty/msgpack"
 
 	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/vault"
 )
 
 // What follows reads configuration outside of an agent, as the agent and a plugin do it.
@@ -39,6 +40,24 @@ func ReadConfig(ctx context.Context, wraps, name string, block map[string]any) (
 		err = p.Configure(conf)
 	}
 	return conf, err
+}
+
+// ReadFingerprint reads what a client tells of a driver that is published as name: what it wraps, empty where it is none of ours, and its
+// clusters as far as another machine may know them. One that makes tokens by a token role has a TokenFile, which cannot be read.
+func ReadFingerprint(name string, attributes map[string]string) (wraps string, clusters map[string]vault.Cluster) {
+	fact := func(of string) string { return attributes["driver."+name+"."+of] }
+	clusters = map[string]vault.Cluster{}
+	for _, cluster := range strings.FieldsFunc(fact("clusters"), func(r rune) bool { return r == ',' }) {
+		c := vault.Cluster{Name: cluster}
+		for field, value := range told(&c) {
+			*value = fact("vault." + cluster + "." + field)
+		}
+		if fact("cluster."+cluster) != "" { // its status, which no other cluster has
+			c.TokenFile = "on the client"
+		}
+		clusters[cluster] = c
+	}
+	return fact("wraps"), clusters
 }
 
 // ReadTask reads our part of the config block of a task whose driver wraps that one. vars are what the block may refer to.

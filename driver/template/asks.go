@@ -17,10 +17,8 @@ type Ask struct {
 
 // Asks returns the template's calls in the order of its text, those included that an execution might not come to.
 func (t *Template) Asks() []Ask {
-	tree := parse.New("")
-	tree.Mode = parse.SkipFuncCheck
-	trees := make(map[string]*parse.Tree)
-	if _, err := tree.Parse(t.spec.Data, t.spec.LeftDelim, t.spec.RightDelim, trees); err != nil {
+	trees, err := t.spec.parse()
+	if err != nil {
 		return nil // Parse has accepted it
 	}
 	var all []Ask

@@ -1,225 +1,217 @@
 package template
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
+	"text/template"
 	"text/template/parse"
 )
 
-// consul-template executes into memory and cannot be interrupted. So that a
-// template that prints without end, or never ends, fails alone, its text is
-// changed before it is executed: the value of every pipeline passes through a
-// function of ours, which counts it and ends the execution when there has been
-// enough, or the time is over. The value itself is not changed, and no line is
-// added.
+// A template runs in the process that all tasks of a node need, and a process without memory ends. So that a template that
+// takes too much, or never ends, fails alone, each function looks before it is called at what it may take (cost.go), and the
+// tree of the template is changed before it is executed: the value of each pipeline passes through a function of ours. The
+// value itself is not changed.
 
 const (
-	maxTurns = 1 << 20 // of all {{ range }} together
-	maxCalls = 1 << 16 // of {{ template }}
-	// maxDeep is how often templates that call themselves may be called. It is
-	// much less, because an error that comes up from a range in each of them
+	maxHeld  = 4 * MaxOutput // of all that the functions of one execution return, and of what the next one may take
+	maxTurns = 1 << 20       // of all {{ range }} together
+	maxCalls = 1 << 16       // of {{ template }}
+	// maxDeep is how often templates may be called where one calls itself. It
+	// is much less, because an error that comes up from a range in each of them
 	// takes a time that grows with the square of their number.
 	maxDeep = 512
-	// maxPrinted bounds what is printed, with room for branches of the text
-	// that count though they are not taken: MaxOutput is checked in the end.
-	maxPrinted = 4 * MaxOutput
+	// maxNested bounds the actions with an end that are within each other: each takes a part of the stack, and so do the calls.
+	maxNested = 200
+	// maxActions bounds the text within delimiters: a byte of it can take a hundred when it is parsed.
+	maxActions = 1 << 20
 )
 
-// The functions that the text is given. What an author reads of them is the
+// The functions that are put into trees. What an author reads of them is the
 // error: explain leaves the names out.
 const (
-	countPrinted = "countPrinted" // {{ value | countPrinted }}
+	countPrinted = "countPrinted" // {{ value | countPrinted }}, and the arguments of eq and ne, which print them in errors
 	countValue   = "countValue"   // of if, with and assignments
-	countTurns   = "countTurns"   // {{ range value | countTurns 12 }}, with the size of its text
-	countCall    = "countCall"    // {{ template "name" value | countCall 12 false }}; true: it calls itself
-	countNothing = "countNothing" // {{ template "name" countNothing 12 false }}
+	countMade    = "countMade"    // what a method has made of its arguments
+	countTurns   = "countTurns"   // {{ range value | countTurns }}
+	countCall    = "countCall"    // {{ template "name" value | countCall }}
+	countNothing = "countNothing" // {{ template "name" countNothing }}
 )
 
-// insertion is text to be put into the template, before the byte at.
-type insertion struct {
-	at   int
-	text string
-}
+var (
+	errTooMuch    = fmt.Errorf("the result has more than the %d bytes allowed: split the template", MaxOutput)
+	errTooLarge   = fmt.Errorf("it takes more than the %d bytes that one template may: give it less, or split the template", maxHeld)
+	errTooLong    = fmt.Errorf("more than %d turns of range in one template", maxTurns)
+	errTooMany    = fmt.Errorf("more than %d calls of templates in one template", maxCalls)
+	errTooDeep    = fmt.Errorf("more than %d calls of templates where one calls itself", maxDeep)
+	errTooNested  = fmt.Errorf("more than %d actions within each other: split the template", maxNested)
+	errTooComplex = fmt.Errorf("more than %d bytes in its actions: split the template", maxActions)
+)
 
-// bounds makes the insertions for one text.
-type bounds struct {
-	text  string
-	right string                 // delimiter
-	trees map[string]*parse.Tree // by the names of {{ define }}
-	all   []insertion
-}
-
-// bounded returns the template's text with its counters.
-func (t *Template) bounded(trees map[string]*parse.Tree) string {
-	b := &bounds{text: t.spec.Data, right: cmp.Or(t.spec.RightDelim, "}}"), trees: trees}
-	for _, tree := range trees {
-		walk(tree.Root, b.count)
-	}
-	slices.SortFunc(b.all, func(x, y insertion) int { return cmp.Compare(x.at, y.at) })
-	var out strings.Builder
-	from := 0
-	for _, i := range b.all {
-		out.WriteString(b.text[from:i.at] + " " + i.text)
-		from = i.at
-	}
-	return out.String() + b.text[from:]
-}
-
-// count puts a counter into one node. Those below it are visited, too.
-func (b *bounds) count(node parse.Node) {
-	switch n := node.(type) {
-	case *parse.ActionNode:
-		if len(n.Pipe.Decl) > 0 {
-			b.pipe(n.Pipe, countValue)
-		} else {
-			b.pipe(n.Pipe, countPrinted)
-		}
-	case *parse.IfNode:
-		b.pipe(n.Pipe, countValue)
-	case *parse.WithNode:
-		b.pipe(n.Pipe, countValue)
-	case *parse.RangeNode:
-		b.pipe(n.Pipe, fmt.Sprint(countTurns, " ", size(n.List)))
-	case *parse.TemplateNode:
-		b.call(n)
-	}
-}
-
-func (b *bounds) pipe(p *parse.PipeNode, counter string) {
-	b.all = append(b.all, insertion{b.end(int(p.Pos)), "| " + counter})
-}
-
-func (b *bounds) call(n *parse.TemplateNode) {
-	text := 0
-	if tree := b.trees[n.Name]; tree != nil {
-		text = size(tree.Root)
-	}
-	what := fmt.Sprintf(" %d %v", text, b.reaches(n.Name, n.Name, map[string]bool{}))
-	if n.Pipe != nil {
-		b.pipe(n.Pipe, countCall+what)
-	} else {
-		b.all = append(b.all, insertion{b.end(int(n.Pos)), countNothing + what})
-	}
-}
-
-// reaches reports whether the template from calls the template to, itself or by
-// way of others that are not among those seen.
-func (b *bounds) reaches(from, to string, seen map[string]bool) bool {
-	tree := b.trees[from]
-	if tree == nil || seen[from] {
-		return false
-	}
-	seen[from] = true
-	found := false
-	walk(tree.Root, func(node parse.Node) {
-		if n, ok := node.(*parse.TemplateNode); ok {
-			found = found || n.Name == to || b.reaches(n.Name, to, seen)
-		}
-	})
-	return found
-}
-
-// end returns where the action ends that the byte at from is in: before its
-// right delimiter, and before what trims the text behind it. As text/template
-// does, it looks for the delimiter outside of quotations only.
-func (b *bounds) end(from int) int {
-	i := from
-	for i < len(b.text) && !strings.HasPrefix(b.text[i:], b.right) {
-		i += quoted(b.text[i:])
-	}
-	action := strings.TrimRight(b.text[from:min(i, len(b.text))], " \t\r\n")
-	if trimmed, ok := strings.CutSuffix(action, "-"); ok && strings.TrimRight(trimmed, " \t\r\n") != trimmed {
-		action = strings.TrimRight(trimmed, " \t\r\n")
-	}
-	return from + len(action)
-}
-
-// quoted returns the length of the quotation that text begins with, or 1.
-func quoted(text string) int {
-	quote := text[0]
-	if quote != '"' && quote != '`' && quote != '\'' {
-		return 1
-	}
-	for i := 1; i < len(text); i++ {
-		switch {
-		case text[i] == '\\' && quote != '`':
-			i++
-		case text[i] == quote:
-			return i + 1
-		}
-	}
-	return len(text)
-}
-
-// size is how many bytes of text one turn prints at the most, without those of
-// the ranges and templates in it, which count by themselves.
-func size(l *parse.ListNode) (n int) {
-	if l == nil {
-		return 0
-	}
-	for _, node := range l.Nodes {
-		switch node := node.(type) {
-		case *parse.TextNode:
-			n += len(node.Text)
-		case *parse.IfNode:
-			n += max(size(node.List), size(node.ElseList))
-		case *parse.WithNode:
-			n += max(size(node.List), size(node.ElseList))
-		}
+// actions is at least how many bytes of the text are within delimiters, and some for each action. What is between two left
+// ones may be the author's text up to the last right one.
+func actions(s Spec) (n int) {
+	left, right := cmp.Or(s.LeftDelim, "{{"), cmp.Or(s.RightDelim, "}}")
+	_, text, found := strings.Cut(s.Data, left)
+	for found {
+		var action string
+		action, text, found = strings.Cut(text, left)
+		n += 8 + max(0, strings.LastIndex(action, right))
 	}
 	return n
 }
 
-// counters are the functions that the text was given.
-func (x *execution) counters() map[string]any {
-	return map[string]any{
-		countPrinted: func(v reflect.Value) (reflect.Value, error) { return v, x.print(valueSize(v)) },
-		countValue:   func(v reflect.Value) (reflect.Value, error) { return v, x.hold(v) },
-		countTurns:   x.turns,
-		countCall: func(text int, deep bool, v reflect.Value) (reflect.Value, error) {
-			return v, cmp.Or(x.call(text, deep), x.hold(v))
-		},
-		countNothing: func(text int, deep bool) (reflect.Value, error) { return reflect.Value{}, x.call(text, deep) },
+// bound puts the counters into the trees of a template, by their names.
+func bound(trees map[string]*parse.Tree) {
+	for _, tree := range trees {
+		walk(tree.Root, func(node parse.Node) {
+			switch n := node.(type) {
+			case *parse.ActionNode:
+				if len(n.Pipe.Decl) > 0 {
+					meter(n.Pipe, countValue)
+				} else {
+					meter(n.Pipe, countPrinted)
+				}
+			case *parse.IfNode:
+				meter(n.Pipe, countValue)
+			case *parse.WithNode:
+				meter(n.Pipe, countValue)
+			case *parse.RangeNode:
+				meter(n.Pipe, countTurns)
+			case *parse.TemplateNode:
+				if n.Pipe != nil {
+					meter(n.Pipe, countCall)
+				} else {
+					n.Pipe = &parse.PipeNode{NodeType: parse.NodePipe, Pos: n.Pos, Line: n.Line}
+					meter(n.Pipe, countNothing)
+				}
+			case *parse.PipeNode:
+				countCommands(n)
+			}
+		})
 	}
+}
+
+// meter adds a counter to the end of a pipeline.
+func meter(p *parse.PipeNode, counter string) {
+	p.Cmds = append(p.Cmds, command(p.Pos, counter))
+}
+
+func command(at parse.Pos, function string) *parse.CommandNode {
+	return &parse.CommandNode{NodeType: parse.NodeCommand, Pos: at, Args: []parse.Node{parse.NewIdentifier(function).SetPos(at)}}
+}
+
+// recursive reports whether one of the templates calls itself, by way of others or not.
+func recursive(trees map[string]*parse.Tree) bool {
+	const entered, left = 1, 2
+	state := make(map[string]int)
+	var enter func(name string) bool
+	enter = func(name string) (found bool) {
+		if trees[name] == nil || state[name] != 0 {
+			return state[name] == entered
+		}
+		state[name] = entered
+		walk(trees[name].Root, func(node parse.Node) {
+			if n, ok := node.(*parse.TemplateNode); ok {
+				found = enter(n.Name) || found
+			}
+		})
+		state[name] = left
+		return found
+	}
+	return slices.ContainsFunc(slices.Collect(maps.Keys(trees)), enter)
+}
+
+// depth is how many actions with an end are within each other.
+func depth(l *parse.ListNode) (deepest int) {
+	if l == nil {
+		return 0
+	}
+	for _, node := range l.Nodes {
+		switch n := node.(type) {
+		case *parse.IfNode:
+			deepest = max(deepest, 1+depth(n.List), 1+depth(n.ElseList))
+		case *parse.WithNode:
+			deepest = max(deepest, 1+depth(n.List), 1+depth(n.ElseList))
+		case *parse.RangeNode:
+			deepest = max(deepest, 1+depth(n.List), 1+depth(n.ElseList))
+		}
+	}
+	return deepest
+}
+
+// countCommands adds counters where a pipeline calls what is not wrapped: methods, and eq and ne.
+func countCommands(p *parse.PipeNode) {
+	var all []*parse.CommandNode
+	for i, c := range p.Cmds {
+		function, _ := c.Args[0].(*parse.IdentifierNode)
+		compares := function != nil && (function.Ident == "eq" || function.Ident == "ne")
+		if compares && i > 0 {
+			all = append(all, command(c.Pos, countPrinted))
+		}
+		for j, arg := range c.Args {
+			if compares && j > 0 && !slices.Contains(literals, arg.Type()) {
+				value := &parse.CommandNode{NodeType: parse.NodeCommand, Pos: arg.Position(), Args: []parse.Node{arg}}
+				c.Args[j] = &parse.PipeNode{NodeType: parse.NodePipe, Pos: arg.Position(), Line: p.Line,
+					Cmds: []*parse.CommandNode{value, command(arg.Position(), countPrinted)}}
+			}
+		}
+		all = append(all, c)
+		if slices.Contains(methods, c.Args[0].Type()) && (i > 0 || len(c.Args) > 1) {
+			all = append(all, command(c.Pos, countMade))
+		}
+	}
+	p.Cmds = all
 }
 
 var (
-	errTooMuch  = fmt.Errorf("the result has more than the %d bytes allowed: split the template", MaxOutput)
-	errTooLong  = fmt.Errorf("more than %d turns of range in one template", maxTurns)
-	errTooMany  = fmt.Errorf("more than %d calls of templates in one template", maxCalls)
-	errTooDeep  = fmt.Errorf("more than %d calls of a template that calls itself", maxDeep)
-	errTooLarge = fmt.Errorf("a value has more than the %d bytes allowed", MaxOutput)
+	literals = []parse.NodeType{parse.NodeBool, parse.NodeNil, parse.NodeNumber, parse.NodeString}
+	methods  = []parse.NodeType{parse.NodeField, parse.NodeVariable, parse.NodeChain}
 )
 
-// print counts bytes of the result.
-func (x *execution) print(n int) error {
-	if x.ctx.Err() != nil {
-		return x.fail(x.ctx.Err())
+// counters are the functions that the trees were given.
+func (x *execution) counters() template.FuncMap {
+	return template.FuncMap{
+		countPrinted: func(v reflect.Value) (reflect.Value, error) { return v, x.print(v) },
+		countValue:   func(v reflect.Value) (reflect.Value, error) { return v, x.over() },
+		countMade:    func(v reflect.Value) (reflect.Value, error) { return v, x.hold(entry(nil) + size(v)) },
+		countTurns:   func(v reflect.Value) (reflect.Value, error) { return v, x.turn(v) },
+		countCall:    func(v reflect.Value) (reflect.Value, error) { return v, x.call() },
+		countNothing: func() (reflect.Value, error) { return reflect.Value{}, x.call() },
 	}
-	if x.printed += n; x.printed > maxPrinted {
-		return x.fail(errTooMuch)
+}
+
+// over is an error once there is no time left.
+func (x *execution) over() error {
+	if err := x.ctx.Err(); err != nil {
+		return &failed{err: err}
 	}
 	return nil
 }
 
-// hold refuses a value that no result has room for: one that is made of two
-// such values would be twice as large, and so on.
-func (x *execution) hold(v reflect.Value) error {
-	if x.ctx.Err() != nil {
-		return x.fail(x.ctx.Err())
+func (x *execution) hold(bytes float64) error {
+	x.held += bytes
+	if !(x.held <= maxHeld) { // nor no number
+		return &failed{err: errTooLarge}
 	}
-	if v.IsValid() && v.Kind() == reflect.String && v.Len() > MaxOutput {
-		return x.fail(errTooLarge)
-	}
-	return nil
+	return x.over()
 }
 
-// turns counts what a range goes over.
-func (x *execution) turns(text int, v reflect.Value) (reflect.Value, error) {
+// print looks at a value before package fmt does, which prints without end what has itself in it.
+func (x *execution) print(v reflect.Value) error {
+	if indirect(v).Kind() != reflect.String && size(v) > MaxOutput {
+		return &failed{err: errTooMuch}
+	}
+	return x.over()
+}
+
+// turn counts what a range goes over.
+func (x *execution) turn(v reflect.Value) error {
 	n := 0
 	switch items := indirect(v); items.Kind() {
 	case reflect.Array, reflect.Slice, reflect.Map:
@@ -230,24 +222,23 @@ func (x *execution) turns(text int, v reflect.Value) (reflect.Value, error) {
 		n = int(min(items.Uint(), maxTurns+1))
 	case reflect.Invalid: // what is not there has no elements
 	default:
-		return v, x.fail(errors.New("range can't iterate over this value"))
+		return &failed{err: errors.New("range can't iterate over this value")}
 	}
 	if x.turned += max(n, 0); x.turned > maxTurns {
-		return v, x.fail(errTooLong)
+		return &failed{err: errTooLong}
 	}
-	return v, x.print(max(n, 0) * text)
+	return x.over()
 }
 
-func (x *execution) call(text int, deep bool) error {
-	if x.called++; x.called > maxCalls {
-		return x.fail(errTooMany)
+func (x *execution) call() error {
+	x.called++
+	switch {
+	case x.called > maxCalls:
+		return &failed{err: errTooMany}
+	case x.recursive && x.called > maxDeep:
+		return &failed{err: errTooDeep}
 	}
-	if deep {
-		if x.deep++; x.deep > maxDeep {
-			return x.fail(errTooDeep)
-		}
-	}
-	return x.print(text)
+	return x.over()
 }
 
 func indirect(v reflect.Value) reflect.Value {
@@ -257,16 +248,18 @@ func indirect(v reflect.Value) reflect.Value {
 	return v
 }
 
-// valueSize is how many bytes a value is printed in.
-func valueSize(v reflect.Value) int {
-	switch v = indirect(v); {
-	case !v.IsValid():
-		return len(noValue)
-	case v.Kind() == reflect.String:
-		return v.Len()
-	case !v.CanInterface():
-		return 0 // text/template does not print it either
-	default:
-		return len(fmt.Sprint(v.Interface()))
+// output is what a template has printed.
+type output struct {
+	bytes.Buffer
+	x *execution
+}
+
+func (o *output) Write(data []byte) (int, error) {
+	if o.Len()+len(data) > MaxOutput {
+		return 0, &failed{err: errTooMuch}
 	}
+	if err := o.x.over(); err != nil {
+		return 0, err
+	}
+	return o.Buffer.Write(data)
 }

@@ -3,7 +3,8 @@ package template
 import (
 	"bytes"
 	"cmp"
-	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -40,6 +41,14 @@ func (f File) Format(to fmt.State, _ rune) { fmt.Fprintf(to, "[file %q]", f.Path
 // tempPrefix begins the name of a file that is not complete yet.
 const tempPrefix = ".nomad-driver-vault-"
 
+// tempName is the name of a task's file until it is complete. It is the same
+// each time, so that the next Write or Remove of the file finds what a crash has
+// left, and another for each task, since alloc/ is there for all of a group.
+func tempName(task, path string) string {
+	sum := sha256.Sum256([]byte(task + "\x00" + path))
+	return tempPrefix + hex.EncodeToString(sum[:16])
+}
+
 // Write puts one generation of files below root and returns the paths of those
 // whose bytes, mode or owner it changed. Every file is complete under a
 // temporary name before the first one appears under its own, so an error leaves
@@ -47,13 +56,14 @@ const tempPrefix = ".nomad-driver-vault-"
 // fails, because the task put a directory in its way at that moment, can leave
 // a part, which is then returned together with the error. The files appear in
 // their order here, so that who finds the last one new finds all of them new.
+// Generations of one task are written one after the other.
 //
 // The task owns these directories, and the plugin is root: no symbolic link is
 // ever followed, and what is not a regular file is an error that names the
 // destination. Missing parent directories are made with mode 0755, as Nomad
 // does. Nothing is synced to disk: after a crash of the host, Nomad starts the
 // task anew, and it is rendered anew.
-func Write(root *os.Root, files []File) (changed []string, err error) {
+func Write(root *os.Root, task string, files []File) (changed []string, err error) {
 	var ready []*newFile
 	defer func() {
 		for _, n := range ready {
@@ -66,7 +76,7 @@ func Write(root *os.Root, files []File) (changed []string, err error) {
 			return nil, fmt.Errorf("destination %q: two templates write it: change one destination", f.Path)
 		}
 		seen[f.Path] = true
-		n, err := prepare(root, f)
+		n, err := prepare(root, task, f)
 		if err != nil {
 			return nil, fmt.Errorf("destination %q %w", cmp.Or(f.Name, f.Path), err)
 		}
@@ -84,25 +94,26 @@ func Write(root *os.Root, files []File) (changed []string, err error) {
 	return changed, nil
 }
 
-// Remove deletes files that Write made, and whatever file the task put in their
-// place. What is gone already is no error. It goes on after an error and
-// returns all of them.
-func Remove(root *os.Root, paths []string) error {
+// Remove deletes files that Write made for the task, or was about to make when
+// the plugin died, and whatever file the task put in their place. What is gone
+// already is no error. It goes on after an error and returns all of them.
+func Remove(root *os.Root, task string, paths []string) error {
 	var all []error
 	for _, p := range paths {
-		if err := remove(root, p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := remove(root, task, p); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			all = append(all, fmt.Errorf("remove %q: it %w", p, err))
 		}
 	}
 	return errors.Join(all...)
 }
 
-func remove(root *os.Root, name string) error {
+func remove(root *os.Root, task, name string) error {
 	dir, err := openDir(root, path.Dir(name), false)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
+	_ = dir.Remove(tempName(task, name)) // where it cannot be, it is not ours, or the file itself says so
 	info, err := dir.Lstat(path.Base(name))
 	if err != nil {
 		return unreachable(err)
@@ -130,7 +141,7 @@ func (n *newFile) discard() {
 
 // prepare writes f under a temporary name. It returns nil when the file is
 // already there as it should be. Errors continue "destination X ...".
-func prepare(root *os.Root, f File) (n *newFile, err error) {
+func prepare(root *os.Root, task string, f File) (n *newFile, err error) {
 	dir, err := openDir(root, path.Dir(f.Path), true)
 	if err != nil {
 		return nil, err
@@ -141,14 +152,14 @@ func prepare(root *os.Root, f File) (n *newFile, err error) {
 		}
 	}()
 	f.UID, f.GID = owner(f)
-	name := path.Base(f.Path)
+	name, temp := path.Base(f.Path), tempName(task, f.Path)
+	_ = dir.Remove(temp) // where it cannot be, it cannot be made either
 	if same, err := unchanged(dir, name, f); same || err != nil {
 		return nil, err
 	}
 	if err := frozen(dir, name); err != nil {
 		return nil, err
 	}
-	temp := tempPrefix + rand.Text()
 	if err := writeTemp(dir, temp, f); err != nil {
 		return nil, notWritten(err)
 	}

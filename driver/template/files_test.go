@@ -55,7 +55,7 @@ func TestWriteChangesOnlyWhatDiffers(t *testing.T) {
 	dir, root := taskDir(t)
 	a, b := file("secrets/a", "one"), file("local/deep/er/b", "two")
 
-	changed, err := Write(root, []File{a, b})
+	changed, err := Write(root, "web", []File{a, b})
 	must.NoError(t, err)
 	must.Eq(t, []string{a.Path, b.Path}, changed)
 	must.Eq(t, map[string]string{"secrets/a": "one", "local/deep/er/b": "two"}, tree(t, dir))
@@ -63,13 +63,13 @@ func TestWriteChangesOnlyWhatDiffers(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, 0o755, info.Mode().Perm())
 
-	changed, err = Write(root, []File{a, b})
+	changed, err = Write(root, "web", []File{a, b})
 	must.NoError(t, err)
 	must.Len(t, 0, changed)
 
 	a.Data = []byte("six")
 	b.Perm = 0o600
-	changed, err = Write(root, []File{a, b, file("secrets/c", "")})
+	changed, err = Write(root, "web", []File{a, b, file("secrets/c", "")})
 	must.NoError(t, err)
 	must.Eq(t, []string{a.Path, b.Path, "secrets/c"}, changed)
 	must.Eq(t, map[string]string{"secrets/a": "six", "local/deep/er/b": "two", "secrets/c": ""}, tree(t, dir))
@@ -88,7 +88,7 @@ func TestWriteSetsOwnerAndMode(t *testing.T) {
 		uid, gid int
 		f        File
 	}{{1234, 4321, f}, {0, 0, file("secrets/x", "v")}} {
-		changed, err := Write(root, []File{want.f})
+		changed, err := Write(root, "web", []File{want.f})
 		must.NoError(t, err)
 		must.Eq(t, []string{"secrets/x"}, changed)
 		info, err := os.Stat(filepath.Join(dir, "secrets/x"))
@@ -99,7 +99,7 @@ func TestWriteSetsOwnerAndMode(t *testing.T) {
 		must.Eq(t, want.gid, int(st.Gid))
 	}
 	must.NoError(t, os.Lchown(filepath.Join(dir, "secrets/x"), -1, 99))
-	changed, err := Write(root, []File{file("secrets/x", "v")})
+	changed, err := Write(root, "web", []File{file("secrets/x", "v")})
 	must.NoError(t, err)
 	must.Len(t, 1, changed, must.Sprint("the task gave the file another group"))
 }
@@ -151,7 +151,7 @@ func TestWriteFollowsNoLink(t *testing.T) {
 			t.Cleanup(func() { must.NoError(t, os.Remove(host)) })
 			tc.put(t, dir)
 			before := tree(t, dir)
-			_, err := Write(root, []File{file("local/first", "v"), file("secrets/x", "v")})
+			_, err := Write(root, "web", []File{file("local/first", "v"), file("secrets/x", "v")})
 			must.ErrorContains(t, err, tc.want)
 			must.Eq(t, before, tree(t, dir))
 			data, err := os.ReadFile(host)
@@ -168,7 +168,7 @@ func TestWriteLeavesAHardLinkAlone(t *testing.T) {
 	other := filepath.Join(dir, "other")
 	must.NoError(t, os.WriteFile(other, []byte("old"), 0o600))
 	must.NoError(t, os.Link(other, filepath.Join(dir, "secrets/x")))
-	changed, err := Write(root, []File{file("secrets/x", "new")})
+	changed, err := Write(root, "web", []File{file("secrets/x", "new")})
 	must.NoError(t, err)
 	must.Eq(t, []string{"secrets/x"}, changed)
 	must.Eq(t, map[string]string{"other": "old", "secrets/x": "new"}, tree(t, dir))
@@ -177,14 +177,14 @@ func TestWriteLeavesAHardLinkAlone(t *testing.T) {
 func TestWriteRefusesPathsThatAreNotBelowItsRoot(t *testing.T) {
 	_, root := taskDir(t)
 	for _, path := range []string{"", ".", "..", "../x", "/x", "a/../../x"} {
-		_, err := Write(root, []File{file(path, "v")})
+		_, err := Write(root, "web", []File{file(path, "v")})
 		must.Error(t, err, must.Sprint(path))
 	}
 }
 
 func TestWriteRefusesOneDestinationTwice(t *testing.T) {
 	dir, root := taskDir(t)
-	_, err := Write(root, []File{file("secrets/x", "1"), file("secrets/x", "2")})
+	_, err := Write(root, "web", []File{file("secrets/x", "1"), file("secrets/x", "2")})
 	must.EqError(t, err, `destination "secrets/x": two templates write it: change one destination`)
 	must.MapEmpty(t, tree(t, dir))
 }
@@ -196,10 +196,10 @@ func TestWriteToAFullDirectory(t *testing.T) {
 	must.NoError(t, syscall.Mount("tmpfs", secrets, "tmpfs", 0, "size=64k"))
 	t.Cleanup(func() { must.NoError(t, syscall.Unmount(secrets, 0)) })
 
-	_, err := Write(root, []File{file("secrets/a", "old"), file("local/b", "old")})
+	_, err := Write(root, "web", []File{file("secrets/a", "old"), file("local/b", "old")})
 	must.NoError(t, err)
 	before := tree(t, dir)
-	_, err = Write(root, []File{file("local/b", "new"), file("secrets/a", "new"), file("secrets/big", strings.Repeat("x", 100<<10))})
+	_, err = Write(root, "web", []File{file("local/b", "new"), file("secrets/a", "new"), file("secrets/big", strings.Repeat("x", 100<<10))})
 	must.ErrorIs(t, err, syscall.ENOSPC)
 	must.ErrorContains(t, err, `destination "secrets/big" cannot be written, its directory is full: `)
 	must.ErrorContains(t, err, "resources { secrets = <MB> }")
@@ -236,15 +236,15 @@ func TestWriteWhereAttributesForbidIt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir, root := taskDir(t)
 			files := func(data string) []File { return []File{file("secrets/a", data), file("local/conf/b", data)} }
-			_, err := Write(root, files("old"))
+			_, err := Write(root, "web", files("old"))
 			must.NoError(t, err)
 			chattr(t, filepath.Join(dir, test.path), test.flags)
 			before := tree(t, dir)
-			changed, err := Write(root, files("new"))
+			changed, err := Write(root, "web", files("new"))
 			must.ErrorContains(t, err, test.says)
 			must.SliceEmpty(t, changed)
 			must.Eq(t, before, tree(t, dir), must.Sprint("neither half a generation nor a temporary file"))
-			changed, err = Write(root, files("old"))
+			changed, err = Write(root, "web", files("old"))
 			must.NoError(t, err, must.Sprint("what is there already need not be written"))
 			must.SliceEmpty(t, changed)
 		})
@@ -253,7 +253,7 @@ func TestWriteWhereAttributesForbidIt(t *testing.T) {
 
 func TestAFileThatIsNotRenamedLeavesNothing(t *testing.T) {
 	dir, root := taskDir(t)
-	n, err := prepare(root, file("secrets/x", "v"))
+	n, err := prepare(root, "web", file("secrets/x", "v"))
 	must.NoError(t, err)
 	must.MapLen(t, 1, tree(t, dir))
 	must.NoError(t, os.Mkdir(filepath.Join(dir, "secrets/x"), 0o700))
@@ -285,7 +285,7 @@ func TestWriteAgainstATaskThatSwapsItsDirectory(t *testing.T) {
 	}()
 	written := 0
 	for i := range 3000 {
-		if _, err := Write(root, []File{file("secrets/x", strconv.Itoa(i))}); err == nil {
+		if _, err := Write(root, "web", []File{file("secrets/x", strconv.Itoa(i))}); err == nil {
 			written++
 		}
 	}
@@ -295,22 +295,74 @@ func TestWriteAgainstATaskThatSwapsItsDirectory(t *testing.T) {
 	must.MapEmpty(t, tree(t, filepath.Join(dir, "public")))
 }
 
+// TestWhatACrashHasLeftHalfWayIsFound plants what a plugin leaves that dies between the writing of a file and its renaming.
+func TestWhatACrashHasLeftHalfWayIsFound(t *testing.T) {
+	same, other := file("alloc/same", "v"), file("alloc/other", "v")
+	for how, find := range map[string]func(*os.Root) error{
+		"when it is written again": func(root *os.Root) error {
+			_, err := Write(root, "web", []File{same, other})
+			return err
+		},
+		"when it is removed": func(root *os.Root) error { return Remove(root, "web", []string{same.Path, other.Path}) },
+	} {
+		t.Run(how, func(t *testing.T) {
+			dir, root := taskDir(t)
+			for _, task := range []string{"web", "db"} {
+				_, err := Write(root, task, []File{same})
+				must.NoError(t, err)
+			}
+			crash := func(task string, f File) {
+				f.Data = []byte("the secret of " + task)
+				n, err := prepare(root, task, f)
+				must.NoError(t, err)
+				must.NoError(t, n.dir.Close())
+			}
+			crash("web", same)
+			crash("web", other)
+			crash("db", other)
+			must.NoError(t, find(root))
+			var left []string
+			for name, data := range tree(t, dir) {
+				if strings.Contains(name, tempPrefix) {
+					left = append(left, data)
+				}
+			}
+			must.Eq(t, []string{"the secret of db"}, left, must.Sprint("another task may be about to put its file in place"))
+		})
+	}
+}
+
+func TestWhatIsInThePlaceOfATemporaryFileIsNotFollowed(t *testing.T) {
+	dir, root := taskDir(t)
+	temp := filepath.Join(dir, "secrets", tempName("web", "secrets/x"))
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "target"), []byte("kept"), 0o600))
+	must.NoError(t, os.Symlink("../target", temp))
+	_, err := Write(root, "web", []File{file("secrets/x", "v")})
+	must.NoError(t, err)
+	must.Eq(t, map[string]string{"target": "kept", "secrets/x": "v"}, tree(t, dir))
+	must.NoError(t, os.MkdirAll(filepath.Join(temp, "full"), 0o700))
+	_, err = Write(root, "web", []File{file("secrets/x", "new")})
+	must.ErrorContains(t, err, `destination "secrets/x" cannot be written: file exists`)
+	must.NoError(t, Remove(root, "web", []string{"secrets/x"}))
+	must.Eq(t, map[string]string{"target": "kept"}, tree(t, dir))
+}
+
 func TestRemove(t *testing.T) {
 	dir, root := taskDir(t)
-	_, err := Write(root, []File{file("secrets/a", "1"), file("local/b", "2")})
+	_, err := Write(root, "web", []File{file("secrets/a", "1"), file("local/b", "2")})
 	must.NoError(t, err)
 	must.NoError(t, os.WriteFile(filepath.Join(dir, "target"), []byte("kept"), 0o600))
 	must.NoError(t, os.Symlink("../target", filepath.Join(dir, "secrets/link")))
 	must.NoError(t, os.Symlink("local", filepath.Join(dir, "elsewhere")))
 	must.NoError(t, os.Mkdir(filepath.Join(dir, "secrets/dir"), 0o700))
 
-	err = Remove(root, []string{"elsewhere/b", "secrets/dir", "secrets/link", "secrets/a", "secrets/gone", "gone/x"})
+	err = Remove(root, "web", []string{"elsewhere/b", "secrets/dir", "secrets/link", "secrets/a", "secrets/gone", "gone/x"})
 	must.EqError(t, err, `remove "elsewhere/b": it has a parent "elsewhere" that is a symbolic link, not a directory: remove it, or choose another destination
 remove "secrets/dir": it is a directory`)
 	must.Eq(t, map[string]string{"target": "kept", "local/b": "2"}, tree(t, dir))
 	_, err = os.Lstat(filepath.Join(dir, "secrets/link"))
 	must.ErrorIs(t, err, fs.ErrNotExist)
-	must.NoError(t, Remove(root, []string{"local/b", "secrets/a"}))
+	must.NoError(t, Remove(root, "web", []string{"local/b", "secrets/a"}))
 }
 
 func TestTaskPath(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/url"
 	"os"
 	"reflect"
@@ -17,68 +16,19 @@ import (
 	"syscall"
 
 	"github.com/hashicorp/consul-template/dependency"
+	consul "github.com/hashicorp/consul-template/template"
 )
-
-// maxLoop is how many numbers the function loop may yield in one execution: a
-// list that long takes 8 MiB.
-const maxLoop = 1 << 20
-
-const (
-	readsConsul = "reads Consul, which nomad-driver-vault does not: "
-	notHere     = "is not available in nomad-driver-vault: "
-)
-
-// refusedFuncs are consul-template's functions that templates may not use, each
-// with the reason and what to use instead. Nomad denies the first three by
-// default as well (client option template.function_denylist).
-var refusedFuncs = map[string]string{
-	"plugin":          notHere + "it runs a program as root on the host; run it in the task",
-	"writeToFile":     notHere + "it writes outside the task's directory; add a template block with its own destination",
-	"executeTemplate": notHere + `it has no limit of depth; use {{ template "name" . }}`,
-	"spew_dump":       notHere + "it prints on the plugin's own output; use toJSON",
-	"spew_printf":     notHere + "it prints on the plugin's own output; use printf",
-	"spew_sdump":      notHere + "use toJSON",
-	"spew_sprintf":    notHere + "use printf",
-	"sockaddr":        notHere + `it reads the host's network interfaces; use {{ env "NOMAD_IP_<label>" }}`,
-
-	"key":              readsConsul + "use secret or nomadVar",
-	"keyExists":        readsConsul + "use nomadVarExists",
-	"keyOrDefault":     readsConsul + "use nomadVarExists and nomadVar",
-	"ls":               readsConsul + "use secrets or nomadVarList",
-	"safeLs":           readsConsul + "use nomadVarListSafe",
-	"tree":             readsConsul + "use nomadVarList",
-	"safeTree":         readsConsul + "use nomadVarListSafe",
-	"service":          readsConsul + "use nomadService",
-	"services":         readsConsul + "use nomadServices",
-	"connect":          readsConsul + "use nomadService",
-	"exportedServices": readsConsul + "use nomadServices",
-	"importedServices": readsConsul + "use nomadServices",
-	"node":             readsConsul + `use env, e.g. {{ env "node.unique.name" }}`,
-	"nodes":            readsConsul + "use nomadService",
-	"datacenters":      readsConsul + `use {{ env "NOMAD_DC" }}`,
-	"partitions":       readsConsul + "write the names into the template",
-	"peerings":         readsConsul + "write the names into the template",
-	"caRoots":          readsConsul + "use secret with Vault's PKI engine",
-	"caLeaf":           readsConsul + "use pkiCert with Vault's PKI engine",
-}
-
-func refusal(name string) error {
-	return fmt.Errorf("function %q %s", name, refusedFuncs[name])
-}
 
 // execution is one execution of one template: its functions, and what they
 // have seen.
 type execution struct {
-	ctx    context.Context
-	in     Input
-	looped uint64 // numbers that loop has yielded
+	ctx context.Context
+	in  Input
 
-	printed, turned, called, deep int // so far: bytes, turns of ranges, calls of templates, and of those that call themselves
-
-	// cause is the error of the call that ended the execution, if that was a
-	// call to the Source or the file system. consul-template passes on no more
-	// than an error's text.
-	cause error
+	held           float64 // bytes that its functions have returned
+	turned, called int     // so far: turns of ranges, calls of templates
+	recursive      bool    // a template calls itself
+	scratch        scratch
 
 	secrets []readSecret
 	hidden  map[string]bool // values that no error may show
@@ -94,9 +44,9 @@ type readSecret struct {
 	data map[string]any
 }
 
-// funcs are the functions that replace consul-template's own.
-func (x *execution) funcs() map[string]any {
-	m := map[string]any{
+// own are the functions that replace consul-template's.
+func (x *execution) own() map[string]any {
+	return map[string]any{
 		"secret":           x.secret,
 		"secrets":          x.list,
 		"pkiCert":          x.pkiCert,
@@ -104,7 +54,8 @@ func (x *execution) funcs() map[string]any {
 		"mustEnv":          x.mustEnv,
 		"envOrDefault":     x.envOrDefault,
 		"file":             x.file,
-		"loop":             x.loop,
+		"loop":             loop,
+		"scratch":          func() *scratch { return &x.scratch },
 		"nomadServices":    x.nomadServices,
 		"nomadService":     x.nomadService,
 		"nomadVar":         x.nomadVar,
@@ -112,26 +63,6 @@ func (x *execution) funcs() map[string]any {
 		"nomadVarList":     x.nomadVarList,
 		"nomadVarListSafe": x.nomadVarListSafe,
 	}
-	for name := range refusedFuncs {
-		m[name] = func(...any) (any, error) { return nil, refusal(name) }
-	}
-	return m
-}
-
-// all are those, and the functions that keep an execution within bounds.
-func (x *execution) all() map[string]any {
-	m := x.funcs()
-	maps.Copy(m, x.counters())
-	maps.Copy(m, x.amplifiers())
-	return m
-}
-
-// fail remembers err, which a function is about to return, for explain to wrap.
-// It is shown as it is: errors about a function's arguments do not pass here,
-// since an argument can be a secret.
-func (x *execution) fail(err error) error {
-	x.cause = err
-	return err
 }
 
 // secret reads a path, or writes "key=value" arguments to it.
@@ -148,7 +79,7 @@ func (x *execution) secret(args ...string) (any, error) {
 	}
 	s, err := x.in.Source.Read(x.ctx, path, query)
 	if err != nil {
-		return nil, x.fail(err)
+		return nil, &failed{err, path}
 	}
 	return x.show(path, s), nil
 }
@@ -166,7 +97,7 @@ func (x *execution) write(args []string) (*Secret, error) {
 	}
 	s, err := x.in.Source.Write(x.ctx, path, data)
 	if err != nil {
-		return nil, x.fail(err)
+		return nil, &failed{err, path}
 	}
 	return x.show(path, s), nil
 }
@@ -198,7 +129,7 @@ func (x *execution) list(path string) ([]string, error) {
 	}
 	names, err := x.in.Source.List(x.ctx, path)
 	if err != nil {
-		return nil, x.fail(err)
+		return nil, &failed{err, path}
 	}
 	return slices.Sorted(slices.Values(names)), nil
 }
@@ -284,7 +215,9 @@ func addPEM(p *dependency.PemEncoded, block *pem.Block) {
 
 func (x *execution) env(name string) string {
 	v := x.in.Env[name]
-	x.hideLong(v)
+	if !strings.HasPrefix(name, "NOMAD_") || strings.HasPrefix(name, "NOMAD_TOKEN") {
+		x.hideLong(v) // the others that Nomad sets are in many a path, and no secrets
+	}
 	return v
 }
 
@@ -311,10 +244,11 @@ func (x *execution) file(path string) (string, error) {
 	}
 	data, err := x.readTaskFile(path)
 	if err != nil {
-		return "", x.fail(fmt.Errorf("read file %q: %w", path, err))
+		return "", &failed{fmt.Errorf("read file %q: %w", path, err), path}
 	}
-	x.hideLong(strings.TrimSpace(string(data)))
-	return string(data), nil
+	text := string(data)
+	x.hideLong(strings.TrimSpace(text))
+	return text, nil
 }
 
 func (x *execution) readTaskFile(path string) ([]byte, error) {
@@ -356,8 +290,8 @@ func readFile(root *os.Root, name string) ([]byte, error) {
 
 // loop returns the numbers from start, or 0, up to but not including stop. It
 // replaces consul-template's loop, which leaves a goroutine behind for every
-// {{ range }} that ends early, and has no limit.
-func (x *execution) loop(args ...any) ([]int64, error) {
+// {{ range }} that ends early.
+func loop(args ...any) ([]int64, error) {
 	if len(args) == 1 {
 		args = []any{0, args[0]}
 	}
@@ -372,17 +306,23 @@ func (x *execution) loop(args ...any) ([]int64, error) {
 	if err != nil || stop <= start {
 		return nil, err
 	}
-	count := uint64(stop) - uint64(start)
-	if count > maxLoop-x.looped {
-		return nil, fmt.Errorf("more than %d numbers in one template", maxLoop)
-	}
-	x.looped += count
-	numbers := make([]int64, count)
+	numbers := make([]int64, stop-start)
 	for i := range numbers {
 		numbers[i] = start + int64(i)
 	}
 	return numbers, nil
 }
+
+// scratch is consul-template's, without the methods of the lock that is part of that: a template that takes it waits for ever.
+type scratch struct{ of consul.Scratch }
+
+func (s *scratch) Key(k string) bool                           { return s.of.Key(k) }
+func (s *scratch) Get(k string) any                            { return s.of.Get(k) }
+func (s *scratch) Set(k string, v any) string                  { return s.of.Set(k, v) }
+func (s *scratch) SetX(k string, v any) string                 { return s.of.SetX(k, v) }
+func (s *scratch) MapSet(k, mk string, v any) (string, error)  { return s.of.MapSet(k, mk, v) }
+func (s *scratch) MapSetX(k, mk string, v any) (string, error) { return s.of.MapSetX(k, mk, v) }
+func (s *scratch) MapValues(k string) ([]any, error)           { return s.of.MapValues(k) }
 
 func toInt64(v any) (int64, error) {
 	switch r := reflect.ValueOf(v); {

@@ -20,8 +20,11 @@ import (
 // reaches the host or starts a goroutine. Each of these must be one of ours, so
 // a new version of consul-template cannot bring one in unseen.
 func TestEveryImpureFunctionIsReplaced(t *testing.T) {
-	src := readLanguage(t)
-	ours := (&execution{}).funcs()
+	src := readLibrary(t, "github.com/hashicorp/consul-template/template", "funcMap")
+	ours := (&execution{}).own()
+	for name := range refusedFuncs {
+		ours[name] = nil
+	}
 	replaced := 0
 	for name, value := range src.funcMap {
 		_, isOurs := ours[name]
@@ -41,18 +44,59 @@ func TestEveryImpureFunctionIsReplaced(t *testing.T) {
 	must.Eq(t, "", src.impure(src.funcMap["toJSON"], make(map[string]bool)))
 }
 
-// language is consul-template's template package as text.
-type language struct {
-	funcMap map[string]ast.Expr
-	bodies  map[string]*ast.BlockStmt
+// TestEveryFunctionHasACost goes through all that a template can call: without a cost there is no bound.
+func TestEveryFunctionHasACost(t *testing.T) {
+	exist := make(map[string]bool)
+	for name := range language {
+		exist[name] = true
+	}
+	for name := range (&execution{}).own() {
+		exist[name] = true
+	}
+	for name := range readLibrary(t, "text/template", "builtins").funcMap {
+		exist[name] = true
+	}
+	must.Greater(t, 250, len(exist))
+	for name := range exist {
+		_, classified := classes[name]
+		refused := refusedFuncs[name] != ""
+		must.True(t, classified != refused, must.Sprintf("function %q: has a cost: %v, is refused: %v", name, classified, refused))
+	}
+	count, seen := 0, make(map[string]bool)
+	for name, class := range classes {
+		must.True(t, exist[name], must.Sprint(name))
+		if !seen[class.names] {
+			seen[class.names] = true
+			count += len(strings.Fields(class.names))
+		}
+	}
+	must.Eq(t, len(classes), count, must.Sprint("a function has two costs"))
 }
 
-func readLanguage(t *testing.T) *language {
-	pkg, err := build.Import("github.com/hashicorp/consul-template/template", ".", build.FindOnly)
+// funcMap is called with as much empty room as its argument could have.
+func TestFuncMapHasRoom(t *testing.T) {
+	src := readLibrary(t, "github.com/hashicorp/consul-template/template", "funcMap")
+	fields := src.structs["funcMapInput"].Fields.List
+	must.Between(t, 5, len(fields), funcMapInputWords/3) // none is larger than a slice
+	must.Len(t, 1, src.params["funcMap"].List)
+	must.Eq(t, "funcMapInput", src.params["funcMap"].List[0].Type.(*ast.StarExpr).X.(*ast.Ident).Name)
+}
+
+// librarySource is a package as text.
+type librarySource struct {
+	funcMap map[string]ast.Expr
+	bodies  map[string]*ast.BlockStmt
+	params  map[string]*ast.FieldList
+	structs map[string]*ast.StructType
+}
+
+// readLibrary reads a package with a function that has a map of functions in it.
+func readLibrary(t *testing.T, path, function string) *librarySource {
+	pkg, err := build.Import(path, ".", build.FindOnly)
 	must.NoError(t, err)
 	names, err := filepath.Glob(filepath.Join(pkg.Dir, "*.go"))
 	must.NoError(t, err)
-	src := &language{make(map[string]ast.Expr), make(map[string]*ast.BlockStmt)}
+	src := &librarySource{make(map[string]ast.Expr), make(map[string]*ast.BlockStmt), make(map[string]*ast.FieldList), make(map[string]*ast.StructType)}
 	for _, name := range names {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
@@ -61,11 +105,17 @@ func readLanguage(t *testing.T) *language {
 		must.NoError(t, err)
 		for _, decl := range file.Decls {
 			if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil {
-				src.bodies[f.Name.Name] = f.Body
+				src.bodies[f.Name.Name], src.params[f.Name.Name] = f.Body, f.Type.Params
 			}
 		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if t, ok := n.(*ast.TypeSpec); ok {
+				src.structs[t.Name.Name], _ = t.Type.(*ast.StructType)
+			}
+			return true
+		})
 	}
-	ast.Inspect(src.bodies["funcMap"], func(n ast.Node) bool {
+	ast.Inspect(src.bodies[function], func(n ast.Node) bool {
 		if kv, ok := n.(*ast.KeyValueExpr); ok {
 			name, err := strconv.Unquote(kv.Key.(*ast.BasicLit).Value)
 			must.NoError(t, err)
@@ -81,7 +131,7 @@ func readLanguage(t *testing.T) *language {
 var hostPackages = []string{"os", "exec", "user", "net", "http", "syscall", "socktmpl", "spewLib"}
 
 // impure names the first thing outside its arguments that node uses.
-func (l *language) impure(node ast.Node, seen map[string]bool) (why string) {
+func (l *librarySource) impure(node ast.Node, seen map[string]bool) (why string) {
 	ast.Inspect(node, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.GoStmt:

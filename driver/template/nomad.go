@@ -21,7 +21,7 @@ func (x *execution) nomadServices(args ...string) ([]*dependency.NomadServicesSn
 	}
 	names, err := x.in.Source.Services(x.ctx, m["region"])
 	if err != nil {
-		return nil, x.fail(err)
+		return nil, &failed{err, strings.Join(args, "")}
 	}
 	list := make([]*dependency.NomadServicesSnippet, len(names))
 	for i, n := range names {
@@ -56,7 +56,7 @@ func (x *execution) nomadService(args ...any) ([]*dependency.NomadService, error
 	}
 	found, err := x.in.Source.Service(x.ctx, ServiceQuery{Name: m["name"], Region: m["region"], Choose: choose})
 	if err != nil {
-		return nil, x.fail(err)
+		return nil, &failed{err, name}
 	}
 	return instances(found, m["tag"]), nil
 }
@@ -86,7 +86,7 @@ func (x *execution) nomadVar(path string) (dependency.NomadVarItems, error) {
 		return nil, err
 	}
 	if v == nil {
-		return nil, x.fail(fmt.Errorf("variable %q of Nomad %w: create it", path, ErrAbsent))
+		return nil, &failed{fmt.Errorf("variable %q of Nomad %w: create it", path, ErrAbsent), path}
 	}
 	for _, item := range v.Items {
 		x.hide(item)
@@ -117,7 +117,7 @@ func (x *execution) variable(path string) (*Variable, error) {
 	}
 	v, err := x.in.Source.Variable(x.ctx, VariableQuery{Path: m["path"], Namespace: m["namespace"], Region: m["region"]})
 	if err != nil {
-		return nil, x.fail(err)
+		return nil, &failed{err, path}
 	}
 	return v, nil
 }
@@ -135,7 +135,7 @@ func (x *execution) nomadVarList(prefix ...string) ([]*dependency.NomadVarMeta, 
 	}
 	found, err := x.in.Source.Variables(x.ctx, VariableQuery{Path: m["prefix"], Namespace: m["namespace"], Region: m["region"]})
 	if err != nil {
-		return nil, x.fail(err)
+		return nil, &failed{err, strings.Join(prefix, "")}
 	}
 	list := make([]*dependency.NomadVarMeta, len(found))
 	for i := range found {
@@ -151,7 +151,8 @@ func (x *execution) nomadVarList(prefix ...string) ([]*dependency.NomadVarMeta, 
 func (x *execution) nomadVarListSafe(prefix ...string) ([]*dependency.NomadVarMeta, error) {
 	list, err := x.nomadVarList(prefix...)
 	if err == nil && len(list) == 0 {
-		return nil, x.fail(fmt.Errorf("any variable of Nomad under %q %w: create one, or use nomadVarList", strings.Join(prefix, ""), ErrAbsent))
+		under := strings.Join(prefix, "")
+		return nil, &failed{fmt.Errorf("any variable of Nomad under %q %w: create one, or use nomadVarList", under, ErrAbsent), under}
 	}
 	return list, err
 }

@@ -18,12 +18,12 @@ const redacted = "[redacted]"
 const short = 3
 
 var (
-	// failure takes consul-template's message apart: line, the piece of the
+	// failure takes text/template's message apart: line, the piece of the
 	// template, the function, the cause. The piece is the author's own text.
-	failure = regexp.MustCompile(`(?s)^execute: template: :(\d+):\d+: executing ".*?" at <(.*?)>: (?:error calling (\w+): )?(.*)$`)
+	failure = regexp.MustCompile(`(?s)^template: :(\d+):\d+: executing ".*?" at <(.*?)>: (?:error calling (\w+): )?(.*)$`)
 
 	// counter is what is not the author's own of a piece: see bound.go.
-	counter = regexp.MustCompile(` (?:\| )?count(?:Printed|Value|Turns|Call|Nothing)\b(?: \d+)?(?: true| false)?`)
+	counter = regexp.MustCompile(` (?:\| )?count(?:Printed|Value|Made|Turns|Call|Nothing)\b`)
 
 	missingKey = regexp.MustCompile(`^map has no entry for key "(.*)"$`)
 	nilField   = regexp.MustCompile(`^nil pointer evaluating interface \{\}\.(\w+)$`)
@@ -79,19 +79,37 @@ func (x *execution) copyHidden(v any) any {
 	return v
 }
 
-// explain turns consul-template's error into one that says where and why, and
+// failed is an error of a question to the Source, or of a bound: it is shown with no more left out of it than the hidden values.
+type failed struct {
+	err   error
+	asked string // where it stands in the template's text it is the author's own, and no secret
+}
+
+func (f *failed) Error() string { return f.err.Error() }
+func (f *failed) Unwrap() error { return f.err }
+
+// shown is an error with another text.
+type shown struct {
+	text string
+	err  error
+}
+
+func (s *shown) Error() string { return s.text }
+func (s *shown) Unwrap() error { return s.err }
+
+// explain turns text/template's error into one that says where and why, and
 // shows no secret. source is the template's text.
 func (x *execution) explain(err error, source string) error {
 	m := failure.FindStringSubmatch(err.Error())
+	var f *failed
+	if errors.As(err, &f) {
+		return &shown{where(m) + x.conceal(f, source), f.err}
+	}
 	if m == nil {
-		return errors.New(x.redact(strings.TrimPrefix(err.Error(), "execute: template: :"), source))
+		return errors.New(x.redact(strings.TrimPrefix(err.Error(), "template: :"), source))
 	}
 	line, piece, function, why := m[1], counter.ReplaceAllString(m[2], ""), m[3], m[4]
 	switch hint := x.hint(why, piece); {
-	case x.cause != nil && counter.MatchString(" "+function):
-		return fmt.Errorf("line %s: %w", line, x.cause)
-	case x.cause != nil:
-		return fmt.Errorf("line %s: %s: %w", line, function, x.cause)
 	case missingKey.MatchString(why) || hint != "":
 		return fmt.Errorf("line %s: <%s>: %s%s", line, piece, why, hint)
 	case function != "":
@@ -100,6 +118,17 @@ func (x *execution) explain(err error, source string) error {
 	default:
 		return fmt.Errorf("line %s: <%s>: %s", line, piece, x.redact(why, source))
 	}
+}
+
+// where names the place of an error that failure has taken apart, and the function if that is the author's.
+func where(m []string) string {
+	switch {
+	case m == nil:
+		return ""
+	case m[3] == "" || counter.MatchString(" "+m[3]):
+		return "line " + m[1] + ": "
+	}
+	return "line " + m[1] + ": " + m[3] + ": "
 }
 
 // hint says so when a key is missing because the fields of a KV secret were
@@ -134,30 +163,45 @@ func kv2(data map[string]any) (fields map[string]any, ok bool) {
 	return fields, ok && fields != nil && len(data) == 2
 }
 
+// conceal leaves the hidden values out of an error: a question can have one in it, and Vault quotes questions.
+func (x *execution) conceal(f *failed, source string) string {
+	if f.asked == "" || !strings.Contains(source, f.asked) {
+		return x.withoutHidden(f.Error())
+	}
+	parts := strings.Split(f.Error(), f.asked)
+	for i := range parts {
+		parts[i] = x.withoutHidden(parts[i])
+	}
+	return strings.Join(parts, f.asked)
+}
+
 // redact makes one line of a message and removes from it every hidden value,
 // and every quotation that is not the template's own text: a function may have
 // been given a secret in a form it was not read in.
 func (x *execution) redact(msg, source string) string {
-	msg = showsValue.ReplaceAllString(msg, "$1 this value")
-	byLength := func(a, b string) int { return cmp.Compare(len(b), len(a)) }
-	var pairs []string
-	for _, v := range slices.SortedFunc(maps.Keys(x.hidden), byLength) {
-		if len(v) > short {
-			pairs = append(pairs, v, redacted)
-		}
-	}
-	msg = strings.NewReplacer(pairs...).Replace(msg)
+	msg = x.withoutHidden(showsValue.ReplaceAllString(msg, "$1 this value"))
 	msg = quotation.ReplaceAllStringFunc(msg, func(q string) string {
 		if inner := q[1 : len(q)-1]; !x.hidden[inner] && strings.Contains(source, inner) {
 			return q
 		}
 		return q[:1] + redacted + q[len(q)-1:]
 	})
-	msg = word.ReplaceAllStringFunc(msg, func(w string) string {
+	return strings.Join(strings.Fields(msg), " ")
+}
+
+func (x *execution) withoutHidden(msg string) string {
+	byLength := func(a, b string) int { return cmp.Compare(len(b), len(a)) }
+	pairs := []string{redacted, redacted} // with one pair alone, a Replacer takes a time that grows with the square of its length
+	for _, v := range slices.SortedFunc(maps.Keys(x.hidden), byLength) {
+		if len(v) > short && len(v) <= len(msg) {
+			pairs = append(pairs, v, redacted)
+		}
+	}
+	msg = strings.NewReplacer(pairs...).Replace(msg)
+	return word.ReplaceAllStringFunc(msg, func(w string) string {
 		if x.hidden[w] {
 			return redacted
 		}
 		return w
 	})
-	return strings.Join(strings.Fields(msg), " ")
 }

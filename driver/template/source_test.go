@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/consul-template/dependency"
@@ -45,6 +46,9 @@ func (f *fakeSource) Read(ctx context.Context, path string, query url.Values) (*
 
 func (f *fakeSource) Write(_ context.Context, path string, data map[string]any) (*Secret, error) {
 	f.ask("write %s %v", path, data)
+	if path == "quoted" {
+		return nil, fmt.Errorf("common name %v not allowed by this role", data["common_name"])
+	}
 	if s, ok := f.secrets[path]; ok {
 		return s, nil
 	}
@@ -53,7 +57,7 @@ func (f *fakeSource) Write(_ context.Context, path string, data map[string]any) 
 
 func (f *fakeSource) List(_ context.Context, path string) ([]string, error) {
 	f.ask("list %s", path)
-	if path == "denied" {
+	if strings.HasPrefix(path, "denied") {
 		return nil, &errVault{path}
 	}
 	return []string{"b", "a", "c/"}, nil

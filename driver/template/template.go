@@ -11,19 +11,17 @@ package template
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
+	"text/template"
 	"text/template/parse"
-
-	"github.com/hashicorp/consul-template/template"
 )
 
 // MaxOutput is the largest result of one template, in bytes: sixteen times
 // Nomad's default secrets directory, and little enough that a plugin can hold
-// a few. What it takes to get there is bounded too: see bound.go.
+// a few. What it takes to get there is bounded too: see bound.go and cost.go.
 const MaxOutput = 16 << 20
 
 // Spec is one template as the job author wrote it.
@@ -44,8 +42,10 @@ type Spec struct {
 // Template is a template whose syntax and functions have been checked. It
 // holds no state of an execution.
 type Template struct {
-	spec Spec
-	text string // of spec.Data, with counters
+	spec      Spec
+	trees     map[string]*parse.Tree // by the names of {{ define }}, with counters
+	functions map[string]bool        // that are called in them
+	recursive bool                   // one of them calls itself
 }
 
 // Input is what a template may look at.
@@ -64,51 +64,72 @@ type Input struct {
 // the line, and what is wrong there: syntax, a function that does not exist, or
 // one that is not available here and what to use instead.
 func Parse(s Spec) (*Template, error) {
-	t := &Template{spec: s}
-	tree := parse.New("")
-	tree.Mode = parse.SkipFuncCheck
-	trees := make(map[string]*parse.Tree)
-	if _, err := tree.Parse(s.Data, s.LeftDelim, s.RightDelim, trees); err != nil {
+	t := &Template{spec: s, functions: make(map[string]bool)}
+	if actions(s) > maxActions {
+		return nil, fmt.Errorf("parse template %q: %w", s.Name, errTooComplex)
+	}
+	trees, err := s.parse()
+	if err != nil {
 		return nil, t.parseError(err)
 	}
-	if err := t.refuse(trees); err != nil {
+	for _, tree := range trees {
+		if depth(tree.Root) > maxNested {
+			return nil, fmt.Errorf("parse template %q: %w", s.Name, errTooNested)
+		}
+	}
+	if err := t.checkNames(trees); err != nil {
 		return nil, err
 	}
-	if err := t.checkNames(); err != nil {
-		return nil, err
-	}
-	t.text = t.bounded(trees)
+	bound(trees)
+	t.trees, t.recursive = trees, recursive(trees)
 	return t, nil
 }
 
+// parse returns the template's text as trees, which may have functions that do not exist.
+func (s Spec) parse() (map[string]*parse.Tree, error) {
+	trees := make(map[string]*parse.Tree)
+	tree := parse.New("")
+	tree.Mode = parse.SkipFuncCheck
+	_, err := tree.Parse(s.Data, s.LeftDelim, s.RightDelim, trees)
+	return trees, err
+}
+
 // parseError turns the parser's "template: NAME:LINE: message" into ours. NAME
-// is empty in all that is parsed here, as it is within consul-template.
+// is empty in all that is parsed here.
 func (t *Template) parseError(err error) error {
-	msg := strings.TrimPrefix(err.Error(), "parse: ")
-	msg = strings.TrimPrefix(msg, "template: :")
+	msg := strings.TrimPrefix(err.Error(), "template: :")
 	if strings.HasSuffix(msg, "unexpected EOF") {
 		msg += ": an {{ end }} is missing"
 	}
 	return fmt.Errorf("parse template %q: line %s", t.spec.Name, strings.ReplaceAll(msg, " started at :", " started at line "))
 }
 
-// refuse reports the first function that is not available. A function's name
-// is always spelled out in a template, so none can be missed here.
-func (t *Template) refuse(trees map[string]*parse.Tree) error {
-	var first *parse.IdentifierNode
+// checkNames notes the functions that are called, and returns an error for the
+// first that there is not. A function's name is always spelled out in a
+// template, so none can be missed here.
+func (t *Template) checkNames(trees map[string]*parse.Tree) error {
+	var wrong *parse.IdentifierNode
 	for _, tree := range trees {
 		walk(tree.Root, func(node parse.Node) {
 			n, ok := node.(*parse.IdentifierNode)
-			if ok && refusedFuncs[n.Ident] != "" && (first == nil || n.Pos < first.Pos) {
-				first = n
+			if !ok {
+				return
+			}
+			t.functions[n.Ident] = true
+			if _, exists := classes[n.Ident]; !exists && (wrong == nil || n.Pos < wrong.Pos) {
+				wrong = n
 			}
 		})
 	}
-	if first == nil {
+	if wrong == nil {
 		return nil
 	}
-	line := 1 + strings.Count(t.spec.Data[:first.Pos], "\n")
-	return fmt.Errorf("parse template %q: line %d: %w", t.spec.Name, line, refusal(first.Ident))
+	why := refusedFuncs[wrong.Ident]
+	if why == "" {
+		why = "not defined"
+	}
+	line := 1 + strings.Count(t.spec.Data[:wrong.Pos], "\n")
+	return fmt.Errorf("parse template %q: line %d: function %q %s", t.spec.Name, line, wrong.Ident, why)
 }
 
 // walk calls visit for every node at or below node that can hold a function's name, and for the names.
@@ -152,29 +173,6 @@ func walkAll[N parse.Node](nodes []N, visit func(parse.Node)) {
 	}
 }
 
-// checkNames lets consul-template parse the template, because only it knows
-// the names of its functions. It cannot parse without executing, so the first
-// thing it executes ends the execution.
-func (t *Template) checkNames() error {
-	left, right := t.spec.LeftDelim, t.spec.RightDelim
-	if left == "" {
-		left = "{{"
-	}
-	if right == "" {
-		right = "}}"
-	}
-	parsed := false
-	stop := func() (string, error) {
-		parsed = true
-		return "", errors.New("parsed")
-	}
-	_, err := t.run(left+" stopAfterParsing "+right+t.spec.Data, map[string]any{"stopAfterParsing": stop})
-	if parsed {
-		return nil
-	}
-	return t.parseError(err)
-}
-
 // Execute renders the template. It asks in.Source for what the template needs,
 // when it needs it, until the result is complete or ctx ends. When a call to
 // the Source fails, the error wraps what the Source returned. A Template may be
@@ -184,22 +182,14 @@ func (t *Template) Execute(ctx context.Context, in Input) ([]byte, error) {
 		return nil, fmt.Errorf("execute template %q: %w", t.spec.Name, err)
 	}
 	x := newExecution(ctx, in)
-	res, err := t.run(t.text, x.all())
+	result, err := t.run(x)
 	if err != nil {
 		return nil, fmt.Errorf("execute template %q: %w", t.spec.Name, x.explain(err, t.spec.Data))
 	}
-	if err := t.mistaken(x, res.Output); err != nil {
+	if err := t.mistaken(x, result); err != nil {
 		return nil, fmt.Errorf("execute template %q: %w", t.spec.Name, err)
 	}
-	if res.Used.Len() > 0 {
-		// Only a function of a newer consul-template that this package does
-		// not replace could get here; what it rendered is not an answer.
-		return nil, fmt.Errorf("execute template %q: %s is not available in nomad-driver-vault", t.spec.Name, res.Used)
-	}
-	if len(res.Output) > MaxOutput {
-		return nil, fmt.Errorf("execute template %q: %w", t.spec.Name, errTooMuch)
-	}
-	return res.Output, nil
+	return result, nil
 }
 
 // noValue is what text/template prints for a key that does not exist.
@@ -214,9 +204,9 @@ func (t *Template) mistaken(x *execution, output []byte) error {
 	if !bytes.Contains(output, []byte(noValue)) || !slices.ContainsFunc(x.secrets, isV2) {
 		return nil
 	}
-	strict, again := &Template{t.spec, t.text}, newExecution(x.ctx, x.in)
+	strict, again := *t, newExecution(x.ctx, x.in)
 	strict.spec.ErrorOnMissingKey = true
-	_, err := strict.run(t.text, again.all())
+	_, err := strict.run(again)
 	if err == nil {
 		return nil
 	}
@@ -226,22 +216,20 @@ func (t *Template) mistaken(x *execution, output []byte) error {
 	return again.explain(err, t.spec.Data)
 }
 
-// run has consul-template execute data. The text comes in through ReaderFunc,
-// because consul-template refuses empty contents, and an empty source file is
-// a template like any other.
-func (t *Template) run(data string, funcs map[string]any) (*template.ExecuteResult, error) {
-	tmpl, err := template.NewTemplate(&template.NewTemplateInput{
-		Source:        "template",
-		ReaderFunc:    func(string) ([]byte, error) { return []byte(data), nil },
-		ErrMissingKey: t.spec.ErrorOnMissingKey,
-		LeftDelim:     t.spec.LeftDelim,
-		RightDelim:    t.spec.RightDelim,
-		ExtFuncMap:    funcs,
-	})
-	if err != nil {
-		return nil, err
+// run executes the template as consul-template does (template/template.go, Execute).
+func (t *Template) run(x *execution) ([]byte, error) {
+	x.recursive = t.recursive
+	missing := "missingkey=zero"
+	if t.spec.ErrorOnMissingKey {
+		missing = "missingkey=error"
 	}
-	// The brain stays empty. It must be there: consul-template looks into it
-	// when an execution fails.
-	return tmpl.Execute(&template.ExecuteInput{Brain: template.NewBrain()})
+	whole := template.New("").Option(missing).Funcs(x.funcs(t.functions))
+	for name, tree := range t.trees {
+		if _, err := whole.AddParseTree(name, tree); err != nil {
+			return nil, err
+		}
+	}
+	out := &output{x: x}
+	err := whole.Execute(out, nil)
+	return out.Bytes(), err
 }

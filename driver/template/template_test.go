@@ -107,26 +107,6 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-func TestRefusedFunctionsFailWhenExecutedToo(t *testing.T) {
-	for name := range refusedFuncs {
-		// Not through Parse, which would stop it first.
-		text := "{{ " + name + " }}"
-		tmpl := &Template{Spec{Name: "x", Data: text}, text}
-		_, err := tmpl.Execute(t.Context(), Input{})
-		must.ErrorContains(t, err, name+`: function "`+name+`"`)
-	}
-}
-
-// A function that a newer consul-template brings, and that nobody replaced,
-// asks consul-template's own brain, which knows nothing.
-func TestFunctionsThatNobodyReplacedFail(t *testing.T) {
-	why := refusedFuncs["key"]
-	delete(refusedFuncs, "key")
-	defer func() { refusedFuncs["key"] = why }()
-	_, err := render(t, Spec{Data: `{{ key "a" }}`}, Input{})
-	must.EqError(t, err, `execute template "secrets/app.conf": kv.block(a) is not available in nomad-driver-vault`)
-}
-
 func TestSourceErrorsStayInTheChain(t *testing.T) {
 	for _, text := range []string{
 		"\n{{ secret \"nope\" }}",
@@ -221,6 +201,12 @@ func TestErrorsShowNoSecret(t *testing.T) {
 		"an argument of ours":                   {with + `{{ secret "kv1/app" .Data.data.password }}{{ end }}`, "secret: argument 1 after the path is not key=value", "hunter2"},
 		"a service name of ours":                {with + `{{ nomadService (printf "%s!" .Data.data.password) }}{{ end }}`, `nomadService: argument "[redacted]" does not have the form`, "hunter2"},
 		"a loop of ours":                        {with + `{{ loop .Data.data.password }}{{ end }}`, "loop: an argument is a string but not a whole number", "hunter2"},
+		"a path":                                {with + `{{ secret (printf "kv/data/%s" .Data.data.password) }}{{ end }}`, `secret: read "kv/data/[redacted]": permission denied`, "hunter2"},
+		"a path to list":                        {with + `{{ secrets (print "denied/" .Data.data.password) }}{{ end }}`, `secrets: read "denied/[redacted]": permission denied`, "hunter2"},
+		"an argument that Vault quotes":         {with + `{{ secret "quoted" (printf "common_name=x-%s" .Data.data.password) }}{{ end }}`, `secret: common name x-[redacted] not allowed`, "hunter2"},
+		"one of a certificate":                  {with + `{{ pkiCert "quoted" (printf "common_name=%s" .Data.data.pin) }}{{ end }}`, `pkiCert: common name [redacted] not allowed`, "name 7"},
+		"a path to a Nomad variable":            {with + `{{ nomadVar (print "no/" .Data.data.password) }}{{ end }}`, `nomadVar: variable "no/[redacted]" of Nomad does not exist`, "hunter2"},
+		"a path to a file":                      {with + `{{ file (print "local/" .Data.data.password) }}{{ end }}`, `file: read file "local/[redacted]": `, "hunter2"},
 		"what the template itself quotes stays": {`{{ parseInt "author" }}`, `parseInt: strconv.ParseInt: parsing "author": invalid syntax`, "redacted"},
 	}
 	for name, tc := range cases {
@@ -231,6 +217,21 @@ func TestErrorsShowNoSecret(t *testing.T) {
 			must.StrNotContains(t, err.Error(), tc.secret)
 			must.StrNotContains(t, err.Error(), "\n")
 		})
+	}
+}
+
+// What the template's own text asks for, and what Nomad calls a job, has to be read in an error.
+func TestErrorsShowWhatWasAskedFor(t *testing.T) {
+	for text, want := range map[string]string{
+		`{{ with secret "kv/data/app" }}{{ secret "kv/7/hunter2" }}{{ end }}`:                    `read "kv/7/hunter2": permission denied`,
+		`{{ $job := env "NOMAD_JOB_NAME" }}{{ secret (printf "kv/data/%s/db" $job) }}`:           `read "kv/data/long-job-name/db": permission denied`,
+		`{{ secret (printf "kv/data/%s/db" (env "NOMAD_TOKEN_vault")) }}`:                        `read "kv/data/[redacted]/db": permission denied`,
+		`{{ with secret "kv/data/app" }}{{ nomadVar (env "NOMAD_JOB_NAME") }}{{ end }}`:          `variable "long-job-name" of Nomad does not exist`,
+		`{{ with secret "kv/data/app" }}{{ secret "quoted" "common_name=hunter2.de" }}{{ end }}`: `common name [redacted].de not allowed`,
+	} {
+		env := map[string]string{"NOMAD_JOB_NAME": "long-job-name", "NOMAD_TOKEN_vault": "header.claims.signature"}
+		_, err := render(t, Spec{Data: text}, Input{Source: newSource(), Env: env})
+		must.ErrorContains(t, err, want)
 	}
 }
 
@@ -247,12 +248,12 @@ func TestLimits(t *testing.T) {
 	_, err := render(t, Spec{Data: `{{ range loop 17 }}{{ sprig_repeat 1048576 "x" }}{{ end }}`}, Input{})
 	must.ErrorContains(t, err, `execute template "secrets/app.conf": the result has more than the 16777216 bytes allowed: split the template`)
 	for _, text := range []string{
-		`{{ range loop 1048577 }}{{ end }}`,
-		`{{ range loop 1024 }}{{ range loop 1024 }}{{ end }}{{ end }}`,
+		`{{ range loop 9000000 }}{{ end }}`,
+		`{{ range loop 100 }}{{ $x := loop 100000 }}{{ end }}`,
 		`{{ loop "-9223372036854775808" "9223372036854775807" }}`,
 	} {
 		_, err := render(t, Spec{Data: text}, Input{})
-		must.ErrorContains(t, err, "loop: more than 1048576 numbers in one template")
+		must.ErrorContains(t, err, "loop: it takes more than the 67108864 bytes that one template may")
 	}
 }
 

@@ -188,10 +188,13 @@ func (c *Client) unreached(op string, err error) error {
 	default:
 		e.Final, e.lost = false, !unsent(err)
 		e.Hint = fmt.Sprintf("address in %s is %s", c.block(), c.cluster.Address)
-		if errors.Is(err, syscall.ECONNRESET) && strings.HasPrefix(c.cluster.Address, "http:") {
+		plain := strings.HasPrefix(c.cluster.Address, "http:")
+		if errors.Is(err, syscall.ECONNRESET) && plain {
 			e.Hint += ": does the server speak https?"
 		}
-		if strings.Contains(e.Detail, "http2: client conn could not be established") && c.cluster.CertFile == "" {
+		// Such a server hangs up after the handshake, which who has begun to write may notice first.
+		hungUp := strings.Contains(e.Detail, "http2: client conn could not be established") || errors.Is(err, syscall.EPIPE) && !plain
+		if hungUp && c.cluster.CertFile == "" {
 			e.Hint += ": does the server want a certificate? then set cert_file and key_file there"
 		}
 	}

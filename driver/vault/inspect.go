@@ -17,6 +17,13 @@ import (
 // Answers returns nil when the cluster can be reached and answers, sealed or not.
 func (c *Client) Answers(ctx context.Context) error { return c.answers(ctx) }
 
+// At returns a client that reaches the same Vault in the same way, with the JWT auth method at another path.
+func (c *Client) At(authPath string) *Client {
+	cluster := c.cluster
+	cluster.AuthPath = authPath
+	return &Client{cluster: cluster, base: c.base, sched: c.sched, logger: c.logger, ahead: c.ahead}
+}
+
 // Probe logs in with a JWT that is well formed and signed by nobody, and returns nil when Vault refuses it for its signature:
 // it then has the auth method and the role, and has got the keys that it checks signatures with. Any other outcome is the
 // error that a task's login would meet, too. An empty role or namespace is the cluster's.

@@ -38,9 +38,17 @@ type item struct {
 	gone   bool        // the lease has ended before its time, or is about to with its token
 	renew  bool        // what to do when it is due: renew, or else read anew
 	used   *Secret     // what the committed reading shows; nil when that did not ask
-	held   []*item     // leases of older answers, which used or a reading under way may show: renewed and never read anew
+	held   []*item     // of older answers, which used or a reading under way may show: their leases are renewed, they are never read anew
 	reader int         // number of the latest reading that asked
 	minted []time.Time // when leases were issued for this question, the latest mintsPerLife
+}
+
+func newItem(req Request, secret *Secret) *item {
+	it := &item{req: req, secret: secret, upkeep: newUpkeep(), asking: newTurn()}
+	if secret != nil {
+		it.lease = secret.Lease
+	}
+	return it
 }
 
 // op is what errors say was tried.
@@ -60,16 +68,20 @@ func (it *item) plan(now time.Time) {
 	}
 }
 
-// hold keeps a lease renewed whatever becomes of the item: the process may use it until a newer one is committed. Those that
-// have ended it forgets, but for the one in use, which Vault may know better.
-func (it *item) hold(l Lease, now time.Time) {
+// hold keeps an older answer's lease, as renewed since, whatever becomes of the item: the process may use it until a newer one is
+// committed. Those that have ended it forgets, but for the one in use, which Vault may know better.
+func (it *item) hold(secret *Secret, l Lease, now time.Time) {
 	it.held = slices.DeleteFunc(it.held, func(old *item) bool {
-		return old.lease.Expired(now) && old.lease.ID != it.used.leaseID()
+		return old.lease.Expired(now) && old.secret.handle() != it.used.handle()
 	})
-	if l.ID == "" || slices.ContainsFunc(it.held, func(old *item) bool { return old.lease.ID == l.ID }) {
+	handle := secret.handle()
+	if handle == "" || slices.ContainsFunc(it.held, func(old *item) bool { return old.secret.handle() == handle }) {
 		return
 	}
-	old := &item{secret: &Secret{Path: it.secret.Path, Kind: Leased, Lease: l}, lease: l, upkeep: newUpkeep(), asking: newTurn()}
+	old := newItem(Request{Revoke: it.req.Revoke}, secret)
+	if old.lease = l; secret.Kind == Leased { // whose data is not needed any more
+		old.secret = &Secret{Path: secret.Path, Kind: Leased, Lease: secret.Lease}
+	}
 	old.plan(now)
 	it.held = append(it.held, old)
 }
@@ -81,7 +93,7 @@ func (it *item) install(secret *Secret, now time.Time) (changed bool) {
 		it.mint(now)
 	}
 	if changed = it.secret == nil || !it.secret.says(secret); changed {
-		it.hold(it.lease, now)
+		it.hold(it.secret, it.lease, now)
 		it.secret = secret
 	}
 	it.lease, it.gone = secret.Lease, false
@@ -119,12 +131,17 @@ func (it *item) good(fresh bool, now time.Time) bool {
 	return !fresh || (it.secret.Kind != Polled && it.secret.Kind != Rotating)
 }
 
-// leases are the IDs of all that was issued for the item and may be in use.
-func (it *item) leases() (ids []string) {
-	for _, one := range append([]*item{it}, it.held...) {
-		if one.lease.ID != "" {
-			ids = append(ids, one.lease.ID)
-		}
+// revocation is what it takes to revoke what was issued; there is none for what merely ends.
+func (it *item) revocation() (spent, bool) {
+	handle := it.secret.handle()
+	switch {
+	case handle == "" || it.secret.Kind == Expiring && it.req.Revoke == "":
+		return spent{}, false
+	case it.secret.Kind == Leased:
+		return spent{ID: handle}, true
 	}
-	return ids
+	c := &certificate{Path: it.req.Revoke}
+	c.PEM, _ = it.secret.Data["certificate"].(string)
+	c.Key, _ = it.secret.Data["private_key"].(string)
+	return spent{ID: handle, Certificate: c}, true
 }

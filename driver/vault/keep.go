@@ -337,7 +337,7 @@ func (s *Session) replace(it *item, secret *Secret, by *token) (changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.items[it.req.key()] != it { // a Commit has forgotten the question while it was asked
-		s.spend(secret.Lease.ID, time.Now(), 0)
+		s.spend(newItem(it.req, secret), time.Now(), 0)
 		return false
 	}
 	changed = s.install(it, secret, by)

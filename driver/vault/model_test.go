@@ -108,6 +108,16 @@ func (g *generation) users() map[string]string {
 	return users
 }
 
+// certificates are those that it shows.
+func (g *generation) certificates() (all []string) {
+	for _, answer := range g.answers {
+		if cert, ok := answer.Data["certificate"].(string); ok {
+			all = append(all, cert)
+		}
+	}
+	return all
+}
+
 // trouble ends by itself at some time.
 type trouble struct {
 	until time.Time
@@ -128,7 +138,7 @@ var credsRoles = []vaulttest.Creds{
 // failures are the ways in which a request can fail. Vault refuses only what policies and roles can be wrong about: of a token
 // that is denied everything it says that it is gone.
 var failures = func() (all []vaulttest.Fault) {
-	engines := []string{"GET database/", "GET secret/", "PUT sys/leases/renew"}
+	engines := []string{"GET database/", "GET secret/", "PUT pki/", "PUT sys/leases/renew"}
 	for _, match := range append(engines, "", "PUT auth/", "GET auth/", "PUT sys/leases/revoke", "GET sys/") {
 		for _, f := range []vaulttest.Fault{{Status: 500}, {Status: 502}, {Status: 503}, {Status: 429}, {Hang: true}, {Reset: true},
 			{Lose: true}, {Slow: 5 * time.Second}, {Slow: 50 * time.Second}, {Slow: 70 * time.Second}, {Body: `{"lease_id": "data`}} {
@@ -173,7 +183,8 @@ func (m *model) setUp() {
 	}
 	m.edit()
 	m.Static("app", 40*time.Minute)
-	m.reqs = append(m.reqs, read("secret/a"), read("database/static-creds/app"))
+	m.reqs = append(m.reqs, read("secret/a"), read("database/static-creds/app"),
+		vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"ttl": "1h"}, Revoke: "pki/revoke-with-key"})
 	for i := range m.reqs {
 		m.reqs[i].Every = 10 * time.Minute
 	}
@@ -449,6 +460,9 @@ func (m *model) check() {
 		for _, user := range g.users() {
 			must.SliceNotContains(m, returned, user, must.Sprint("it is in use, or soon will be"))
 		}
+		for _, cert := range g.certificates() {
+			must.True(m, m.Valid(cert), must.Sprint("a certificate that is in use, or soon will be, is revoked"))
+		}
 	}
 	neglected := m.Neglected()
 	for path, user := range m.users {
@@ -534,7 +548,9 @@ func (m *model) end() {
 	}
 	m.mend(time.Now().Add(24 * time.Hour))
 	m.tell("close")
-	must.NoError(m, m.s.Close(context.Background()))
+	if err := m.s.Close(context.Background()); err != nil { // of a token that somebody else has ended: nobody can revoke its certificates
+		must.StrContains(m, err.Error(), "the token that could is gone")
+	}
 	must.Len(m, 0, m.Leaked())
 	if m.batch {
 		time.Sleep(30 * time.Minute) // the life of a batch token

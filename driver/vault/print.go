@@ -16,4 +16,6 @@ func (r Request) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "%s %s", r.Op, r.P
 
 func (it *item) Format(f fmt.State, _ rune) { it.req.Format(f, 'v') }
 
+func (sp spent) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[spent %s]", sp.ID) }
+
 func (s *saved) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[saved session]") }

@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,8 +25,9 @@ type Reading struct {
 
 // question is one that a reading was asked.
 type question struct {
-	every  time.Duration // the shortest that was asked for; the reading's mu guards it and before
+	every  time.Duration // the shortest that was asked for; the reading's mu guards it, before and revoke
 	before time.Duration // the longest
+	revoke string
 	done   chan struct{} // closed when the answer is there
 	secret *Secret
 	err    error
@@ -55,8 +57,9 @@ func (r *Reading) Read(ctx context.Context, req Request) (*Secret, error) {
 		q = &question{done: make(chan struct{})}
 		r.questions[key] = q
 	}
-	q.every, q.before = shorter(q.every, req.Every), max(q.before, req.Before)
+	q.every, q.before, q.revoke = shorter(q.every, req.Every), max(q.before, req.Before), cmp.Or(q.revoke, req.Revoke)
 	r.mu.Unlock()
+	defer r.revokes(key)
 	if !asked {
 		q.secret, q.err = r.answer(ctx, key, req)
 		close(q.done)
@@ -69,6 +72,18 @@ func (r *Reading) Read(ctx context.Context, req Request) (*Secret, error) {
 		return q.secret, q.err
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%s %s: %w", req.Op, req.Path, ctx.Err())
+	}
+}
+
+// revokes makes the session revoke what was issued for a question, where one who asked wants that, also if this reading is never committed.
+func (r *Reading) revokes(key string) {
+	r.mu.Lock()
+	revoke := r.questions[key].revoke
+	r.mu.Unlock()
+	r.s.mu.Lock()
+	defer r.s.mu.Unlock()
+	if it := r.s.items[key]; it != nil && revoke != "" {
+		it.req.Revoke = revoke
 	}
 }
 
@@ -165,7 +180,7 @@ func (r *Reading) keep(key string, req Request, secret *Secret, by *token) (*Sec
 	}
 	it := s.items[key]
 	if it == nil {
-		it = &item{req: req, upkeep: newUpkeep(), asking: newTurn()}
+		it = newItem(req, nil)
 		s.items[key] = it
 	}
 	it.reader = max(it.reader, r.n)
@@ -215,23 +230,25 @@ func (r *Reading) settle(it *item, q *question, now time.Time, grace time.Durati
 		return
 	}
 	release := func(old *item) bool {
-		switch old.lease.ID {
-		case it.used.leaseID():
+		switch old.secret.handle() {
+		case it.used.handle():
 			return false
-		case before.leaseID():
-			s.spend(old.lease.ID, now, grace)
-		default:
-			s.spend(old.lease.ID, now, 0)
+		case before.handle():
+			s.spend(old, now, grace)
+		default: // never committed, but the process may have found it by itself
+			s.spend(old, now, max(grace, 0))
 		}
 		return true
 	}
 	it.held = slices.DeleteFunc(it.held, release)
-	switch {
-	case q == nil:
+	if q == nil {
 		release(it)
 		delete(s.items, it.req.key())
 		delete(s.told, it.op())
-	case it.req.Every != q.every, it.req.Before != q.before:
+		return
+	}
+	it.req.Revoke = q.revoke
+	if it.req.Every != q.every || it.req.Before != q.before {
 		it.req.Every, it.req.Before = q.every, q.before
 		it.plan(now)
 	}

@@ -19,7 +19,7 @@ const (
 	List  Op = "list"
 )
 
-// Request is one question to Vault. Two requests that differ in no more than Every, Before and Optional are the
+// Request is one question to Vault. Two requests that differ in no more than Every, Before, Optional and Revoke are the
 // same question.
 type Request struct {
 	Op    Op             `json:"op"`
@@ -37,6 +37,10 @@ type Request struct {
 
 	// Optional makes it an answer that there is nothing at the path of a read yet: an Absent secret, which is polled.
 	Optional bool `json:"optional,omitempty"`
+
+	// Revoke is where Vault revokes a certificate that was issued without a lease: pki/revoke-with-key, or pki/revoke where the
+	// answer has no key. Empty: it is left to end.
+	Revoke string `json:"revoke,omitempty"`
 }
 
 // key identifies the question.
@@ -78,10 +82,15 @@ func (s Secret) String() string { return "[secret " + s.Path + "]" }
 // GoString is String, for %#v.
 func (s Secret) GoString() string { return s.String() }
 
-// leaseID is empty where there is no secret, too.
-func (s *Secret) leaseID() string {
-	if s == nil {
+// handle is what the secret is revoked by, its lease's ID or a certificate's serial number. It is empty where it has neither, and
+// where there is no secret.
+func (s *Secret) handle() string {
+	switch {
+	case s == nil:
 		return ""
+	case s.Kind == Expiring:
+		serial, _ := s.Data["serial_number"].(string)
+		return serial
 	}
 	return s.Lease.ID
 }

@@ -7,6 +7,7 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -75,6 +76,7 @@ type Session struct {
 	downAt   time.Time // since when Vault cannot be reached, zero: it can
 	told     map[string]error
 	closed   bool
+	closedAt time.Time
 }
 
 // turn is a lock that a waiter can give up on.
@@ -324,27 +326,29 @@ func (s *Session) next() time.Time {
 // where Vault does not answer but every token is past its TTL.
 func (s *Session) Close(ctx context.Context) error {
 	s.mu.Lock()
-	s.closed = true
+	if !s.closed {
+		s.closed, s.closedAt = true, time.Now()
+	}
+	wait := time.Since(s.closedAt) < closing
 	s.mu.Unlock()
 	s.chore.End()
-	tokens, leases := s.belongings()
-	var first error
-	for _, id := range leases {
-		if err := s.revokeLease(ctx, s.current(), id); err != nil {
-			first = err
+	tokens, issued := s.belongings()
+	first := s.endAll(ctx, issued)
+	for _, t := range tokens {
+		if unasked(first) && wait {
 			break
 		}
-	}
-	for _, t := range tokens {
-		if err := s.revoke(ctx, t); err != nil && first == nil {
-			first = err
-		}
+		first = cmp.Or(first, s.revoke(ctx, t))
 	}
 	if unasked(first) && s.ended(tokens, time.Now()) {
 		return nil
 	}
 	return first
 }
+
+// closing is how long the tokens of a session that is closed are kept where something else cannot be revoked at the moment, which takes
+// a token. An engine that is out of order for longer does not keep the others' leases alive.
+const closing = time.Minute
 
 // ended reports that each of the session's tokens is past its end, and its leases with it.
 func (s *Session) ended(tokens []*token, now time.Time) bool {
@@ -359,22 +363,26 @@ func (s *Session) ended(tokens []*token, now time.Time) bool {
 	})
 }
 
-// belongings is every token of the session, and of the leases those that no token takes with it when it is revoked.
-func (s *Session) belongings() (tokens []*token, leases []string) {
+// belongings is every token of the session, and of what was issued, all of which is spent now, what no token takes with it when it is
+// revoked.
+func (s *Session) belongings() (tokens []*token, issued []spent) {
+	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for it := range s.kept {
+		if it.secret.Kind != Leased || s.token.stays() {
+			s.spend(it, now, 0)
+		}
+	}
+	s.items = map[string]*item{}
 	tokens = append([]*token{s.token}, s.retired...)
 	for _, sp := range s.spent {
-		if sp.Token != nil {
+		switch {
+		case sp.Token != nil:
 			tokens = append(tokens, sp.Token)
-		} else if s.token.stays() {
-			leases = append(leases, sp.ID)
+		case sp.Certificate != nil, s.token.stays():
+			issued = append(issued, sp)
 		}
 	}
-	if s.token.stays() && !s.leaves {
-		for _, it := range s.items {
-			leases = append(leases, it.leases()...)
-		}
-	}
-	return tokens, leases
+	return tokens, issued
 }

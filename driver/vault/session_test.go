@@ -1087,19 +1087,32 @@ func TestAnswerToAForgottenQuestionIsRevoked(t *testing.T) {
 
 // What was issued between two commits was never in use, and must not live on.
 func TestLeaseThatWasNeverInUseIsRevoked(t *testing.T) {
-	bubble(t, func(b *bench) {
-		b.Roles["app"] = vaulttest.Role{TTL: 24 * time.Hour, Revoke: true}
-		b.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true}
-		s := b.open()
-		b.generation(s, 0, creds)
-		time.Sleep(106 * time.Minute) // two replacements without a commit
-		must.Eq(b, 3, b.Minted())
-		must.Len(b, 2, b.Users())
-		third := b.generation(s, 0, creds)[0]
-		time.Sleep(time.Second)
-		must.Eq(b, []string{user(third)}, b.Users())
-		b.end(s)
-	})
+	for when, test := range map[string]struct{ grace, lives time.Duration }{
+		"at once":                               {0, 0},
+		"after the grace":                       {time.Minute, time.Minute}, // it was in the task's files all the same
+		"though what was in use is left to end": {-1, 0},
+	} {
+		t.Run(when, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				b.Roles["app"] = vaulttest.Role{TTL: 24 * time.Hour, Revoke: true}
+				b.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true}
+				s := b.open()
+				b.generation(s, 0, creds)
+				time.Sleep(106 * time.Minute) // two replacements without a commit
+				must.Eq(b, 3, b.Minted())
+				must.Len(b, 2, b.Users())
+				third := b.generation(s, test.grace, creds)[0]
+				if test.lives > 0 {
+					time.Sleep(test.lives - time.Second)
+					must.Len(b, 2, b.Users())
+					time.Sleep(time.Second)
+				}
+				time.Sleep(time.Second)
+				must.Eq(b, []string{user(third)}, b.Users())
+				b.end(s)
+			})
+		})
+	}
 }
 
 // The commit of an older reading leaves alone what a reading under way shows.

@@ -1,25 +1,36 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
 	"time"
 )
 
-// spent is a lease or a token to revoke, not before the process that used it has had time to change over.
+// spent is a lease, a certificate or a token to revoke, not before the process that used it has had time to change over.
 type spent struct {
-	ID    string    `json:"id,omitempty"`    // of the lease
-	Token *token    `json:"token,omitempty"` // or the token
-	After time.Time `json:"after"`           // zero: when the session is closed
+	ID          string       `json:"id,omitempty"`          // of the lease
+	Certificate *certificate `json:"certificate,omitempty"` // or the certificate, whose serial number the ID is
+	Token       *token       `json:"token,omitempty"`       // or the token
+	After       time.Time    `json:"after"`                 // zero: when the session is closed
 }
 
-// spend notes a lease for revocation, or leaves it to end when grace is negative. Call with mu held.
-func (s *Session) spend(id string, now time.Time, grace time.Duration) {
-	if id == "" || grace < 0 || s.leaves || slices.ContainsFunc(s.spent, func(sp spent) bool { return sp.ID == id }) {
-		return
+// certificate is what Vault wants to see before it revokes a certificate that has no lease.
+type certificate struct {
+	Path string `json:"path"` // of Vault's API
+	PEM  string `json:"pem"`
+	Key  string `json:"key,omitempty"` // which proves that it is ours
+}
+
+// spend notes for revocation what was issued for an item, or leaves it to end when grace is negative. Call with mu held.
+func (s *Session) spend(it *item, now time.Time, grace time.Duration) {
+	sp, ok := it.revocation()
+	known := slices.ContainsFunc(s.spent, func(other spent) bool { return other.ID == sp.ID })
+	if ok && !known && grace >= 0 && !(s.leaves && sp.Certificate == nil) {
+		sp.After = now.Add(grace)
+		s.spent = append(s.spent, sp)
 	}
-	s.spent = append(s.spent, spent{ID: id, After: now.Add(grace)})
 }
 
 // retire notes for revocation the tokens before the one in use: what was read with them has been read anew with this one.
@@ -56,12 +67,7 @@ func (s *Session) revokeSpent(ctx context.Context) {
 		}
 		sp, t := s.spent[i], s.token
 		s.mu.Unlock()
-		var err error
-		if sp.Token != nil {
-			err = s.revoke(ctx, sp.Token)
-		} else {
-			err = s.revokeLease(ctx, t, sp.ID)
-		}
+		err := s.end(ctx, t, sp)
 		if ctx.Err() != nil {
 			return // Close does it
 		}
@@ -69,24 +75,65 @@ func (s *Session) revokeSpent(ctx context.Context) {
 	}
 }
 
+// end revokes what was spent, as t where it is no token.
+func (s *Session) end(ctx context.Context, t *token, sp spent) error {
+	switch {
+	case sp.Token != nil:
+		return s.revoke(ctx, sp.Token)
+	case sp.Certificate != nil:
+		return s.revokeCertificate(ctx, t, sp.Certificate)
+	default:
+		return s.revokeLease(ctx, t, sp.ID)
+	}
+}
+
 // revoked takes note of the outcome.
 func (s *Session) revoked(sp spent, err error) {
-	s.client.logger.Debug("revoke what is not used any more", "lease", sp.ID, "error", err)
+	s.client.logger.Debug("revoke what is not used any more", "id", sp.ID, "error", err)
+	gone := errors.Is(err, errTokenGone)
+	if sp.Certificate != nil && err != nil && !gone && !unasked(err) {
+		s.complain(err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if gone { // and nobody has noticed: the next one asks again
+		s.doubted, s.upkeep.at = true, time.Now()
+	}
 	switch {
-	case unasked(err):
+	case gone, unasked(err):
 		for i := range s.spent {
 			if !s.spent[i].After.IsZero() {
 				s.spent[i].After = later(s.spent[i].After, time.Now().Add(time.Minute))
 			}
 		}
-	case sp.Token == nil && errors.Is(err, ErrDenied):
+	case sp.Token == nil && sp.Certificate == nil && errors.Is(err, ErrDenied):
 		s.leaves = true
-		s.spent = slices.DeleteFunc(s.spent, func(sp spent) bool { return sp.Token == nil })
+		s.spent = slices.DeleteFunc(s.spent, func(sp spent) bool { return sp.Token == nil && sp.Certificate == nil })
 	default:
-		s.spent = slices.DeleteFunc(s.spent, func(one spent) bool { return one.ID == sp.ID && one.Token == sp.Token })
+		s.forget(sp)
 	}
+}
+
+// forget is for what has been revoked, or never will be. Call with mu held.
+func (s *Session) forget(sp spent) {
+	s.spent = slices.DeleteFunc(s.spent, func(one spent) bool { return one.ID == sp.ID && one.Token == sp.Token })
+}
+
+// endAll revokes what was issued, for the last time, and returns the first error. Where Vault cannot be asked the rest is left for another time.
+func (s *Session) endAll(ctx context.Context, issued []spent) (first error) {
+	for _, sp := range issued {
+		err := s.end(ctx, s.current(), sp)
+		if errors.Is(err, errTokenGone) {
+			err = &Error{Class: ErrDenied, Op: "revoke certificate with " + sp.Certificate.Path, Detail: "the token that could is gone"}
+		}
+		if first = cmp.Or(first, err); unasked(err) {
+			break
+		}
+		s.mu.Lock()
+		s.forget(sp)
+		s.mu.Unlock()
+	}
+	return first
 }
 
 func later(a, b time.Time) time.Time {
@@ -114,4 +161,26 @@ func (s *Session) revokeLease(ctx context.Context, t *token, id string) error {
 		return nil
 	}
 	return hinted(err, grant(t, s.role, "sys/leases/revoke", `"update"`))
+}
+
+// revokeCertificate revokes one that has no lease and would outlive its token. The error is errTokenGone where t cannot ask any more.
+func (s *Session) revokeCertificate(ctx context.Context, t *token, c *certificate) error {
+	as, err := s.client.as(t.Value, s.namespace)
+	if err != nil {
+		return err
+	}
+	body := map[string]any{"certificate": c.PEM}
+	if c.Key != "" {
+		body["private_key"] = c.Key
+	}
+	op := "revoke certificate with " + c.Path
+	_, err = as.Logical().WriteWithContext(ctx, c.Path, body)
+	err = s.client.fail(op, err)
+	if errors.Is(err, ErrDenied) {
+		err = s.verdict(ctx, t, err)
+	}
+	if err == nil {
+		s.fine(op)
+	}
+	return hinted(err, grant(t, s.role, c.Path, `"update"`))
 }

@@ -29,8 +29,19 @@ type savedItem struct {
 	Gone    bool        `json:"gone,omitempty"`
 	InUse   bool        `json:"in_use,omitempty"`
 	Used    *Secret     `json:"used,omitempty"` // only where it differs from Secret
-	Held    []Lease     `json:"held,omitempty"`
+	Held    []savedItem `json:"held,omitempty"`
 	Minted  []time.Time `json:"minted,omitempty"`
+}
+
+func (it *item) save() savedItem {
+	one := savedItem{Request: it.req, Secret: it.secret, Lease: it.lease, Gone: it.gone, InUse: it.used != nil, Minted: it.minted}
+	for _, old := range it.held {
+		one.Held = append(one.Held, old.save())
+	}
+	if it.used != it.secret {
+		one.Used = it.used
+	}
+	return one
 }
 
 // Save returns the session for Adopt. It holds the token and every secret: it belongs in memory-backed files that only
@@ -41,15 +52,7 @@ func (s *Session) Save() ([]byte, error) {
 	out := saved{Cluster: s.client.cluster.Name, Role: s.role, Namespace: s.namespace, Token: s.token, Lease: s.lease,
 		Used: s.used, Retired: s.retired, Spent: s.spent, Leaves: s.leaves}
 	for _, it := range s.items {
-		one := savedItem{Request: it.req, Secret: it.secret, Lease: it.lease, Gone: it.gone,
-			InUse: it.used != nil, Minted: it.minted}
-		for _, old := range it.held {
-			one.Held = append(one.Held, old.lease)
-		}
-		if it.used != it.secret {
-			one.Used = it.used
-		}
-		out.Items = append(out.Items, one)
+		out.Items = append(out.Items, it.save())
 	}
 	return json.Marshal(out)
 }
@@ -109,16 +112,16 @@ func (s *Session) resume(in *saved, now time.Time) {
 	s.retired, s.spent = in.Retired, in.Spent
 	s.doubted, s.upkeep.at = true, now.Add(fraction(verifyWithin, s.lease.Jitter))
 	for _, one := range in.Items {
-		it := &item{req: one.Request, secret: one.Secret, lease: one.Lease.resumed(now), gone: one.Gone,
-			minted: one.Minted, upkeep: newUpkeep(), asking: newTurn()}
+		it := newItem(one.Request, one.Secret)
+		it.lease, it.gone, it.minted = one.Lease.resumed(now), one.Gone, one.Minted
 		if it.used = one.Used; it.used == nil && one.InUse {
 			it.used = one.Secret
 		}
-		for _, l := range one.Held {
-			if l.ID == it.used.leaseID() || l.ID == it.secret.leaseID() { // which a reading shows until there is another
-				it.hold(l.resumed(now), now)
+		for _, old := range one.Held {
+			if handle := old.Secret.handle(); handle == it.used.handle() || handle == it.secret.handle() { // which a reading shows until there is another
+				it.hold(old.Secret, old.Lease.resumed(now), now)
 			} else { // no reading of that process can commit any more
-				s.spend(l.ID, now, 0)
+				s.spend(newItem(old.Request, old.Secret), now, 0)
 			}
 		}
 		it.plan(now)

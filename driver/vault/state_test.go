@@ -52,6 +52,7 @@ func TestAdoptionGoesOnWhereTheOtherProcessStopped(t *testing.T) {
 		adopted, _, _ := s.Token()
 		must.Eq(b, token, adopted)
 		must.Eq(b, []string{"default"}, s.Policies())
+		synctest.Wait() // what is polled is due
 		reads := b.Calls("GET secret/")
 		after := b.generation(s, 0, reqs...)
 		for i := range after {

@@ -288,7 +288,7 @@ func (s *Session) loseLeases(now time.Time) {
 		if expected {
 			it.minted = nil
 		}
-		it.hold(it.lease, now) // a token that could not be renewed lives to its end, and its leases as long
+		it.hold(it.secret, it.lease, now) // a token that could not be renewed lives to its end, and its leases as long
 		it.gone = true
 		it.plan(now)
 	}

@@ -60,6 +60,7 @@ For another shell:
   export VAULT_ADDR=%s VAULT_TOKEN=%s
 
   vault kv put -mount=kv default/hello-exec/config greeting="good morning"
+  nomad-driver-vault check -job example/exec.nomad.hcl
   nomad job run example/exec.nomad.hcl
   nomad alloc logs -job hello-exec
 

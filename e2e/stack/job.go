@@ -297,6 +297,24 @@ func (a *Alloc) Container(ctx context.Context, task string) ([]byte, error) {
 	return docker(ctx, "GET", "/containers/"+task+"-"+a.ID+"/json", nil)
 }
 
+// RemoveContainer removes the container of a docker task, running as it is.
+func (a *Alloc) RemoveContainer(ctx context.Context, task string) error {
+	_, err := docker(ctx, "DELETE", "/containers/"+task+"-"+a.ID+"?force=true", nil)
+	return err
+}
+
+// Pause stops all that runs in the container of a task, in which nothing can be run then.
+func (a *Alloc) Pause(ctx context.Context, task string) error {
+	_, err := docker(ctx, "POST", "/containers/"+task+"-"+a.ID+"/pause", nil)
+	return err
+}
+
+// Unpause lets it go on.
+func (a *Alloc) Unpause(ctx context.Context, task string) error {
+	_, err := docker(ctx, "POST", "/containers/"+task+"-"+a.ID+"/unpause", nil)
+	return err
+}
+
 // Report tells a person what became of the allocation: its tasks, their events and output, and what the agent's log says of it.
 func (a *Alloc) Report(ctx context.Context) string {
 	alloc, _, err := a.nomad.API.Allocations().Info(a.ID, reading(ctx))

@@ -171,6 +171,9 @@ func Wrap(driver, name string) Plugin {
 	if name != "vault-"+driver {
 		p.Args = []string{"-driver=" + driver, "-name=" + name}
 	}
+	if name == "raw_exec" { // Off unless an operator says so, as Nomad's own is.
+		p.Config += "enabled = true\n"
+	}
 	if driver == "docker" {
 		p.Config += "volumes {\n enabled = true\n }\n gc {\n image = false\n }\n infra_image = \"" + pauseImage + "\""
 	}
@@ -184,10 +187,13 @@ func (n *Nomad) writeConfig() error {
 	if err := s.linkPlugins(plugins); err != nil {
 		return err
 	}
+	serves := func(name string) bool {
+		return slices.ContainsFunc(plugins, func(p Plugin) bool { return p.Name == name })
+	}
 	data := map[string]any{
 		"Dir": s.Dir, "AllocDir": s.path(allocDir), "Ports": n.ports, "CNI": cniPath(), "Plugins": plugins, "Clusters": s.clusters(), "Examples": s.options.AsInExamples,
-		"NomadsOwn": s.options.NomadsOwn, "TokenRoles": s.options.TokenRoles,
-		"OwnDocker": !slices.ContainsFunc(plugins, func(p Plugin) bool { return p.Name == "docker" }),
+		"NomadsOwn": s.options.NomadsOwn, "Blocks": s.options.Blocks,
+		"OwnDocker": !serves("docker"), "OwnRawExec": !serves("raw_exec"),
 	}
 	for _, t := range agentConfig.Templates() {
 		var b bytes.Buffer
@@ -336,12 +342,14 @@ client {
   }
 }
 
+{{if .OwnRawExec}}
 plugin "raw_exec" {
   config {
     enabled = true
   }
 }
-{{if not .Examples}}
+{{end}}
+{{- if not .Examples}}
 {{if .OwnDocker}}
 plugin "docker" {
   config {
@@ -370,7 +378,7 @@ plugin "{{.Name}}" {
       create_from_role      = "nomad-workloads"
     }
     {{- end}}
-    {{- range $name, $more := $.TokenRoles}}
+    {{- range $name, $more := $.Blocks}}
     vault "{{$name}}" {
       address = "{{(index $.Clusters "default").Addr}}"
       {{$more}}

@@ -26,9 +26,9 @@ type Options struct {
 	// of their own, or "default" itself. It says whether the proxy speaks TLS.
 	Proxies map[string]bool
 
-	// TokenRoles are clusters of the plugin's configuration that make tokens by a token role, of the Vault of the cluster "default": by name, what
-	// stands in the block beside the address.
-	TokenRoles map[string]string
+	// Blocks are more vault blocks of the plugins' configuration, for the Vault of the cluster "default": by name, what stands in the block
+	// beside the address.
+	Blocks map[string]string
 
 	// NomadsOwn lets the vault and template blocks of Nomad itself work beside ours: the agents' Vault is the plugins' cluster "default", and
 	// so the proxy of that name where there is one.

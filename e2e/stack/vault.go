@@ -9,13 +9,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	vault "github.com/hashicorp/vault/api"
 )
 
-// A Vault is one Vault server in dev mode, set up for the stack's Nomad as example/vault.sh does it: the auth method jwt-nomad with the
+// A Vault is one Vault server in dev mode, set up for the stack's Nomad by `nomad-driver-vault setup`: the auth method jwt-nomad with the
 // role and the policy nomad-workloads, and a KV v2 engine at kv/ beside dev mode's own at secret/; and with the CA of
 // example/pki.sh, the engine pki/ and the role and the policy "hello-pki". Where the stack has PostgreSQL it has what
 // example/database.sh adds: the engine database/ with the connection "postgres", and the role and the policy "database".
@@ -110,9 +111,12 @@ func (s *Stack) setUpVaults(ctx context.Context) error {
 	return nil
 }
 
-// setUp runs the very scripts of example/.
+// setUp runs the very program, and scripts of example/.
 func (v *Vault) setUp(ctx context.Context) error {
-	scripts := []string{"vault.sh", "pki.sh"}
+	if err := v.command(ctx, v.stack.path("bin/nomad-driver-vault"), "setup", "-yes"); err != nil {
+		return err
+	}
+	scripts := []string{"pki.sh"}
 	if v.stack.Postgres != nil {
 		scripts = append(scripts, "database.sh")
 	}
@@ -126,33 +130,39 @@ func (v *Vault) setUp(ctx context.Context) error {
 
 // Script runs a script of example/ as it stands.
 func (v *Vault) Script(ctx context.Context, name string, args ...string) error {
+	return v.command(ctx, "sh", append([]string{filepath.Join(v.stack.root, "example", name)}, args...)...)
+}
+
+// command runs a command as an operator does who may do everything.
+func (v *Vault) command(ctx context.Context, name string, args ...string) error {
 	path, err := v.toolPath()
 	if err != nil {
 		return err
 	}
-	env := []string{"VAULT_ADDR=" + v.Addr, "VAULT_TOKEN=" + v.Token, "NOMAD_ADDR=" + v.stack.Nomad.Addr, "PATH=" + path}
+	env := []string{"VAULT_ADDR=" + v.Addr, "VAULT_TOKEN=" + v.Token, "NOMAD_ADDR=" + v.stack.Nomad.Addr, "NOMAD_TOKEN=" + v.stack.Nomad.Token, "PATH=" + path}
 	if pg := v.stack.Postgres; pg != nil {
 		env = append(env, pg.env()...)
 	}
-	cmd := exec.CommandContext(ctx, "sh", append([]string{filepath.Join(v.stack.root, "example", name)}, args...)...)
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(clean(v.stack.Dir), env...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("set up Vault with example/%s: %w: %s", name, err, out)
+		return fmt.Errorf("run %s %s: %w: %s", name, strings.Join(args, " "), err, out)
 	}
 	return nil
 }
 
-// toolPath is a PATH on which the scripts find the vault command that we test with.
+// toolPath is a PATH on which the scripts find the commands that we test with.
 func (v *Vault) toolPath() (string, error) {
-	binary, err := v.stack.tool("VAULT_BIN", "vault")
-	if err != nil {
-		return "", err
+	for env, name := range map[string]string{"VAULT_BIN": "vault", "PLUGIN_BIN": "nomad-driver-vault"} {
+		binary, err := v.stack.tool(env, name)
+		if err != nil {
+			return "", err
+		}
+		if err := os.Symlink(binary, v.stack.path("bin/"+name)); err != nil && !errors.Is(err, os.ErrExist) {
+			return "", fmt.Errorf("link %s: %w", name, err)
+		}
 	}
-	link := v.stack.path("bin/vault")
-	if err := os.Symlink(binary, link); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", fmt.Errorf("link vault: %w", err)
-	}
-	return filepath.Dir(link) + ":" + os.Getenv("PATH"), nil
+	return v.stack.path("bin") + ":" + os.Getenv("PATH"), nil
 }
 
 // Put writes data to path as it stands: a secret of a KV v2 engine goes to <engine>/data/<name>, inside a key "data".

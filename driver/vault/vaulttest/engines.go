@@ -47,7 +47,7 @@ func (s *Server) serve(r *http.Request, path string, body map[string]any) answer
 	case "database":
 		return s.database(rest, value, t)
 	case "pki":
-		return s.pki(body)
+		return s.pki(rest, body)
 	}
 	return refuse(http.StatusNotFound, fmt.Sprintf("no handler for route %q. route entry not found.", path))
 }
@@ -302,7 +302,14 @@ func (s *Server) staticCreds(name string) answer {
 		"ttl": seconds(period - age%period), "rotation_period": seconds(period)}})
 }
 
-func (s *Server) pki(body map[string]any) answer {
+func (s *Server) pki(path string, body map[string]any) answer {
+	if cert, ok := body["certificate"].(string); ok && strings.HasPrefix(path, "revoke") {
+		if path == "revoke-with-key" && body["private_key"] != s.certs[cert] {
+			return refuse(http.StatusBadRequest, "unable to verify key")
+		}
+		s.revoked[cert] = true
+		return reply(map[string]any{"request_id": s.request(), "data": map[string]any{"revocation_time": time.Now().Unix()}})
+	}
 	s.serial++
 	ttl := time.Hour
 	if text, ok := body["ttl"].(string); ok {
@@ -312,7 +319,8 @@ func (s *Server) pki(body map[string]any) answer {
 	names, _ := body["alt_names"].(string)
 	ca, _ := certificate(0, "root", "", true)
 	cert, key := certificate(s.serial, name, names, false)
-	return reply(map[string]any{"request_id": s.request(), "data": map[string]any{"certificate": cert, "private_key": key,
+	s.certs[cert] = key
+	return reply(map[string]any{"request_id": s.request(), "data": map[string]any{"certificate": cert, "private_key": key, "serial_number": fmt.Sprintf("%02x", s.serial),
 		"issuing_ca": ca, "ca_chain": []string{ca}, "expiration": time.Now().Add(s.Ahead + ttl).Unix()}})
 }
 

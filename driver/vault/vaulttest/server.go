@@ -83,6 +83,8 @@ type Server struct {
 	calls   []string
 	asked   map[string]bool // namespaces
 	serial  int
+	certs   map[string]string // their keys
+	revoked map[string]bool   // certificates
 	down    bool
 	conns   map[net.Conn]bool
 	accept  chan net.Conn
@@ -115,7 +117,7 @@ type entry struct {
 func New(t testing.TB) *Server {
 	s := &Server{JWT: "jwt", Roles: map[string]Role{"app": {TTL: time.Hour}}, Creds: map[string]Creds{},
 		Makes: map[string]TokenRole{}, kv: map[string]*entry{}, static: map[string]time.Duration{}, began: time.Now(), tokens: map[string]*token{},
-		leases: map[string]*lease{}, conns: map[net.Conn]bool{}, accept: make(chan net.Conn), done: make(chan struct{}), asked: map[string]bool{}}
+		leases: map[string]*lease{}, conns: map[net.Conn]bool{}, accept: make(chan net.Conn), done: make(chan struct{}), asked: map[string]bool{}, certs: map[string]string{}, revoked: map[string]bool{}}
 	serving := &http.Server{Handler: s, ConnState: s.connState}
 	ended := make(chan struct{})
 	go func() {
@@ -181,6 +183,20 @@ func (s *Server) SetTokenRole(name string, r TokenRole) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.Makes[name] = r
+}
+
+// Certificates is how many were issued and not revoked.
+func (s *Server) Certificates() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.certs) - len(s.revoked)
+}
+
+// Valid reports whether a certificate was issued and not revoked.
+func (s *Server) Valid(cert string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.certs[cert] != "" && !s.revoked[cert]
 }
 
 // Extend renews a token, as somebody else does it.
