@@ -339,7 +339,7 @@ func (d *Driver) TaskEvents(ctx context.Context) (<-chan *drivers.TaskEvent, err
 	return d.events.TaskEvents(ctx)
 }
 
-// SignalTask sends a signal to the task's process. During a restart that this driver makes it waits for the new one.
+// SignalTask sends a signal to the task's process. Between the two processes of a restart that this driver makes it waits for the new one.
 func (d *Driver) SignalTask(id, signal string) error {
 	t, ok := d.task(id)
 	if !ok {

@@ -3,13 +3,11 @@ package driver
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
 
 	"nomad-driver-vault/driver/identity"
+	"nomad-driver-vault/driver/inode"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
@@ -35,26 +33,20 @@ func given(block VaultConfig, cfg *drivers.TaskConfig) func() (string, error) {
 	return read
 }
 
-// readToken reads Nomad's token of the task with that directory. No task sees the file, yet it is read as one that a task could have made:
-// never through a link, never blocking, never without a limit.
+// readToken reads Nomad's token of the task with that directory. No task sees the file, yet it is read as one that a task could have made.
 func readToken(taskDir string) (string, error) {
 	root, err := os.OpenRoot(taskDir)
 	if err != nil {
 		return "", fmt.Errorf("open task directory: %w", err)
 	}
 	defer root.Close()
-	file, err := root.OpenFile(filepath.FromSlash(nomadsToken), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
-	if err != nil {
-		return "", fmt.Errorf("read the token that Nomad derived: %w", err)
-	}
-	defer file.Close()
-	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
-		return "", fmt.Errorf("read the token that Nomad derived: %s is not a file", nomadsToken)
-	}
 	const most = 64 << 10
-	text, err := io.ReadAll(io.LimitReader(file, most))
+	text, _, err := inode.Read(root, nomadsToken, most)
+	if err != nil {
+		return "", fmt.Errorf("read the token that Nomad derived: %s: %w", nomadsToken, err)
+	}
 	token := strings.TrimSpace(string(text))
-	if err != nil || token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return "", fmt.Errorf("read the token that Nomad derived: %s holds none", nomadsToken)
 	}
 	return token, nil

@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
+
+	"nomad-driver-vault/driver/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,8 +26,8 @@ type pipes struct {
 }
 
 type pipe struct {
-	path string
-	file *os.File // nil while the end is not held
+	dir, path string   // that of the allocation, and one below it
+	file      *os.File // nil while the end is not held
 }
 
 // errNoReader means that Nomad's log collector of the task is gone. Nomad starts a new one with the next start.
@@ -36,9 +39,10 @@ var errNotRead = errors.New("the log collector stopped reading the task's output
 // unreadWithin is how long a log collector may take to read a line, until it counts as one that does not read.
 const unreadWithin = time.Second
 
-// newPipes holds nothing yet. Logs that the job disabled are /dev/null, and nothing is ever held of them.
-func newPipes(prefix, stdout, stderr string) *pipes {
-	return &pipes{prefix: prefix, stdout: pipe{path: stdout}, stderr: pipe{path: stderr}}
+// newPipes holds nothing yet of the pipes in the directory of an allocation. Logs that the job disabled are /dev/null, and nothing is ever
+// held of them.
+func newPipes(prefix, dir, stdout, stderr string) *pipes {
+	return &pipes{prefix: prefix, stdout: pipe{dir: dir, path: stdout}, stderr: pipe{dir: dir, path: stderr}}
 }
 
 // hold makes sure that both ends are held and that somebody reads them. It does not wait: the error is errNoReader when
@@ -69,17 +73,31 @@ func (e *pipe) open(closed bool) error {
 	if closed || e.path == "" || e.path == os.DevNull {
 		return nil
 	}
-	fd, err := unix.Open(e.path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	file, err := e.write()
 	switch {
 	case errors.Is(err, unix.ENXIO):
 		return errNoReader
 	case err != nil:
 		return fmt.Errorf("open log pipe %s: %w", e.path, err)
 	case e.file != nil:
-		return unix.Close(fd)
+		return file.Close()
 	}
-	e.file = os.NewFile(uintptr(fd), e.path)
+	e.file = file
 	return nil
+}
+
+// write opens the pipe within the allocation's directory, where a task may have made anything of it.
+func (e *pipe) write() (*os.File, error) {
+	root, err := os.OpenRoot(e.dir)
+	if err != nil {
+		return nil, inode.Cause(err)
+	}
+	defer root.Close()
+	name, err := filepath.Rel(e.dir, e.path)
+	if err != nil {
+		return nil, err
+	}
+	return inode.OpenPipe(root, name)
 }
 
 // say writes one line to the task's stderr log. A line that the pipe has no room or no reader for is dropped: no task waits

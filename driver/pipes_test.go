@@ -1,7 +1,7 @@
 package driver
 
 import (
-	"io"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -47,8 +47,7 @@ func (c *collector) over() bool {
 }
 
 // fifos makes a task's two.
-func fifos(t *testing.T) (stdout, stderr string) {
-	dir := t.TempDir()
+func fifos(t *testing.T, dir string) (stdout, stderr string) {
 	stdout, stderr = filepath.Join(dir, "stdout"), filepath.Join(dir, "stderr")
 	must.NoError(t, unix.Mkfifo(stdout, 0o600))
 	must.NoError(t, unix.Mkfifo(stderr, 0o600))
@@ -74,7 +73,7 @@ func TestLogGoesOnWhenAStartTakesThePlaceOfAnother(t *testing.T) {
 
 func TestLogGoesOnOverARestartInTheDriver(t *testing.T) {
 	bubble(t, func(h *host) {
-		stdout, stderr := fifos(t)
+		stdout, stderr := fifos(t, h.alloc)
 		out, err := collect(t, stdout), collect(t, stderr)
 		h.write("green")
 		cfg := h.job(several(""))
@@ -106,7 +105,7 @@ func TestRestartWaitsForALogCollector(t *testing.T) {
 	for how, comes := range map[string]bool{"that comes": true, "that does not come": false} {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
-				stdout, stderr := fifos(t)
+				stdout, stderr := fifos(t, h.alloc)
 				out, err := collect(t, stdout), collect(t, stderr)
 				h.write("green")
 				cfg := h.job(several(""))
@@ -140,7 +139,7 @@ func TestRestartWaitsForALogCollector(t *testing.T) {
 // Each restart has its own minute: one that was not needed any more leaves nothing of its for the next.
 func TestRestartThatWasTakenBackWaitsAnewForALogCollector(t *testing.T) {
 	bubble(t, func(h *host) {
-		stdout, stderr := fifos(t)
+		stdout, stderr := fifos(t, h.alloc)
 		out, err := collect(t, stdout), collect(t, stderr)
 		h.write("green")
 		cfg := h.job(several("poll_interval = \"5s\""))
@@ -168,11 +167,12 @@ func TestRestartThatWasTakenBackWaitsAnewForALogCollector(t *testing.T) {
 }
 
 func TestLineThatThePipeHasNoRoomForIsDropped(t *testing.T) {
-	stdout, stderr := fifos(t)
+	dir := t.TempDir()
+	stdout, stderr := fifos(t, dir)
 	out, err := collect(t, stdout), collect(t, stderr)
 	defer out.close()
 	defer err.close()
-	p := newPipes("[x] ", stdout, stderr)
+	p := newPipes("[x] ", dir, stdout, stderr)
 	must.NoError(t, p.hold())
 	defer p.close()
 	for range 100 {
@@ -189,11 +189,12 @@ func TestLineThatThePipeHasNoRoomForIsDropped(t *testing.T) {
 }
 
 func TestCollectorThatReadsNoLongerIsFound(t *testing.T) {
-	stdout, stderr := fifos(t)
+	dir := t.TempDir()
+	stdout, stderr := fifos(t, dir)
 	out, err := collect(t, stdout), collect(t, stderr)
 	defer out.close()
 	defer err.close()
-	p := newPipes("[x] ", stdout, stderr)
+	p := newPipes("[x] ", dir, stdout, stderr)
 	must.NoError(t, p.hold())
 	defer p.close()
 	go func() {
@@ -202,12 +203,13 @@ func TestCollectorThatReadsNoLongerIsFound(t *testing.T) {
 	}()
 	must.False(t, p.unread("two", time.Minute))
 	must.True(t, p.unread("three", 20*time.Millisecond))
-	must.False(t, newPipes("", os.DevNull, os.DevNull).unread("nothing to read", time.Minute))
+	must.False(t, newPipes("", t.TempDir(), os.DevNull, os.DevNull).unread("nothing to read", time.Minute))
 }
 
 func TestStartWaitsAMomentForTheLogCollector(t *testing.T) {
-	stdout, stderr := fifos(t)
-	p := newPipes("", stdout, stderr)
+	dir := t.TempDir()
+	stdout, stderr := fifos(t, dir)
+	p := newPipes("", dir, stdout, stderr)
 	defer p.close()
 	must.ErrorIs(t, p.holdSoon(), errNoReader)
 	reading := make(chan [2]*collector)
@@ -229,8 +231,9 @@ func stacks() string {
 }
 
 func TestPipesAreHeldOnceAndGivenUp(t *testing.T) {
-	stdout, stderr := fifos(t)
-	p := newPipes("", stdout, stderr)
+	dir := t.TempDir()
+	stdout, stderr := fifos(t, dir)
+	p := newPipes("", dir, stdout, stderr)
 	must.ErrorIs(t, p.hold(), errNoReader)
 	p.say("nobody reads this")
 	out, err := collect(t, stdout), collect(t, stderr)
@@ -251,26 +254,42 @@ func TestPipesAreHeldOnceAndGivenUp(t *testing.T) {
 
 func TestDisabledLogsAreNothingToHold(t *testing.T) {
 	for _, path := range []string{"", os.DevNull} {
-		p := newPipes("", path, path)
+		p := newPipes("", t.TempDir(), path, path)
 		must.NoError(t, p.hold())
 		p.say("x")
 		must.Nil(t, p.stderr.file)
 	}
 }
 
-func TestLogPipeIsNotOpenedThroughALink(t *testing.T) {
-	dir := t.TempDir()
-	must.NoError(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
-	must.NoError(t, os.Symlink("file", filepath.Join(dir, "link")))
-	p := newPipes("", filepath.Join(dir, "link"), filepath.Join(dir, "link"))
-	must.ErrorContains(t, p.hold(), "open log pipe")
-	p.say("x")
-	f, err := os.Open(filepath.Join(dir, "file"))
-	must.NoError(t, err)
-	defer f.Close()
-	data, err := io.ReadAll(f)
-	must.NoError(t, err)
-	must.Eq(t, "", string(data))
+// What a task puts in the place of its log is root's to write to otherwise.
+func TestLogPipeIsAPipeOfTheAllocation(t *testing.T) {
+	outside, _ := fifos(t, t.TempDir())
+	defer collect(t, outside).close()
+	for what, put := range map[string]func(dir string) error{
+		"a link to a file": func(dir string) error {
+			return errors.Join(os.WriteFile(dir+"/file", nil, 0o600), os.Symlink("file", dir+"/logs/pipe"))
+		},
+		"a file":                   func(dir string) error { return os.WriteFile(dir+"/logs/pipe", nil, 0o600) },
+		"a link to a pipe outside": func(dir string) error { return os.Symlink(outside, dir+"/logs/pipe") },
+		"a directory of pipes outside": func(dir string) error {
+			return errors.Join(os.Remove(dir+"/logs"), os.Link(outside, filepath.Dir(outside)+"/pipe"), os.Symlink(filepath.Dir(outside), dir+"/logs"))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			dir := t.TempDir()
+			must.NoError(t, os.Mkdir(dir+"/logs", 0o700))
+			must.NoError(t, put(dir))
+			p := newPipes("", dir, dir+"/logs/pipe", dir+"/logs/pipe")
+			must.ErrorContains(t, p.hold(), "open log pipe")
+			p.say("x")
+			must.Nil(t, p.stderr.file)
+			for _, file := range []string{"/file", "/logs/pipe"} {
+				if info, err := os.Lstat(dir + file); err == nil && info.Mode().IsRegular() {
+					must.Zero(t, info.Size())
+				}
+			}
+		})
+	}
 }
 
 // descriptors counts the open files of this process.

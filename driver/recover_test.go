@@ -518,7 +518,7 @@ func TestWhatNobodyComesForIsTakenBack(t *testing.T) {
 			h.crash()
 			r.exit(1)
 			h.boot()
-		}, claimedWithin},
+		}, unclaimedAfter},
 		"a task that ends long after it": {func(h *host) {
 			r := h.start(whole)
 			time.AfterFunc(claimedWithin+30*time.Second, func() { r.exit(1) })

@@ -5,10 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"maps"
 	"os"
 	"path"
@@ -17,10 +14,10 @@ import (
 	"strings"
 	"sync"
 
+	"nomad-driver-vault/driver/inode"
 	"nomad-driver-vault/driver/template"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
-	"golang.org/x/sys/unix"
 )
 
 // generation is one consistent set of what a task gets: rendered from one pass, never changed afterwards.
@@ -143,42 +140,16 @@ func (r *renderer) text(t *TemplateConfig) (string, error) {
 	if rest, shared := strings.CutPrefix(in, "alloc/"); shared {
 		dir, in = r.cfg.TaskDir().SharedAllocDir, rest
 	}
-	data, err := readRegular(dir, in)
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return "", fmt.Errorf("template %q: source %q: %w", t.Destination, t.Source, inode.Cause(err))
+	}
+	defer root.Close()
+	data, err := template.ReadFile(root, in)
 	if err != nil {
 		return "", fmt.Errorf("template %q: source %q: %w", t.Destination, t.Source, err)
 	}
 	return string(data), nil
-}
-
-// readRegular reads a file that the task can have replaced by anything: a pipe would be waited for without end.
-func readRegular(dir, name string) ([]byte, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, cause(err)
-	}
-	defer root.Close()
-	file, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, cause(err)
-	}
-	defer file.Close()
-	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.New("it is not a regular file")
-	}
-	data, err := io.ReadAll(io.LimitReader(file, template.MaxOutput+1))
-	if err == nil && len(data) > template.MaxOutput {
-		err = fmt.Errorf("it has more than the %d bytes allowed", template.MaxOutput)
-	}
-	return data, cause(err)
-}
-
-// cause strips the path of this host, which the task's author does not know, from an error of the file system.
-func cause(err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
-		return p.Err
-	}
-	return err
 }
 
 // render makes the next generation after last, which is nil for the first one. It asks for every secret once and waits

@@ -17,7 +17,7 @@ func TestNoSecretIsTold(t *testing.T) {
 	bubble(t, func(h *host) {
 		var told strings.Builder
 		tell := func(words ...string) { told.WriteString(strings.Join(words, "\n") + "\n") }
-		stdout, stderr := fifos(t)
+		stdout, stderr := fifos(t, h.alloc)
 		out, err := collect(t, stdout), collect(t, stderr)
 		defer out.close()
 		defer err.close()

@@ -72,7 +72,7 @@ func (d *Driver) refuse(cfg *drivers.TaskConfig, log *pipes, err error) {
 }
 
 func (d *Driver) log(cfg *drivers.TaskConfig) *pipes {
-	return newPipes("["+d.name+"] ", cfg.StdoutPath, cfg.StderrPath)
+	return newPipes("["+d.name+"] ", cfg.AllocDir, cfg.StdoutPath, cfg.StderrPath)
 }
 
 // newTask decodes what the job's author wrote. It asks nobody and takes nothing.

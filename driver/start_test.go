@@ -169,7 +169,7 @@ func TestStartThatFailsSaysWhyAndLeavesNothing(t *testing.T) {
 
 // logged gives the task a log, and checks later that it ends with a start that failed for that reason.
 func logged(t *testing.T, cfg *drivers.TaskConfig) (check func(error)) {
-	cfg.StdoutPath, cfg.StderrPath = fifos(t)
+	cfg.StdoutPath, cfg.StderrPath = fifos(t, cfg.AllocDir)
 	stdout, stderr := collect(t, cfg.StdoutPath), collect(t, cfg.StderrPath)
 	return func(err error) {
 		must.StrHasSuffix(t, "[vault-fake] not started: "+err.Error()+"\n", stderr.read())

@@ -52,7 +52,7 @@ func FuzzTaskConfig(f *testing.F) {
 		if strings.Contains(string(data), vaulttest.Planted) || !handOver(cfg, data, sent) {
 			return
 		}
-		task, err := d.newTask(cfg, newPipes("", "", ""))
+		task, err := d.newTask(cfg, newPipes("", "", "", ""))
 		if err == nil {
 			err = task.conf.permitted(task.op, "default")
 		}

@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -19,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"nomad-driver-vault/driver/inode"
 )
 
 // The classes of a task without a usable identity; every error of a Source matches one of them with errors.Is, and its text
@@ -136,40 +137,23 @@ func (s Source) read() (content []byte, written time.Time, err error) {
 		return nil, written, s.unreadable(err, nil)
 	}
 	defer root.Close()
-	found, err := root.Lstat(s.file())
+	content, info, err := inode.Read(root, s.file(), sizeLimit)
 	if err != nil {
 		return nil, written, s.unreadable(err, root)
 	}
-	if !found.Mode().IsRegular() {
-		return nil, written, s.final(ErrMalformed, "%s is %s, not a file that Nomad wrote", s.file(), kind(found.Mode()))
-	}
-	// A pipe or a link may have taken the file's place since; the open neither blocks on the one nor leaves Dir by the other.
-	file, err := root.OpenFile(s.file(), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, written, s.unreadable(err, root)
-	}
-	defer file.Close()
-	if opened, err := file.Stat(); err != nil || !os.SameFile(found, opened) {
-		return nil, written, s.problem(ErrMalformed, "%s was replaced while it was read", s.file())
-	}
-	content, err = io.ReadAll(io.LimitReader(file, sizeLimit+1))
-	if err != nil {
-		return nil, written, s.unreadable(err, root)
-	}
-	if len(content) > sizeLimit {
-		return nil, written, s.final(ErrMalformed, "%s is larger than %d bytes, which no identity token is", s.file(), sizeLimit)
-	}
-	return content, found.ModTime(), nil
+	return content, info.ModTime(), nil
 }
 
 // unreadable tells an error of the file system. root may be nil.
 func (s Source) unreadable(err error, root *os.Root) error {
-	if !errors.Is(err, fs.ErrNotExist) {
-		var detail *fs.PathError
-		if errors.As(err, &detail) {
-			err = detail.Err
-		}
-		return s.final(ErrMalformed, "%s cannot be read: %v", s.file(), err)
+	var other *inode.TypeError
+	switch {
+	case errors.As(err, &other):
+		return s.final(ErrMalformed, "%s is %s, not a file that Nomad wrote", s.file(), inode.Kind(other.Found))
+	case errors.Is(err, inode.ErrLarge):
+		return s.final(ErrMalformed, "%s is larger than %d bytes, which no identity token is", s.file(), sizeLimit)
+	case !errors.Is(err, fs.ErrNotExist):
+		return s.final(ErrMalformed, "%s cannot be read: %v", s.file(), inode.Cause(err))
 	}
 	absent := s.problem(ErrAbsent, "no file %s: add to the task: %s (if that is there, Nomad's servers have not signed it)",
 		s.file(), s.Block())
@@ -265,19 +249,4 @@ func (s Source) final(class error, format string, args ...any) *problem {
 func hopeless(err error, waited time.Duration) bool {
 	var p *problem
 	return errors.As(err, &p) && (p.final || p.class == ErrAbsent && waited >= absentGrace)
-}
-
-func kind(mode fs.FileMode) string {
-	switch mode.Type() {
-	case fs.ModeDir:
-		return "a directory"
-	case fs.ModeSymlink:
-		return "a symbolic link"
-	case fs.ModeNamedPipe:
-		return "a named pipe"
-	case fs.ModeSocket:
-		return "a socket"
-	default:
-		return "a device"
-	}
 }

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"nomad-driver-vault/driver/inode"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -153,7 +155,7 @@ func dialer(dir string) func(context.Context) (net.Conn, error) {
 			return nil, err
 		}
 		defer socket.Close()
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", socket.Fd()))
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", inode.Path(socket))
 		if err != nil {
 			return nil, unanswered(ctx, err)
 		}
@@ -173,14 +175,14 @@ func openSocket(dir string) (*os.File, error) {
 		return nil, noSocket(dir, err)
 	}
 	defer root.Close()
-	file, err := root.OpenFile(socketName, unix.O_PATH|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, noSocket(dir, err)
-	}
-	if info, err := file.Stat(); err != nil || info.Mode().Type() != fs.ModeSocket {
-		file.Close()
+	file, err := inode.Socket(root, socketName)
+	var other *inode.TypeError
+	switch {
+	case errors.As(err, &other):
 		return nil, &fault{class: ErrUnavailable, final: true, detail: socketName + " is not a socket: the task must leave that " +
 			"file alone"}
+	case err != nil:
+		return nil, noSocket(dir, err)
 	}
 	return file, nil
 }
@@ -188,7 +190,7 @@ func openSocket(dir string) (*os.File, error) {
 // noSocket is final: Nomad makes the socket before it starts a task, or gives up on it with a line in the agent's log.
 func noSocket(dir string, err error) error {
 	if !errors.Is(err, fs.ErrNotExist) {
-		return &fault{class: ErrUnavailable, final: true, detail: "open " + socketName, cause: errors.Unwrap(err)}
+		return &fault{class: ErrUnavailable, final: true, detail: "open " + socketName, cause: inode.Cause(err)}
 	}
 	detail := "the task has no " + socketName + ", which Nomad 1.5 and newer make; the agent's log says why it did not"
 	if length := len(filepath.Join(dir, socketName)); length > longestPath {

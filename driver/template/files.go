@@ -7,12 +7,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
 	"strings"
 	"syscall"
+
+	"nomad-driver-vault/driver/inode"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,7 +87,7 @@ func Write(root *os.Root, task string, files []File) (changed []string, err erro
 	}
 	for _, n := range ready {
 		if err := n.dir.Rename(n.temp, n.name); err != nil {
-			return changed, fmt.Errorf("destination %q cannot be replaced: %w", n.as, cause(err))
+			return changed, fmt.Errorf("destination %q cannot be replaced: %w", n.as, inode.Cause(err))
 		}
 		n.temp = ""
 		changed = append(changed, n.path)
@@ -188,7 +189,7 @@ func unchanged(dir *os.Root, name string, f File) (bool, error) {
 		return false, unreachable(err)
 	}
 	if !info.Mode().IsRegular() {
-		return false, fmt.Errorf("is %s, which is never written through or replaced: remove it, or choose another destination", kind(info))
+		return false, fmt.Errorf("is %s, which is never written through or replaced: remove it, or choose another destination", inode.Kind(info.Mode()))
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || info.Mode() != f.Perm.Perm() || int(st.Uid) != f.UID || int(st.Gid) != f.GID || info.Size() != int64(len(f.Data)) {
@@ -197,20 +198,10 @@ func unchanged(dir *os.Root, name string, f File) (bool, error) {
 	return sameBytes(dir, name, info, f.Data), nil
 }
 
-// sameBytes compares the file that info describes with data. It opens without
-// blocking, since the task can have put a named pipe there meanwhile.
+// sameBytes compares the file that info describes with data.
 func sameBytes(dir *os.Root, name string, info fs.FileInfo, data []byte) bool {
-	file, err := dir.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return false
-	}
-	defer file.Close()
-	opened, err := file.Stat()
-	if err != nil || !os.SameFile(info, opened) {
-		return false
-	}
-	old, err := io.ReadAll(io.LimitReader(file, int64(len(data))+1))
-	return err == nil && bytes.Equal(old, data)
+	old, opened, err := inode.Read(dir, name, int64(len(data)))
+	return err == nil && os.SameFile(info, opened) && bytes.Equal(old, data)
 }
 
 // frozen is an error where an attribute of the old file, or of its directory,
@@ -291,7 +282,7 @@ func enter(parent *os.Root, name string, create bool) (*os.Root, error) {
 		return nil, unreachable(err)
 	}
 	if !info.IsDir() {
-		return nil, fmt.Errorf("is %s, not a directory: remove it, or choose another destination", kind(info))
+		return nil, fmt.Errorf("is %s, not a directory: remove it, or choose another destination", inode.Kind(info.Mode()))
 	}
 	dir, err := parent.OpenRoot(name)
 	if err != nil {
@@ -304,32 +295,14 @@ func enter(parent *os.Root, name string, create bool) (*os.Root, error) {
 	return dir, nil
 }
 
-// kind names what a job author finds where a file or a directory should be.
-func kind(info fs.FileInfo) string {
-	switch info.Mode().Type() {
-	case 0:
-		return "a regular file"
-	case fs.ModeDir:
-		return "a directory"
-	case fs.ModeSymlink:
-		return "a symbolic link"
-	case fs.ModeNamedPipe:
-		return "a named pipe"
-	case fs.ModeSocket:
-		return "a socket"
-	default:
-		return "a device"
-	}
-}
-
 // notWritten explains an error of a write. Old and new files are there at the
 // same time, because a generation appears as a whole or not at all.
 func notWritten(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return fmt.Errorf("cannot be written, its directory is full: old and new files need room side by side; "+
-			"for secrets/ raise resources { secrets = <MB> } (Nomad's default is 1), elsewhere free disk space: %w", cause(err))
+			"for secrets/ raise resources { secrets = <MB> } (Nomad's default is 1), elsewhere free disk space: %w", inode.Cause(err))
 	}
-	return fmt.Errorf("cannot be written: %w", cause(err))
+	return fmt.Errorf("cannot be written: %w", inode.Cause(err))
 }
 
 // unreachable is nil for nil.
@@ -337,20 +310,7 @@ func unreachable(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("cannot be reached: %w", cause(err))
-}
-
-// cause strips the name of the system call and of the temporary file.
-func cause(err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
-		return p.Err
-	}
-	var l *os.LinkError
-	if errors.As(err, &l) {
-		return l.Err
-	}
-	return err
+	return fmt.Errorf("cannot be reached: %w", inode.Cause(err))
 }
 
 // taskDirs are the directories that Nomad gives every task: the variable that

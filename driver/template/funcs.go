@@ -6,14 +6,14 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"os"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
+
+	"nomad-driver-vault/driver/inode"
 
 	"github.com/hashicorp/consul-template/dependency"
 	consul "github.com/hashicorp/consul-template/template"
@@ -263,28 +263,17 @@ func (x *execution) readTaskFile(path string) ([]byte, error) {
 	if root == nil {
 		return nil, errors.New("the directory is not open to templates")
 	}
-	return readFile(root, name)
+	return ReadFile(root, name)
 }
 
-// readFile reads a regular file of at most MaxOutput bytes. It opens without
-// blocking: the task could have put a named pipe there.
-func readFile(root *os.Root, name string) ([]byte, error) {
-	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+// ReadFile returns all of a file of the task's own, which links may lead to within root: of a regular one with at most MaxOutput
+// bytes. Its error tells no path.
+func ReadFile(root *os.Root, name string) ([]byte, error) {
+	name, err := inode.Follow(root, name)
 	if err != nil {
-		return nil, cause(err)
+		return nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, cause(err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("it is %s, not a regular file", kind(info))
-	}
-	data, err := io.ReadAll(io.LimitReader(f, MaxOutput+1))
-	if err == nil && len(data) > MaxOutput {
-		err = fmt.Errorf("it has more than %d bytes", MaxOutput)
-	}
+	data, _, err := inode.Read(root, name, MaxOutput)
 	return data, err
 }
 

@@ -383,7 +383,7 @@ func TestFile(t *testing.T) {
 		`"local/../../x"`:   "is not below the task's directory",
 		`"local/pipe"`:      "it is a named pipe, not a regular file",
 		`"local"`:           "it is a directory, not a regular file",
-		`"local/big"`:       "it has more than 16777216 bytes",
+		`"local/big"`:       "it is too large: more than 16777216 bytes",
 		`"/etc/os-release"`: "no such file or directory",
 	} {
 		_, err := render(t, Spec{Data: "{{ file " + path + " }}"}, in)

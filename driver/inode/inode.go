@@ -1,0 +1,147 @@
+// Package inode opens files in directories that a task can write to.
+//
+// The plugin is root and to open is to act: a named pipe waits for its other end, a tape rewinds, a watchdog reboots the host
+// when it is closed again, and containers may make devices (CAP_MKNOD is among those that Docker gives). So a name is first
+// looked up without opening anything (O_PATH, open(2)), and what was looked at is what is opened, whatever the task has put
+// in its place since.
+package inode
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrLarge: the file has more bytes than are allowed.
+var ErrLarge = errors.New("it is too large")
+
+// A TypeError says that something of another type has the name.
+type TypeError struct{ Found, Wanted fs.FileMode }
+
+func (e *TypeError) Error() string {
+	return fmt.Sprintf("it is %s, not %s", Kind(e.Found), Kind(e.Wanted))
+}
+
+// linksMost is how many links are followed, as the kernel does (path_resolution(7)).
+const linksMost = 40
+
+// Read returns all of the regular file of that name below root, and what it was before it was read. The last element of name
+// may not be a link. More than most bytes are ErrLarge, anything but a file is a *TypeError; no error tells a path.
+func Read(root *os.Root, name string, most int64) ([]byte, fs.FileInfo, error) {
+	file, info, err := Open(root, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, most+1))
+	if err != nil {
+		return nil, nil, Cause(err)
+	}
+	if int64(len(data)) > most {
+		return nil, nil, fmt.Errorf("%w: more than %d bytes", ErrLarge, most)
+	}
+	return data, info, nil
+}
+
+// Open opens the regular file of that name below root for reading, like Read.
+func Open(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
+	return open(root, name, 0, os.O_RDONLY)
+}
+
+// OpenPipe opens the named pipe of that name below root for writing, without waiting for a reader: where there is none, the
+// error is ENXIO.
+func OpenPipe(root *os.Root, name string) (*os.File, error) {
+	file, _, err := open(root, name, fs.ModeNamedPipe, os.O_WRONLY)
+	return file, err
+}
+
+// Socket returns a descriptor that is good for naming the socket of that name below root, and for nothing else.
+func Socket(root *os.Root, name string) (*os.File, error) {
+	at, _, err := look(root, name, fs.ModeSocket)
+	return at, err
+}
+
+func open(root *os.Root, name string, wanted fs.FileMode, flag int) (*os.File, fs.FileInfo, error) {
+	at, info, err := look(root, name, wanted)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer at.Close()
+	file, err := os.OpenFile(Path(at), flag|syscall.O_NONBLOCK, 0)
+	return file, info, Cause(err)
+}
+
+func look(root *os.Root, name string, wanted fs.FileMode) (*os.File, fs.FileInfo, error) {
+	at, err := root.OpenFile(name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, nil, Cause(err)
+	}
+	info, err := at.Stat()
+	if err == nil && info.Mode().Type() != wanted {
+		err = &TypeError{Found: info.Mode().Type(), Wanted: wanted}
+	}
+	if err != nil {
+		at.Close()
+		return nil, nil, Cause(err)
+	}
+	return at, info, nil
+}
+
+// Path is a name for what is open, which no rename changes.
+func Path(file *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", file.Fd()) }
+
+// Follow returns the name below root at which the links end that name leads to. Where nothing is, or a link leads out of
+// root, it is an error.
+func Follow(root *os.Root, name string) (string, error) {
+	if _, err := root.Stat(name); err != nil { // refuses what leads out
+		return "", Cause(err)
+	}
+	for range linksMost {
+		to, err := root.Readlink(name)
+		if errors.Is(err, syscall.EINVAL) { // readlink(2): no link
+			return name, nil
+		}
+		if err != nil {
+			return "", Cause(err)
+		}
+		name = path.Dir(name) + "/" + to // not cleaned: a directory before ".." may be a link
+	}
+	return "", syscall.ELOOP
+}
+
+// Kind names a type for a job's author.
+func Kind(mode fs.FileMode) string {
+	switch mode.Type() {
+	case 0:
+		return "a regular file"
+	case fs.ModeDir:
+		return "a directory"
+	case fs.ModeSymlink:
+		return "a symbolic link"
+	case fs.ModeNamedPipe:
+		return "a named pipe"
+	case fs.ModeSocket:
+		return "a socket"
+	default:
+		return "a device"
+	}
+}
+
+// Cause strips the system call and the paths of this host, which a job's author does not know, from an error of the file system.
+func Cause(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	var l *os.LinkError
+	if errors.As(err, &l) {
+		return l.Err
+	}
+	return err
+}
