@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
@@ -451,4 +452,36 @@ func TestManyStopsAtOnceAllEnd(t *testing.T) {
 		h.nothingLeft()
 		must.Eq(t, tasks, h.Calls("PUT auth/token/revoke-self"))
 	})
+}
+
+// Vault may be making something for a task at the moment at which that ends.
+func TestTaskThatEndsWhileVaultMakesSomethingLeavesNothing(t *testing.T) {
+	for what, test := range map[string]struct {
+		slow vaulttest.Fault
+		ask  func(*run)
+	}{
+		"a token": {vaulttest.Fault{Match: "PUT auth/jwt-nomad/login", Slow: 4 * time.Second}, func(r *run) {
+			running, _ := r.task(r.cfg.ID)
+			_, err := running.secrets.session(running.ctx, "other")
+			must.ErrorIs(r, err, vault.ErrClosed)
+		}},
+		"a database user": {vaulttest.Fault{Match: "GET database/", Slow: 4 * time.Second, Forget: true}, func(r *run) {
+			running, _ := r.task(r.cfg.ID)
+			_, err := running.secrets.begin(false).source("default", 0).Read(running.ctx, "database/creds/other", nil)
+			must.Error(r, err)
+		}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.Creds["other"] = vaulttest.Creds{TTL: time.Hour}
+				r := h.start(whole + "vault {\n name = \"other\"\n role = \"app\"\n}\n")
+				h.Break(test.slow)
+				go test.ask(r)
+				after(time.Second)
+				r.stop()
+				after(stopLinger + 5*time.Second)
+				h.nothingLeft()
+			})
+		})
+	}
 }

@@ -72,8 +72,15 @@ func (s *secrets) session(ctx context.Context, name string) (*vault.Session, err
 		return nil, err
 	}
 	s.mu.Lock()
-	s.sessions[name] = session
+	late := s.paused
+	if !late {
+		s.sessions[name] = session
+	}
 	s.mu.Unlock()
+	if late { // whoever looks after what this run leaves knows nothing of it
+		_ = session.Close(context.WithoutCancel(ctx)) // nobody is there to try again; it ends by itself
+		return nil, vault.ErrClosed
+	}
 	s.opened()
 	reached(s.key, "logged-in")
 	return session, nil

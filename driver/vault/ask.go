@@ -57,12 +57,13 @@ func (s *Session) askOnce(ctx context.Context, req Request, t *token) (*Secret, 
 	path := m.apiPath(req.Op, req.Path)
 	op := string(req.Op) + " " + path
 	repeatable := keeps(m.engine) || req.Op == List
-	sending := ctx
 	if !repeatable {
-		sending = once(ctx)
+		making, done := making(ctx)
+		defer done()
+		ctx = making
 	}
 	now := time.Now()
-	answer, err := send(sending, as, m, req, path)
+	answer, err := send(ctx, as, m, req, path)
 	if err != nil {
 		err = s.explain(s.client.fail(op, err), req, path, t)
 		if repeatable {

@@ -153,7 +153,31 @@ func (c *Cluster) shape(t *http.Transport) {
 	}
 }
 
-// transport sends the request of a context made by once one time only: net/http by itself repeats a GET whose answer was lost on a kept
+// finishWithin is how long a request that makes something goes on when nobody waits for its answer any more.
+const finishWithin = 5 * time.Second
+
+type makingKey struct{}
+
+// making returns the context of a request that makes something, and what to call when it is over. It is sent once, and not cut off as soon
+// as ctx ends: Vault forgets the database user that it has just made for a request that is cut off, and nobody revokes that one.
+func making(ctx context.Context) (making context.Context, done func()) {
+	end, limited := ctx.Deadline()
+	if !limited {
+		end = time.Now().Add(farAway * time.Second)
+	}
+	making, cut := context.WithDeadline(context.WithValue(context.WithoutCancel(ctx), makingKey{}, ctx), end.Add(finishWithin))
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(ctx.Err(), context.Canceled) {
+			time.AfterFunc(finishWithin, cut)
+		}
+	})
+	return making, func() {
+		stop()
+		cut()
+	}
+}
+
+// transport sends the request of a context by making one time only: net/http by itself repeats a GET whose answer was lost on a kept
 // connection, and a second GET of database/creds is a second user. It keeps to the rate limit, here rather than in the Vault API's own
 // limiter, which lets a request pass when its deadline is too near to wait. And it looks at Vault's clock.
 type transport struct {
@@ -166,15 +190,19 @@ type transport struct {
 var errThrottled = errors.New("too many requests before it")
 
 func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.Context().Value(onceKey{}) != nil && r.Method == http.MethodGet {
+	ctx := r.Context()
+	if waiting, making := ctx.Value(makingKey{}).(context.Context); making {
+		ctx = waiting // as long as nothing is sent
+	}
+	if ctx != r.Context() && r.Method == http.MethodGet {
 		r = r.WithContext(r.Context())                               // a copy: a RoundTripper must not change what it is given
 		r.Body, r.GetBody = io.NopCloser(strings.NewReader("")), nil // a body that cannot be had twice is not sent twice
 	}
-	if t.limit.Wait(r.Context()) != nil {
+	if t.limit.Wait(ctx) != nil {
 		if r.Body != nil {
 			r.Body.Close()
 		}
-		return nil, cmp.Or(r.Context().Err(), errThrottled)
+		return nil, cmp.Or(ctx.Err(), errThrottled)
 	}
 	answer, err := t.Transport.RoundTrip(r)
 	if err == nil {
@@ -199,10 +227,6 @@ func (t transport) compare(date string, now time.Time) {
 	}
 	t.ahead.Store(int64(ahead))
 }
-
-type onceKey struct{}
-
-func once(ctx context.Context) context.Context { return context.WithValue(ctx, onceKey{}, true) }
 
 // Cluster returns the configuration the client was made from.
 func (c *Client) Cluster() Cluster { return c.cluster }

@@ -97,6 +97,11 @@ func shorter(a, b time.Duration) time.Duration {
 
 // answer returns the session's answer to req, asking Vault when there is none that will do.
 func (r *Reading) answer(ctx context.Context, key string, req Request) (*Secret, error) {
+	ctx, leave, err := r.s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	it := r.item(key)
 	if it == nil {
 		return r.first(ctx, key, req)
@@ -122,7 +127,7 @@ func (r *Reading) answer(ctx context.Context, key string, req Request) (*Secret,
 	if err != nil {
 		return nil, err
 	}
-	return r.keep(key, req, secret, by)
+	return r.keep(key, req, secret, by), nil
 }
 
 // item returns what the session has of a question, and notes that this reading wants it.
@@ -158,7 +163,7 @@ func (r *Reading) first(ctx context.Context, key string, req Request) (*Secret, 
 	if err != nil {
 		return nil, err
 	}
-	return r.keep(key, req, secret, by)
+	return r.keep(key, req, secret, by), nil
 }
 
 // final ends the patience with an error.
@@ -171,13 +176,9 @@ func final(err error) error {
 }
 
 // keep makes secret the session's newest answer to req.
-func (r *Reading) keep(key string, req Request, secret *Secret, by *token) (*Secret, error) {
+func (r *Reading) keep(key string, req Request, secret *Secret, by *token) *Secret {
 	s := r.s
 	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil, ErrClosed
-	}
 	it := s.items[key]
 	if it == nil {
 		it = newItem(req, nil)
@@ -188,7 +189,7 @@ func (r *Reading) keep(key string, req Request, secret *Secret, by *token) (*Sec
 	newest := it.secret
 	s.mu.Unlock()
 	s.wake()
-	return newest, nil
+	return newest
 }
 
 // Commit says that the reading is what the task uses from now on. What neither it nor a later reading asked is forgotten;

@@ -53,8 +53,9 @@ type Session struct {
 	client          *Client
 	role, namespace string
 	chore           *chore
-	logins          turn       // taken for a login, so that a token that many miss is replaced once
-	telling         sync.Mutex // held while notify runs
+	logins          turn           // taken for a login, so that a token that many miss is replaced once
+	telling         sync.Mutex     // held while notify runs
+	asks            sync.WaitGroup // answers that readings wait for: no new ones once the session is closed
 
 	mu       sync.Mutex // guards what follows
 	login    Login      // its sources of tokens
@@ -332,6 +333,7 @@ func (s *Session) Close(ctx context.Context) error {
 	wait := time.Since(s.closedAt) < closing
 	s.mu.Unlock()
 	s.chore.End()
+	s.asks.Wait()
 	tokens, issued := s.belongings()
 	first := s.endAll(ctx, issued)
 	for _, t := range tokens {
@@ -344,6 +346,23 @@ func (s *Session) Close(ctx context.Context) error {
 		return nil
 	}
 	return first
+}
+
+// enter lets somebody ask Vault until leave is called, at the latest until the session ends, which waits for that.
+func (s *Session) enter(ctx context.Context) (asking context.Context, leave func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, nil, ErrClosed
+	}
+	s.asks.Add(1)
+	asking, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.chore.ctx, cancel)
+	return asking, func() {
+		stop()
+		cancel()
+		s.asks.Done()
+	}, nil
 }
 
 // closing is how long the tokens of a session that is closed are kept where something else cannot be revoked at the moment, which takes

@@ -1278,7 +1278,7 @@ func TestStartWaitsForVault(t *testing.T) {
 				_, err := b.client.Open(ctx, b.options())
 				must.ErrorIs(b, err, vault.ErrUnavailable)
 				must.True(b, vault.Transient(err))
-				must.Eq(b, 40*time.Second, time.Since(began).Round(10*time.Second))
+				must.Between(b, 35*time.Second, time.Since(began), 45*time.Second) // one that hangs may be making a token
 				must.Len(b, 1, b.heard(), must.Sprint("it is told once that the start waits"))
 				must.Eq(b, vault.Notice{Kind: vault.Waiting, Text: waiting(fault, err)}, b.heard()[0])
 				time.AfterFunc(time.Minute, mend)
@@ -1500,13 +1500,13 @@ func TestCloseWhileEverythingIsUnderWay(t *testing.T) {
 		for _, path := range []string{"database/creds/late", "secret/b"} { // and a start
 			reading.Go(func() {
 				_, err := s.Begin(true).Read(b.Context(), read(path))
-				must.ErrorIs(b, err, vault.ErrClosed)
+				must.ErrorIs(b, err, context.Canceled)
 			})
 		}
 		synctest.Wait()
 		began := time.Now()
 		must.NoError(b, s.Close(b.Context()))
-		must.Eq(b, 0, time.Since(began))
+		must.Eq(b, 5*time.Second, time.Since(began), must.Sprint("Vault may be making a user"))
 		reading.Wait()
 		mend()
 		time.Sleep(time.Hour)
@@ -1515,8 +1515,8 @@ func TestCloseWhileEverythingIsUnderWay(t *testing.T) {
 		_, err := s.Begin(true).Read(b.Context(), read("secret/c"))
 		must.ErrorIs(b, err, vault.ErrClosed)
 		must.NoError(b, s.Close(b.Context()), must.Sprint("Close may be called again"))
-		must.Len(b, 2, b.heard(), must.Sprint("both readings told that they wait"))
-		must.Eq(b, 2, b.told(vault.Waiting))
+		must.Len(b, 1, b.heard(), must.Sprint("who waits for what Vault may be making"))
+		must.Eq(b, 1, b.told(vault.Waiting))
 	})
 }
 
@@ -1641,5 +1641,83 @@ func TestWriteWithoutAnAnswer(t *testing.T) {
 		time.Sleep(time.Hour)
 		must.Eq(b, 1, b.Calls("PUT pki/"))
 		b.end(s)
+	})
+}
+
+// Vault forgets what it is just making for a request that is cut off: nobody could revoke it.
+func TestWhatVaultIsMakingAtTheEndIsRevoked(t *testing.T) {
+	slow := vaulttest.Fault{Match: "GET database/", Slow: 3 * time.Second, Forget: true}
+	for when, end := range map[string]func(*bench, *vault.Session){
+		"a reading gives up": func(b *bench, s *vault.Session) {
+			b.Break(slow)
+			ctx, cancel := context.WithTimeout(b.Context(), time.Second)
+			defer cancel()
+			_, _ = s.Begin(false).Read(ctx, creds)
+		},
+		"a reading gives up and the session ends before it": func(b *bench, s *vault.Session) {
+			b.Break(slow)
+			ctx, cancel := context.WithCancel(b.Context())
+			go func() { _, _ = s.Begin(false).Read(ctx, creds) }()
+			time.Sleep(time.Second)
+			cancel()
+		},
+		"a lease is being replaced": func(b *bench, s *vault.Session) {
+			b.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true}
+			b.generation(s, 0, creds)
+			b.Break(slow)
+			for b.Minted() == 1 {
+				time.Sleep(time.Second)
+			}
+		},
+		"a certificate is being issued": func(b *bench, s *vault.Session) {
+			b.Break(vaulttest.Fault{Match: "PUT pki/", Slow: 3 * time.Second})
+			go func() {
+				_, _ = s.Begin(false).Read(b.Context(), vault.Request{Op: vault.Write, Path: "pki/issue/app", Revoke: "pki/revoke-with-key"})
+			}()
+			time.Sleep(time.Second)
+		},
+	} {
+		t.Run(when, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				s := b.open()
+				end(b, s)
+				must.NoError(b, s.Close(b.Context()))
+				must.SliceEmpty(b, b.Users())
+				must.SliceEmpty(b, b.Tokens())
+				must.Zero(b, b.Certificates())
+				_, err := s.Begin(false).Read(b.Context(), creds)
+				must.ErrorIs(b, err, vault.ErrClosed)
+			})
+		})
+	}
+}
+
+func TestRequestThatNobodyWaitsForEndsSoon(t *testing.T) {
+	bubble(t, func(b *bench) {
+		s := b.open()
+		b.Break(vaulttest.Fault{Match: "GET database/", Hang: true})
+		ctx, cancel := context.WithTimeout(b.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		_, err := s.Begin(false).Read(ctx, creds)
+		must.Error(b, err)
+		must.Eq(b, 6*time.Second, time.Since(began))
+		calls := b.Calls("")
+		_, err = s.Begin(false).Read(ctx, creds)
+		must.Error(b, err)
+		must.Eq(b, calls, b.Calls(""), must.Sprint("what nobody waits for to begin with is not sent"))
+		b.end(s)
+	})
+}
+
+func TestLoginUnderWayAtTheEndLeavesNoToken(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.Break(vaulttest.Fault{Match: "PUT auth/jwt-nomad/login", Slow: 3 * time.Second})
+		ctx, cancel := context.WithTimeout(b.Context(), time.Second)
+		defer cancel()
+		s, err := b.client.Open(ctx, b.options())
+		must.NoError(b, err, must.Sprint("there is a token now, and who waits no more has to revoke it"))
+		must.NoError(b, s.Close(b.Context()))
+		must.SliceEmpty(b, b.Tokens())
 	})
 }

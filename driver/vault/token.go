@@ -68,17 +68,19 @@ func (s *Session) obtain(ctx, patience context.Context, n int) (*token, error) {
 	s.mu.Lock()
 	login := s.login
 	s.mu.Unlock()
-	if issuer := s.client.issuer; issuer != nil {
-		return issuer.issue(ctx, patience, login, n)
-	}
-	if login.Given != nil {
+	if login.Given != nil && s.client.issuer == nil {
 		return s.look(ctx, login.Given, n)
+	}
+	making, done := making(ctx)
+	defer done()
+	if issuer := s.client.issuer; issuer != nil {
+		return issuer.issue(making, patience, login, n)
 	}
 	jwt, err := login.JWT(patience)
 	if err != nil {
 		return nil, err
 	}
-	return s.logIn(ctx, jwt, n)
+	return s.logIn(making, jwt, n)
 }
 
 // look returns the token that somebody else keeps for the task. One that Vault does not know is about to be replaced.
@@ -217,7 +219,8 @@ func (s *Session) relogin(ctx context.Context, failed *token) (*token, error) {
 	if err != nil || t.Value == failed.Value {
 		return failed, err
 	}
-	return t, s.replaceToken(ctx, t)
+	s.replaceToken(t)
+	return t, nil
 }
 
 // count takes note of how a login went, and for how long its error answers the next ones. Where answers get lost each login leaves a token
@@ -254,14 +257,9 @@ func (s *Session) logInBriefly(ctx context.Context, n int) (*token, error) {
 	return s.obtain(ctx, brief, n)
 }
 
-// replaceToken makes t the session's token. A session that was closed meanwhile gets none, and t is revoked.
-func (s *Session) replaceToken(ctx context.Context, t *token) error {
+// replaceToken makes t the session's token.
+func (s *Session) replaceToken(t *token) {
 	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		_ = s.revoke(context.WithoutCancel(ctx), t) // nobody is there to try again; it ends by itself
-		return ErrClosed
-	}
 	if !s.token.stays() {
 		old := *s.token
 		old.Lease = s.lease
@@ -274,7 +272,6 @@ func (s *Session) replaceToken(ctx context.Context, t *token) error {
 	s.mu.Unlock()
 	s.wake()
 	s.tell(Replaced, fmt.Sprintf("logged in again, the token before had ended or could not be renewed (accessor %s)", t.Accessor))
-	return nil
 }
 
 // loseLeases makes due what was read with the token, whose leases end with it. Where that was to be expected it costs no

@@ -59,6 +59,7 @@ type Fault struct {
 	Reset  bool          // break the connection without acting
 	Lose   bool          // act, and break the connection instead of answering
 	Slow   time.Duration // act, and answer only after that long
+	Forget bool          // while it is slow: what it makes for who hangs up before the answer has no lease and ends by its TTL only
 	Body   string        // act, and answer this instead
 }
 
@@ -104,6 +105,7 @@ type lease struct {
 	creds             Creds
 	issued, ends, max time.Time
 	returned          bool
+	forgotten         bool // it is of no token, and none knows it
 }
 
 type entry struct {
@@ -420,7 +422,7 @@ func (s *Server) RevokeLeases() {
 
 func (s *Server) lives(l *lease) bool {
 	t := s.tokens[l.token]
-	return time.Now().Before(l.ends) && t != nil && time.Now().Before(t.ends)
+	return time.Now().Before(l.ends) && (l.forgotten || t != nil && time.Now().Before(t.ends))
 }
 
 func user(leaseID string) string { return "v-" + leaseID[strings.LastIndex(leaseID, "/")+1:] }
@@ -493,12 +495,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	a := s.serve(r, path, body)
 	s.mu.Unlock()
-	if fault.Slow > 0 {
-		select {
-		case <-time.After(fault.Slow):
-		case <-s.done:
-		}
-	}
+	s.delay(r, fault, a)
 	switch {
 	case fault.Lose:
 		panic(http.ErrAbortHandler)
@@ -506,6 +503,25 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write([]byte(fault.Body))
 	default:
 		write(w, a)
+	}
+}
+
+// delay is what Vault does until it answers. A database user that it has made for a request that is cut off before its lease is registered it
+// forgets (builtin/logical/database/path_creds_create.go, vault/expiration.go).
+func (s *Server) delay(r *http.Request, fault Fault, a answer) {
+	hungUp := r.Context().Done()
+	if !fault.Forget {
+		hungUp = nil
+	}
+	select {
+	case <-time.After(fault.Slow):
+	case <-s.done:
+	case <-hungUp:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if id, ok := a.body["lease_id"].(string); ok && s.leases[id] != nil {
+			s.leases[id].forgotten = true
+		}
 	}
 }
 
