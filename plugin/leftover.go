@@ -57,49 +57,6 @@ func (d rawExecDriver) Sweep(cfg *drivers.TaskConfig) error { return sweepProces
 // Sweep ends the processes of a start that nobody knows the outcome of.
 func (r *execRoot) Sweep(cfg *drivers.TaskConfig) error { return sweepProcesses(cfg) }
 
-// Runs reports whether the task has a process.
-func (d dockerDriver) Runs(cfg *drivers.TaskConfig) bool { return runs(cfg) }
-
-// Runs reports whether the task has a process.
-func (d rawExecDriver) Runs(cfg *drivers.TaskConfig) bool { return runs(cfg) }
-
-// Runs reports whether the task has a process.
-func (r *execRoot) Runs(cfg *drivers.TaskConfig) bool { return runs(cfg) }
-
-// runs looks for a process in the task's cgroup, or in a container that has the task's directory. It asks no docker daemon, which may be
-// what everybody waits for.
-func runs(cfg *drivers.TaskConfig) bool {
-	host, _ := os.Readlink("/proc/self/ns/mnt")
-	entries, _ := os.ReadDir("/proc")
-	return slices.ContainsFunc(entries, func(entry os.DirEntry) bool {
-		proc := filepath.Join("/proc", entry.Name())
-		status, err := os.ReadFile(proc + "/stat")
-		if err != nil || zombie(status) {
-			return false
-		}
-		groups, _ := os.ReadFile(proc + "/cgroup")
-		if inGroup(string(groups), cfg.AllocID+"."+cfg.Name) {
-			return true
-		}
-		if namespace, err := os.Readlink(proc + "/ns/mnt"); err != nil || namespace == host {
-			return false
-		}
-		mounts, _ := os.ReadFile(proc + "/mountinfo")
-		return hasMounted(string(mounts), filepath.Join(filepath.Base(cfg.AllocDir), cfg.Name, "local"))
-	})
-}
-
-// hasMounted reports whether one of the mounts is of a directory whose path ends so (proc_pid_mountinfo(5): the fourth field is the
-// path in its filesystem, with spaces as octal numbers).
-func hasMounted(mounts, dir string) bool {
-	for line := range strings.Lines(mounts) {
-		if fields := strings.Fields(line); len(fields) > 3 && strings.HasSuffix(fields[3], "/"+strings.ReplaceAll(dir, " ", `\040`)) {
-			return true
-		}
-	}
-	return false
-}
-
 // sweepProcesses kills what Nomad's drivers have started for a task, and returns when it is gone.
 func sweepProcesses(cfg *drivers.TaskConfig) error {
 	deadline := time.Now().Add(leftoverPatience)
@@ -174,16 +131,18 @@ func zombie(stat []byte) bool {
 
 // inGroup reports whether one of a process's cgroups is that of a task: Nomad names it <allocation>.<task>, with .scope
 // behind it under cgroup v2 (client/lib/cgroupslib/init.go).
-func inGroup(groups, task string) bool {
+func inGroup(groups, task string) bool { return slices.Contains(groupNames(groups), task) }
+
+// groupNames are the names of the cgroups that a process is in, and of those above them (cgroups(7): /proc/pid/cgroup).
+func groupNames(groups string) (names []string) {
 	for line := range strings.Lines(groups) {
 		if _, path, ok := strings.Cut(line[strings.Index(line, ":")+1:], ":"); ok {
-			parts := strings.Split(strings.TrimSuffix(path, "\n"), "/")
-			if slices.Contains(parts, task) || slices.Contains(parts, task+".scope") {
-				return true
+			for part := range strings.SplitSeq(strings.Trim(path, "/\n"), "/") {
+				names = append(names, part, strings.TrimSuffix(part, ".scope"))
 			}
 		}
 	}
-	return false
+	return names
 }
 
 // hasOpen reports whether one of the open files in fds is one of those.
