@@ -33,11 +33,10 @@ var errFound = errors.New("there are problems")
 
 // checker collects what is found.
 type checker struct {
-	file, alloc   string
-	vars, configs []string
-	cluster, path string
-	login         bool
-	named         func([]string) (string, string, error)
+	file, alloc, cluster, path string
+	vars, varFiles, configs    []string
+	login                      bool
+	named                      func([]string) (string, string, error)
 
 	nomad    *nomad.Client
 	vault    *api.Client   // of VAULT_ADDR, with the operator's token
@@ -93,12 +92,15 @@ func runCheck(ctx context.Context, args []string, named func([]string) (string, 
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	flags.StringVar(&c.file, "job", "", "jobspec (HCL) of a job, which need not be running")
 	flags.StringVar(&c.alloc, "alloc", "", "ID of an allocation, or its beginning, in place of -job")
-	flags.Func("var", "variable of the jobspec, name=value; may be repeated", func(text string) error {
-		name, value, ok := strings.Cut(text, "=")
-		c.vars = append(c.vars, fmt.Sprintf("%s = %q", name, value))
-		if !ok {
+	flags.Func("var", "variable of the jobspec, name=value; may be repeated. NOMAD_VAR_<name> in the environment is one, too", func(text string) error {
+		c.vars = append(c.vars, text)
+		if !strings.Contains(text, "=") {
 			return errors.New("it is not name=value")
 		}
+		return nil
+	})
+	flags.Func("var-file", "file with variables of the jobspec; may be repeated", func(path string) error {
+		c.varFiles = append(c.varFiles, path)
 		return nil
 	})
 	flags.Func("config", "agent configuration of a client, a file or a folder; may be repeated. Run check on that client then", func(path string) error {

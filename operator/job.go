@@ -15,6 +15,7 @@ import (
 
 	nomad "github.com/hashicorp/nomad/api"
 	"github.com/hashicorp/nomad/client/taskenv"
+	"github.com/hashicorp/nomad/jobspec2"
 	"github.com/zclconf/go-cty/cty"
 
 	"nomad-driver-vault/driver"
@@ -28,12 +29,7 @@ func (c *checker) readJob(ctx context.Context) (err error) {
 	if c.alloc != "" {
 		return c.readAlloc(q)
 	}
-	text, err := os.ReadFile(filepath.Clean(c.file))
-	if err != nil {
-		return misuse("-job: %w", err)
-	}
-	c.job, err = c.nomad.Jobs().ParseHCLOpts(&nomad.JobsParseRequest{JobHCL: string(text), Variables: strings.Join(c.vars, "\n")})
-	if err != nil {
+	if c.job, err = c.parseJob(); err != nil {
 		return err
 	}
 	if namespace := os.Getenv("NOMAD_NAMESPACE"); c.job.Namespace == nil && namespace != "" { // as nomad job run does
@@ -47,6 +43,28 @@ func (c *checker) readJob(ctx context.Context) (err error) {
 	}
 	c.clients = slices.DeleteFunc(clients, func(n *nomad.NodeListStub) bool { return !admissible(c.job, n) })
 	return nil
+}
+
+// parseJob reads the file as nomad job run does: with variables of flags, files and the environment, and functions that read files.
+func (c *checker) parseJob() (*nomad.Job, error) {
+	text, err := os.ReadFile(filepath.Clean(c.file))
+	if err != nil {
+		return nil, misuse("-job: %w", err)
+	}
+	parsed, err := jobspec2.ParseWithConfig(&jobspec2.ParseConfig{Path: c.file, Body: text, AllowFS: true, ArgVars: c.vars, VarFiles: c.varFiles,
+		Envs: os.Environ(), Strict: true})
+	if err != nil {
+		return nil, fmt.Errorf("parse -job: %s", strings.ReplaceAll(err.Error(), "<nil>: ", "")) // which is where a variable was set
+	}
+	sent, err := json.Marshal(parsed) // and what Nomad's servers understand
+	if err != nil {
+		return nil, fmt.Errorf("encode job: %w", err)
+	}
+	job := new(nomad.Job)
+	if err := json.Unmarshal(sent, job); err != nil {
+		return nil, fmt.Errorf("decode job: %w", err)
+	}
+	return job, nil
 }
 
 // readAlloc is readJob for -alloc.

@@ -2,7 +2,10 @@ package operator
 
 import (
 	"errors"
+	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -189,4 +192,55 @@ func TestARoleAdmitsTheJob(t *testing.T) {
 			must.StrHasPrefix(t, c.says, check.findings[0].Status+" "+check.findings[0].Message)
 		})
 	}
+}
+
+// A job is read as nomad job run reads it: the variables are those of flags, files and the environment, and files are read.
+func TestJobIsReadAsNomadRunsIt(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		must.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		return path
+	}
+	write("db.tpl", `{{ with secret "database/creds/api" }}{{ end }}`)
+	job := write("api.nomad.hcl", `
+variable "role" {}
+variable "datacenters" { type = list(string) }
+variable "region" { default = "global" }
+job "api" {
+  region      = var.region
+  datacenters = var.datacenters
+  group "api" {
+    task "api" {
+      driver = "vault-exec"
+      config {
+        command = "/bin/api"
+        vault { role = var.role }
+        template {
+          data        = file("./db.tpl")
+          destination = "secrets/db"
+        }
+      }
+    }
+  }
+}
+`)
+	vars := write("prod.hcl", `datacenters = ["a", "b"]`)
+	t.Setenv("NOMAD_VAR_region", "north")
+	t.Chdir(dir)
+	c := checker{file: job, vars: []string{"role=$${api}"}, varFiles: []string{vars}}
+	parsed, err := c.parseJob()
+	must.NoError(t, err)
+	must.Eq(t, "north", *parsed.Region)
+	must.Eq(t, []string{"a", "b"}, parsed.Datacenters)
+	config := parsed.TaskGroups[0].Tasks[0].Config
+	must.Eq(t, `[map[role:$${api}]]`, fmt.Sprint(config["vault"]))
+	must.StrContains(t, fmt.Sprint(config["template"]), "database/creds/api")
+
+	c.vars = nil
+	_, err = c.parseJob()
+	must.ErrorContains(t, err, `parse -job: Unset variable "role"`)
+	c.vars, c.varFiles = []string{"role=api", "no=such"}, append(c.varFiles, "none.hcl")
+	_, err = c.parseJob()
+	must.ErrorContains(t, err, "none.hcl")
 }

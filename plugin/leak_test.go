@@ -1,6 +1,9 @@
 package plugin
 
 import (
+	"os"
+	"os/signal"
+	"syscall"
 	"testing"
 
 	"nomad-driver-vault/driver/leaktest"
@@ -9,5 +12,6 @@ import (
 // The docker driver keeps its connections to the engine, and Nomad's harness for driver tests those to the driver: its Kill is a data race of
 // go-plugin's server with itself.
 func TestMain(m *testing.M) {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // nohup has us ignore it, and what Nomad's tests run in a terminal inherits that
 	leaktest.Main(m, "net/http.(*persistConn)", "google.golang.org/grpc", "hashicorp/go-plugin", "hashicorp/yamux")
 }
