@@ -94,7 +94,7 @@ func (t *task) reattach() (*left, error) {
 	old := t.d.claim(t.secrets.key)
 	if old != nil && old.record.TaskID == t.cfg.ID && old.record.Inner != nil { // of the present process, which we may have restarted
 		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner
-		t.record.Told, t.record.Once = old.record.Told, old.record.Once
+		t.record.Told, t.record.Once, t.record.Doubted = old.record.Told, old.record.Once, old.record.Doubted
 	}
 	err := t.d.inner.RecoverTask(&drivers.TaskHandle{Version: t.record.InnerVersion, Config: t.cfg, DriverState: t.record.Inner})
 	if err == nil {
@@ -171,7 +171,7 @@ func (t *task) save() { t.remember(func(*record) {}) }
 
 // use remembers that the process has what is in g.
 func (r *record) use(g *generation, blocks []*product) {
-	r.Told, r.Once = maps.Clone(g.sums), map[string][]byte{}
+	r.Told, r.Once, r.Doubted = maps.Clone(g.sums), map[string][]byte{}, false
 	for _, b := range blocks {
 		outputs, _ := g.once(b)
 		for i, output := range outputs {

@@ -118,10 +118,10 @@ func (t *task) stay(err error) {
 // told is after the process has what it needs of the current generation. What that replaces is revoked after grace, or
 // left to end when grace is negative, or when nobody knows whether the process uses it still.
 func (t *task) told(grace time.Duration) {
-	if t.doubted {
+	if t.record.Doubted {
 		grace = -1
 	}
-	t.pending, t.splay, t.unreadAt, t.untold, t.doubted = change{}, nil, time.Time{}, "", false
+	t.pending, t.splay, t.unreadAt, t.untold = change{}, nil, time.Time{}, ""
 	t.reached("told")
 	t.current.pass.commit(grace)
 	t.reached("committed")
@@ -186,7 +186,7 @@ func (t *task) tried(rest []action, so attempt, err error) state {
 	}
 	so.did = append(so.did, failed)
 	if errors.As(err, new(scriptError)) {
-		t.doubted = true
+		t.remember(func(r *record) { r.Doubted = true })
 		return t.tell(rest[1:], so)
 	}
 	so.failed, so.undone = append(so.failed, failed), so.undone.join(a.change())

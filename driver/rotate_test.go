@@ -494,6 +494,29 @@ func TestCredentialsOfAScriptThatFailedAreLeftToEnd(t *testing.T) {
 	})
 }
 
+func TestNextPluginKnowsOfAScriptThatFailed(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.SetRole("app", vaulttest.Role{TTL: 8 * time.Hour, Revoke: true})
+		h.Creds["second"] = vaulttest.Creds{TTL: time.Hour}
+		h.write("app")
+		r := h.start(asApp + block("secrets/db", chosen, onScript) + block("local/1", kv, onSignal))
+		first := sole(t, h.Users())
+		h.inner.exec = exits(1)
+		h.inner.failing("signal", errWrapped)
+		h.write("second")
+		after(noticed)
+		must.SliceContains(t, r.did(), "exec /bin/tell web")
+		h.inner.failing("signal", nil)
+		h.reboot()
+		r.recovered()
+		after(changeOver + time.Minute)
+		must.Eq(t, []string{"recover", "signal SIGHUP"}, r.did())
+		must.SliceContains(t, h.Users(), first)
+		after(time.Hour)
+		must.Eq(t, h.file("secrets/db"), sole(t, h.Users()), must.Sprint("left to end"))
+	})
+}
+
 func TestScriptThatTakesItsTimeHoldsUpNoSignal(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")

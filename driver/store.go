@@ -41,6 +41,7 @@ type record struct {
 	Ended        bool   // the process has ended, for good
 
 	Told     map[string]checksum // of the generation that the process was started with or told of
+	Doubted  bool                // a script failed since: whether the process uses what is new is not known
 	Once     map[string][]byte   // output of blocks that are rendered once
 	Sessions map[string]savedSession
 	AllocDir string

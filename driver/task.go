@@ -63,7 +63,6 @@ type task struct {
 	retry    vault.Backoff
 	trouble  string // what kept the last attempt from becoming a generation
 	untold   string // what kept the process from being told
-	doubted  bool   // a script failed: whether the process uses what is new is not known
 	stopped  bool   // Nomad asked for the end
 
 	recovered bool // taken over from a plugin process before this one, whose death may have ended the log collector's work
