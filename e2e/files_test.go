@@ -245,6 +245,8 @@ var obstacles = []obstacle{
 		`destination "local/conf/color" is a directory, which is never written through or replaced`},
 	{"a named pipe", "rm conf/color && mkfifo conf/color", "", "rm conf/color",
 		`destination "local/conf/color" is a named pipe, which is never written through or replaced`},
+	{"a device", "rm conf/color && mknod conf/color c 1 3", "", "rm conf/color",
+		`destination "local/conf/color" is a device, which is never written through or replaced`},
 	{"an immutable file", "true", "local/conf/color", "true",
 		`destination "local/conf/color" is immutable or append-only: run chattr -ia on it`},
 	{"a parent that is a link to a directory of the host", "mv conf aside && ln -s VICTIM conf", "", "rm conf && mv aside conf",
