@@ -47,9 +47,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "nomad-driver-vault:", err)
 		os.Exit(1)
 	}
+	var served *plugin.Plugin
 	plugins.ServeCtx(func(ctx context.Context, logger hclog.Logger) any {
-		return plugin.New(ctx, logger, o.driver, o.name)
+		served = plugin.New(ctx, logger, o.driver, o.name)
+		return served
 	})
+	served.End()
 }
 
 // options are what the command line asks for.

@@ -34,6 +34,7 @@ type Driver struct {
 	sched    *vault.Scheduler
 	outbox   chan *drivers.TaskEvent // ours, on their way to events
 	revoking chan struct{}           // holds one for each revocation under way: a stopped node is no storm for Vault
+	idled    chan struct{}           // closed when ctx has ended and nothing is asked of Vault any more
 	serve    sync.Once
 	pumped   sync.Once
 
@@ -63,9 +64,24 @@ func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.Dr
 	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
 		sched: vault.NewScheduler(workers), outbox: make(chan *drivers.TaskEvent, 64), revoking: make(chan struct{}, workers),
 		config: Config{Name: name}, clients: map[string]*vault.Client{}, tasks: map[string]*task{}, idle: map[string]*left{},
-		news: make(chan struct{})}
-	context.AfterFunc(ctx, d.sched.Close)
+		news: make(chan struct{}), idled: make(chan struct{})}
+	context.AfterFunc(ctx, func() {
+		d.sched.Close()
+		close(d.idled)
+	})
 	return d
+}
+
+// endWithin is how long the process of a plugin may take to end: the agent kills it after two seconds (go-plugin v1.7.0, client.go, Kill).
+const endWithin = 1500 * time.Millisecond
+
+// End waits, once ctx has ended, until nothing is asked of Vault any more, but not for long: the process that ends before cuts requests off,
+// and Vault forgets what it is just making for them.
+func (d *Driver) End() {
+	select {
+	case <-d.idled:
+	case <-time.After(endWithin):
+	}
 }
 
 // Configure sets what the operator configured. It does not talk to Vault and may be called again: nobody looks after the same token of a cluster

@@ -72,7 +72,7 @@ func (s *secrets) session(ctx context.Context, name string) (*vault.Session, err
 		return nil, err
 	}
 	s.mu.Lock()
-	late := s.paused
+	late := s.paused || s.d.ctx.Err() != nil
 	if !late {
 		s.sessions[name] = session
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -14,6 +15,7 @@ import (
 
 	nomad "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
 	"nomad-driver-vault/e2e/stack"
 )
@@ -502,4 +504,56 @@ func stopped(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) *noma
 	t.Logf("ended %v after the stop; started: %v", took, !last.StartedAt.IsZero())
 	must.Less(t, startTimeout+slack, took)
 	return last
+}
+
+// Vault forgets the user that it makes for a request that is cut off, as by the end of who asks.
+func TestPluginThatIsEndedLetsVaultFinish(t *testing.T) {
+	s := own(t, stack.Options{Postgres: true, Proxies: map[string]bool{"finish": false}})
+	ctx := within(t, 3*time.Minute)
+	noUsers, err := s.Postgres.Users(ctx)
+	must.NoError(t, err)
+	j := behind(t, s, job{Name: "finish", Driver: "vault-exec", Args: []string{"show", "/secrets/db.env"}}, 20*time.Second, 20*time.Second)
+	alloc := run(t, s, j)
+	shown(t, ctx, alloc, j, "/secrets/db.env", 1)
+	first, err := s.Vault.Leases(ctx, j.Name)
+	must.NoError(t, err)
+
+	proxy := s.Proxies[j.Name]
+	must.NoError(t, proxy.Break(stack.Held, "GET /v1/database/creds/"))
+	eventually(t, time.Minute, func() error {
+		if proxy.Met() == 0 {
+			return errors.New("no other user is asked for yet")
+		}
+		return nil
+	})
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.Nomad.Stop() }()
+	eventually(t, time.Minute, func() error { return unlocked(filepath.Join(s.Dir, "state", j.Driver)) })
+	must.NoError(t, proxy.Mend())
+	must.NoError(t, <-stopped)
+	leases, err := s.Vault.Leases(ctx, j.Name)
+	must.NoError(t, err)
+	must.SliceNotEmpty(t, slices.DeleteFunc(leases, func(id string) bool { return slices.Contains(first, id) }),
+		must.Sprint("the plugin did not wait for the answer"))
+
+	must.NoError(t, s.Nomad.Start(ctx))
+	shown(t, ctx, alloc, j, "/secrets/db.env", 2)
+	must.Len(t, 1, tokensOf(t, s, j.Name))
+	unnoticed(t, ctx, alloc, j)
+	_, _, err = s.Nomad.API.Jobs().Deregister(j.Name, false, nil)
+	must.NoError(t, err)
+	eventually(t, time.Minute, func() error { return unrevoked(t, ctx, s, j.Name) })
+	users, err := s.Postgres.Users(ctx)
+	must.NoError(t, err)
+	must.Eq(t, noUsers, users)
+}
+
+// unlocked returns nil when the plugin of that state directory has begun to end.
+func unlocked(dir string) error {
+	lock, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 }

@@ -58,7 +58,7 @@ func (s *Session) askOnce(ctx context.Context, req Request, t *token) (*Secret, 
 	op := string(req.Op) + " " + path
 	repeatable := keeps(m.engine) || req.Op == List
 	if !repeatable {
-		making, done := making(ctx)
+		making, done := s.client.making(ctx)
 		defer done()
 		ctx = making
 	}

@@ -159,8 +159,10 @@ const finishWithin = 5 * time.Second
 type makingKey struct{}
 
 // making returns the context of a request that makes something, and what to call when it is over. It is sent once, and not cut off as soon
-// as ctx ends: Vault forgets the database user that it has just made for a request that is cut off, and nobody revokes that one.
-func making(ctx context.Context) (making context.Context, done func()) {
+// as ctx ends: Vault forgets the database user that it has just made for a request that is cut off, and nobody revokes that one. The Scheduler's
+// Close waits for it.
+func (c *Client) making(ctx context.Context) (making context.Context, done func()) {
+	release := c.sched.hold()
 	end, limited := ctx.Deadline()
 	if !limited {
 		end = time.Now().Add(farAway * time.Second)
@@ -174,6 +176,7 @@ func making(ctx context.Context) (making context.Context, done func()) {
 	return making, func() {
 		stop()
 		cut()
+		release()
 	}
 }
 

@@ -60,19 +60,21 @@ func (r *Reading) Read(ctx context.Context, req Request) (*Secret, error) {
 	q.every, q.before, q.revoke = shorter(q.every, req.Every), max(q.before, req.Before), cmp.Or(q.revoke, req.Revoke)
 	r.mu.Unlock()
 	defer r.revokes(key)
+	waiting := ctx.Done()
 	if !asked {
 		q.secret, q.err = r.answer(ctx, key, req)
 		close(q.done)
+		waiting = nil
 	}
 	select {
 	case <-q.done:
-		if q.err == nil && q.secret.Absent() && !req.Optional {
-			return nil, missing(string(req.Op)+" "+q.secret.Path, req, mount{path: q.secret.Path}, nil)
-		}
-		return q.secret, q.err
-	case <-ctx.Done():
+	case <-waiting:
 		return nil, fmt.Errorf("%s %s: %w", req.Op, req.Path, ctx.Err())
 	}
+	if q.err == nil && q.secret.Absent() && !req.Optional {
+		return nil, missing(string(req.Op)+" "+q.secret.Path, req, mount{path: q.secret.Path}, nil)
+	}
+	return q.secret, q.err
 }
 
 // revokes makes the session revoke what was issued for a question, where one who asked wants that, also if this reading is never committed.

@@ -44,10 +44,23 @@ func NewScheduler(workers int) *Scheduler {
 	return s
 }
 
-// Close cancels what runs, forgets what is due and returns when every worker has ended.
+// Close cancels what runs, forgets what is due and returns when every worker and every request that makes something has ended.
 func (s *Scheduler) Close() {
+	s.mu.Lock()
 	s.end()
+	s.mu.Unlock()
 	s.all.Wait()
+}
+
+// hold has Close wait until release is called. After Close it does nothing.
+func (s *Scheduler) hold() (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return func() {}
+	}
+	s.all.Add(1)
+	return s.all.Done
 }
 
 // add gives run a place; it does not run before Wake.

@@ -71,7 +71,7 @@ func (s *Session) obtain(ctx, patience context.Context, n int) (*token, error) {
 	if login.Given != nil && s.client.issuer == nil {
 		return s.look(ctx, login.Given, n)
 	}
-	making, done := making(ctx)
+	making, done := s.client.making(ctx)
 	defer done()
 	if issuer := s.client.issuer; issuer != nil {
 		return issuer.issue(making, patience, login, n)

@@ -76,6 +76,7 @@ var (
 	Limited = fails(http.StatusTooManyRequests, `{"errors":["request path \"kv\": rate limit quota exceeded"]}`+"\n", "Retry-After", "1")
 	Gateway = fails(http.StatusBadGateway, "<html><body><h1>502 Bad Gateway</h1></body></html>\n", "Content-Type", "text/html")
 	Hung    = Fault{answer: exchange.hang} // the request is taken, and never answered
+	Held    = Fault{answer: exchange.hold} // it is passed on when the fault is taken back, if its client still waits
 )
 
 // Faults of answers: Vault has done what was asked.
@@ -245,6 +246,14 @@ func (x exchange) hang() {
 	case <-x.r.Context().Done():
 	}
 	panic(http.ErrAbortHandler)
+}
+
+func (x exchange) hold() {
+	select {
+	case <-x.mended:
+		x.vault.ServeHTTP(x.w, x.r)
+	case <-x.r.Context().Done():
+	}
 }
 
 func (x exchange) lose() {
