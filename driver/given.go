@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"nomad-driver-vault/driver/identity"
 	"nomad-driver-vault/driver/inode"
+	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
@@ -45,8 +45,8 @@ func readToken(taskDir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read the token that Nomad derived: %s: %w", nomadsToken, err)
 	}
-	token := strings.TrimSpace(string(text))
-	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+	token := vault.TokenIn(text)
+	if token == "" {
 		return "", fmt.Errorf("read the token that Nomad derived: %s holds none", nomadsToken)
 	}
 	return token, nil

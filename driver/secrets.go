@@ -77,7 +77,7 @@ func (s *secrets) session(ctx context.Context, name string) (*vault.Session, err
 		s.sessions[name] = session
 	}
 	s.mu.Unlock()
-	if late { // whoever looks after what this run leaves knows nothing of it
+	if late { // whoever looks after what this run leaves, or after the plugin, knows nothing of it
 		_ = session.Close(context.WithoutCancel(ctx)) // nobody is there to try again; it ends by itself
 		return nil, vault.ErrClosed
 	}

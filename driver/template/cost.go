@@ -21,81 +21,85 @@ type class struct {
 }
 
 // classes has each function that a template can call; one that is not here does not exist.
-var classes = make(map[string]class)
+var classes = byName(costs)
 
-func init() {
-	for _, c := range []class{
-		// They return a number, a word, a part of what they are given, or nothing; and they print none of it, not even in an
-		// error. The first line is text/template's own, which cannot be replaced.
-		{cost: nothing, names: `and or not len index slice call eq ne lt le gt ge
-			in contains env mustEnv envOrDefault scratch byKey explode
-			sprig_hello sprig_default sprig_empty sprig_coalesce sprig_all sprig_any sprig_ternary sprig_typeOf sprig_typeIs
-			sprig_typeIsLike sprig_kindOf sprig_kindIs sprig_get sprig_unset sprig_hasKey sprig_dig sprig_first sprig_mustFirst
-			sprig_last sprig_mustLast`},
-		{cost: entry, names: `sprig_set`},
-		{cost: shallow, names: `sprig_list sprig_tuple sprig_append sprig_push sprig_mustAppend sprig_mustPush sprig_prepend sprig_mustPrepend
-			sprig_concat sprig_rest sprig_mustRest sprig_initial sprig_mustInitial sprig_reverse sprig_mustReverse sprig_compact
-			sprig_mustCompact sprig_chunk sprig_mustChunk sprig_keys sprig_values sprig_pick sprig_omit sprig_pluck`},
-		{cost: times(3), names: `print println base64Decode base64Encode base64URLDecode base64URLEncode trim trimPrefix trimSuffix trimSpace
-			toLower toUpper toTitle sha256Hex md5sum hmacSHA256Hex timestamp
-			byPort byTag
-			sprig_abbrev sprig_abbrevboth sprig_trunc sprig_trim sprig_upper sprig_lower sprig_title sprig_untitle sprig_substr
-			sprig_trimall sprig_trimAll sprig_trimSuffix sprig_trimPrefix sprig_nospace sprig_initials sprig_swapcase
-			sprig_camelcase sprig_snakecase sprig_kebabcase sprig_contains sprig_hasPrefix sprig_hasSuffix sprig_squote sprig_cat
-			sprig_plural sprig_sha1sum sprig_sha256sum sprig_sha512sum sprig_adler32sum sprig_toString sprig_toStrings
-			sprig_atoi sprig_int64 sprig_int sprig_float64 sprig_toDecimal sprig_add1 sprig_add sprig_sub sprig_div sprig_mod
-			sprig_mul sprig_randInt sprig_add1f sprig_addf sprig_subf sprig_divf sprig_mulf sprig_biggest sprig_max sprig_min
-			sprig_maxf sprig_minf sprig_ceil sprig_floor sprig_round sprig_deepEqual sprig_slice sprig_mustSlice sprig_has
-			sprig_mustHas sprig_base sprig_dir sprig_clean sprig_ext sprig_isAbs sprig_osBase sprig_osClean sprig_osDir
-			sprig_osExt sprig_osIsAbs sprig_b64enc sprig_b64dec sprig_b32enc sprig_b32dec sprig_encryptAES sprig_decryptAES
-			sprig_ago sprig_must_date_modify sprig_mustDateModify sprig_mustToDate sprig_toDate sprig_unixEpoch sprig_duration
-			sprig_durationRound sprig_regexQuoteMeta sprig_fail`},
-		// What escapes: one byte becomes up to six, in JSON for example.
-		{cost: times(8), names: `add subtract multiply divide modulo minimum maximum html js urlquery toJSON toUnescapedJSON parseBool parseFloat parseInt parseUint mergeMap mergeMapWithOverride
-			sprig_toJson sprig_mustToJson sprig_toRawJson sprig_mustToRawJson sprig_quote sprig_dict sprig_merge sprig_mustMerge
-			sprig_mergeOverwrite sprig_mustMergeOverwrite sprig_deepCopy sprig_mustDeepCopy sprig_urlParse sprig_urlJoin
-			sprig_shuffle sprig_sortAlpha`},
-		{cost: times(24), names: `byMeta`},
-		{cost: times(1024), names: `sprig_semver sprig_semverCompare`},
-		{cost: nested, names: `toJSONPretty toUnescapedJSONPretty toYAML toTOML sprig_toPrettyJson sprig_mustToPrettyJson`},
-		{cost: parsed(",[{", 96), names: `parseJSON sprig_fromJson sprig_mustFromJson`},
-		{cost: parsed(",[{}:-?\n", 768), names: `parseYAML`},
-		{cost: paths, names: `explodeMap`},
-
-		{cost: answer, names: `secret secrets pkiCert file nomadServices nomadService nomadVar nomadVarExists nomadVarList nomadVarListSafe`},
-		{cost: keys, slow: true, names: `sprig_bcrypt sprig_htpasswd sprig_derivePassword sprig_genPrivateKey sprig_genCA sprig_genCAWithKey
-			sprig_genSelfSignedCert sprig_genSelfSignedCertWithKey sprig_genSignedCert sprig_genSignedCertWithKey
-			sprig_buildCustomCert`},
-
-		{cost: func(a []reflect.Value) float64 { return 8 * span(limits(a)) }, names: `loop`},
-		{cost: func(a []reflect.Value) float64 { return 24 * span(0, number(a[0]), 1) }, names: `sprig_until`},
-		{cost: func(a []reflect.Value) float64 { return 24 * span(number(a[0]), number(a[1]), number(a[2])) }, names: `sprig_untilStep`},
-		{cost: func(a []reflect.Value) float64 { return 128 * span(sequence(a)) }, names: `sprig_seq`},
-		{cost: func(a []reflect.Value) float64 { return 16 + number(a[0])*length(a[1]) }, names: `sprig_repeat`},
-		{cost: func(a []reflect.Value) float64 { return 3 * (size(a[1]) + number(a[0])*(1+occurs(a[1], "\n"))) },
-			names: `indent sprig_indent sprig_nindent`},
-		{cost: func(a []reflect.Value) float64 { return 3*size(a...) + measure(a[1], maxHeld).values*size(a[0]) }, names: `join sprig_join`},
-		{cost: func(a []reflect.Value) float64 { return size(a[2]) + occurs(a[2], a[0].String())*size(a[1]) }, names: `replaceAll sprig_replace`},
-		{cost: func(a []reflect.Value) float64 { return size(a[1]) + 40*occurs(a[1], a[0].String()) }, names: `split sprig_splitList`},
-		{cost: func(a []reflect.Value) float64 { return 128 * (1 + occurs(a[1], a[0].String())) }, names: `sprig_split`},
-		{cost: func(a []reflect.Value) float64 { return 128 * (1 + occurs(a[2], a[0].String())) }, names: `splitToMap sprig_splitn`},
-		{cost: func(a []reflect.Value) float64 { return 3 * 2 * size(a[1]) }, names: `sprig_wrap`},
-		{cost: func(a []reflect.Value) float64 { return 3 * size(a[2]) * (1 + length(a[1])) }, names: `sprig_wrapWith`},
-		{cost: formatted, names: `printf`},
-		{cost: pairs, names: `containsAll containsAny containsNone containsNotAll sprig_without sprig_mustWithout sprig_uniq sprig_mustUniq`},
-
-		{cost: func(a []reflect.Value) float64 { return matching(a[0], a[1]) },
-			names: `regexMatch sprig_regexMatch sprig_mustRegexMatch sprig_regexFind sprig_mustRegexFind`},
-		{cost: func(a []reflect.Value) float64 { return matching(a[0], a[1]) + 40*length(a[1]) },
-			names: `sprig_regexFindAll sprig_mustRegexFindAll sprig_regexSplit sprig_mustRegexSplit`},
-		{cost: func(a []reflect.Value) float64 { return matching(a[0], a[2]) + 2*size(a[2])*size(a[1]) }, names: `regexReplaceAll`},
-		{cost: func(a []reflect.Value) float64 { return matching(a[0], a[1]) + 2*size(a[2])*size(a[1]) },
-			names: `sprig_regexReplaceAll sprig_mustRegexReplaceAll sprig_regexReplaceAllLiteral sprig_mustRegexReplaceAllLiteral`},
-	} {
+func byName(all []class) map[string]class {
+	named := map[string]class{}
+	for _, c := range all {
 		for _, name := range strings.Fields(c.names) {
-			classes[name] = c
+			named[name] = c
 		}
 	}
+	return named
+}
+
+var costs = []class{
+	// They return a number, a word, a part of what they are given, or nothing; and they print none of it, not even in an
+	// error. The first line is text/template's own, which cannot be replaced.
+	{cost: nothing, names: `and or not len index slice call eq ne lt le gt ge
+		in contains env mustEnv envOrDefault scratch byKey explode
+		sprig_hello sprig_default sprig_empty sprig_coalesce sprig_all sprig_any sprig_ternary sprig_typeOf sprig_typeIs
+		sprig_typeIsLike sprig_kindOf sprig_kindIs sprig_get sprig_unset sprig_hasKey sprig_dig sprig_first sprig_mustFirst
+		sprig_last sprig_mustLast`},
+	{cost: entry, names: `sprig_set`},
+	{cost: shallow, names: `sprig_list sprig_tuple sprig_append sprig_push sprig_mustAppend sprig_mustPush sprig_prepend sprig_mustPrepend
+		sprig_concat sprig_rest sprig_mustRest sprig_initial sprig_mustInitial sprig_reverse sprig_mustReverse sprig_compact
+		sprig_mustCompact sprig_chunk sprig_mustChunk sprig_keys sprig_values sprig_pick sprig_omit sprig_pluck`},
+	{cost: times(3), names: `print println base64Decode base64Encode base64URLDecode base64URLEncode trim trimPrefix trimSuffix trimSpace
+		toLower toUpper toTitle sha256Hex md5sum hmacSHA256Hex timestamp
+		byPort byTag
+		sprig_abbrev sprig_abbrevboth sprig_trunc sprig_trim sprig_upper sprig_lower sprig_title sprig_untitle sprig_substr
+		sprig_trimall sprig_trimAll sprig_trimSuffix sprig_trimPrefix sprig_nospace sprig_initials sprig_swapcase
+		sprig_camelcase sprig_snakecase sprig_kebabcase sprig_contains sprig_hasPrefix sprig_hasSuffix sprig_squote sprig_cat
+		sprig_plural sprig_sha1sum sprig_sha256sum sprig_sha512sum sprig_adler32sum sprig_toString sprig_toStrings
+		sprig_atoi sprig_int64 sprig_int sprig_float64 sprig_toDecimal sprig_add1 sprig_add sprig_sub sprig_div sprig_mod
+		sprig_mul sprig_randInt sprig_add1f sprig_addf sprig_subf sprig_divf sprig_mulf sprig_biggest sprig_max sprig_min
+		sprig_maxf sprig_minf sprig_ceil sprig_floor sprig_round sprig_deepEqual sprig_slice sprig_mustSlice sprig_has
+		sprig_mustHas sprig_base sprig_dir sprig_clean sprig_ext sprig_isAbs sprig_osBase sprig_osClean sprig_osDir
+		sprig_osExt sprig_osIsAbs sprig_b64enc sprig_b64dec sprig_b32enc sprig_b32dec sprig_encryptAES sprig_decryptAES
+		sprig_ago sprig_must_date_modify sprig_mustDateModify sprig_mustToDate sprig_toDate sprig_unixEpoch sprig_duration
+		sprig_durationRound sprig_regexQuoteMeta sprig_fail`},
+	// What escapes: one byte becomes up to six, in JSON for example.
+	{cost: times(8), names: `add subtract multiply divide modulo minimum maximum html js urlquery toJSON toUnescapedJSON parseBool parseFloat parseInt parseUint mergeMap mergeMapWithOverride
+		sprig_toJson sprig_mustToJson sprig_toRawJson sprig_mustToRawJson sprig_quote sprig_dict sprig_merge sprig_mustMerge
+		sprig_mergeOverwrite sprig_mustMergeOverwrite sprig_deepCopy sprig_mustDeepCopy sprig_urlParse sprig_urlJoin
+		sprig_shuffle sprig_sortAlpha`},
+	{cost: times(24), names: `byMeta`},
+	{cost: times(1024), names: `sprig_semver sprig_semverCompare`},
+	{cost: nested, names: `toJSONPretty toUnescapedJSONPretty toYAML toTOML sprig_toPrettyJson sprig_mustToPrettyJson`},
+	{cost: parsed(",[{", 96), names: `parseJSON sprig_fromJson sprig_mustFromJson`},
+	{cost: parsed(",[{}:-?\n", 768), names: `parseYAML`},
+	{cost: paths, names: `explodeMap`},
+
+	{cost: answer, names: `secret secrets pkiCert file nomadServices nomadService nomadVar nomadVarExists nomadVarList nomadVarListSafe`},
+	{cost: keys, slow: true, names: `sprig_bcrypt sprig_htpasswd sprig_derivePassword sprig_genPrivateKey sprig_genCA sprig_genCAWithKey
+		sprig_genSelfSignedCert sprig_genSelfSignedCertWithKey sprig_genSignedCert sprig_genSignedCertWithKey
+		sprig_buildCustomCert`},
+
+	{cost: func(a []reflect.Value) float64 { return 8 * span(limits(a)) }, names: `loop`},
+	{cost: func(a []reflect.Value) float64 { return 24 * span(0, number(a[0]), 1) }, names: `sprig_until`},
+	{cost: func(a []reflect.Value) float64 { return 24 * span(number(a[0]), number(a[1]), number(a[2])) }, names: `sprig_untilStep`},
+	{cost: func(a []reflect.Value) float64 { return 128 * span(sequence(a)) }, names: `sprig_seq`},
+	{cost: func(a []reflect.Value) float64 { return 16 + number(a[0])*length(a[1]) }, names: `sprig_repeat`},
+	{cost: func(a []reflect.Value) float64 { return 3 * (size(a[1]) + number(a[0])*(1+occurs(a[1], "\n"))) },
+		names: `indent sprig_indent sprig_nindent`},
+	{cost: func(a []reflect.Value) float64 { return 3*size(a...) + measure(a[1], maxHeld).values*size(a[0]) }, names: `join sprig_join`},
+	{cost: func(a []reflect.Value) float64 { return size(a[2]) + occurs(a[2], a[0].String())*size(a[1]) }, names: `replaceAll sprig_replace`},
+	{cost: func(a []reflect.Value) float64 { return size(a[1]) + 40*occurs(a[1], a[0].String()) }, names: `split sprig_splitList`},
+	{cost: func(a []reflect.Value) float64 { return 128 * (1 + occurs(a[1], a[0].String())) }, names: `sprig_split`},
+	{cost: func(a []reflect.Value) float64 { return 128 * (1 + occurs(a[2], a[0].String())) }, names: `splitToMap sprig_splitn`},
+	{cost: func(a []reflect.Value) float64 { return 3 * 2 * size(a[1]) }, names: `sprig_wrap`},
+	{cost: func(a []reflect.Value) float64 { return 3 * size(a[2]) * (1 + length(a[1])) }, names: `sprig_wrapWith`},
+	{cost: formatted, names: `printf`},
+	{cost: pairs, names: `containsAll containsAny containsNone containsNotAll sprig_without sprig_mustWithout sprig_uniq sprig_mustUniq`},
+
+	{cost: func(a []reflect.Value) float64 { return matching(a[0], a[1]) },
+		names: `regexMatch sprig_regexMatch sprig_mustRegexMatch sprig_regexFind sprig_mustRegexFind`},
+	{cost: func(a []reflect.Value) float64 { return matching(a[0], a[1]) + 40*length(a[1]) },
+		names: `sprig_regexFindAll sprig_mustRegexFindAll sprig_regexSplit sprig_mustRegexSplit`},
+	{cost: func(a []reflect.Value) float64 { return matching(a[0], a[2]) + 2*size(a[2])*size(a[1]) }, names: `regexReplaceAll`},
+	{cost: func(a []reflect.Value) float64 { return matching(a[0], a[1]) + 2*size(a[2])*size(a[1]) },
+		names: `sprig_regexReplaceAll sprig_mustRegexReplaceAll sprig_regexReplaceAllLiteral sprig_mustRegexReplaceAllLiteral`},
 }
 
 func nothing([]reflect.Value) float64 { return 0 }

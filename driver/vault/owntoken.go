@@ -76,9 +76,17 @@ func readOwned(name string) (string, error) {
 		return "", fmt.Errorf("%s has mode %04o, which lets others in: chmod it to 0600", name, info.Mode().Perm())
 	}
 	text, err := io.ReadAll(io.LimitReader(file, 64<<10))
-	token := strings.TrimSpace(string(text))
-	if err != nil || token == "" || !printable(token) {
+	token := TokenIn(text)
+	if err != nil || token == "" {
 		return "", fmt.Errorf("%s holds no token", name)
 	}
 	return token, nil
+}
+
+// TokenIn returns the Vault token that a file with this text holds, empty where it holds none.
+func TokenIn(text []byte) string {
+	if token := strings.TrimSpace(string(text)); printable(token) {
+		return token
+	}
+	return ""
 }
