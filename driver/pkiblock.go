@@ -98,7 +98,7 @@ func (p *PKIConfig) String() string { return fmt.Sprintf("pki %q", p.label) }
 func (p *PKIConfig) check() (err error) {
 	switch {
 	case !blockName.MatchString(p.label):
-		return errors.New("name: use letters, digits, -, _ and ., which is not the first")
+		return errBlockName
 	case strings.Trim(p.Path, "/ ") == "":
 		return errors.New(`path is required: name a role such as "pki/issue/app"`)
 	case len(p.files()) == 0:

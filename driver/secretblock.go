@@ -86,7 +86,7 @@ func variables(data []byte) (env map[string]string, err error) {
 func (s *SecretConfig) check() error {
 	switch {
 	case !blockName.MatchString(s.label):
-		return errors.New("name: use letters, digits, -, _ and ., which is not the first")
+		return errBlockName
 	case strings.Trim(s.Path, "/ ") == "":
 		return errors.New(`path is required: name a secret such as "kv/data/app"`)
 	case strings.Contains(s.Path, "?"):

@@ -252,9 +252,11 @@ func (c *TaskConfig) validateVaults() error {
 // blockName is what can stand in the name of a file.
 var blockName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*$`)
 
+var errBlockName = errors.New("name: use letters, digits, -, _ and ., which is not the first")
+
 func (v *VaultConfig) validate() error {
 	if !blockName.MatchString(v.Name) {
-		return errors.New("name: use letters, digits, -, _ and ., which is not the first")
+		return errBlockName
 	}
 	if v.Identity == "" && v.IdentityFile == "" {
 		return errors.New(`identity is empty: name the task's identity block, for example identity = "vault"`)
