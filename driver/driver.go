@@ -20,7 +20,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// workers bounds how many sessions are served at once: more than a slow Vault can answer in time helps nobody.
+// workers bounds how many revocations are under way at once.
 const workers = 16
 
 // Driver implements the task RPCs of a Nomad driver plugin around a wrapped one. Package plugin adds what the agent asks
@@ -31,7 +31,6 @@ type Driver struct {
 	name     string
 	inner    drivers.DriverPlugin
 	events   *eventer.Eventer
-	sched    *vault.Scheduler
 	outbox   chan *drivers.TaskEvent // ours, on their way to events
 	revoking chan struct{}           // holds one for each revocation under way: a stopped node is no storm for Vault
 	idled    chan struct{}           // closed when ctx has ended and nothing is asked of Vault any more
@@ -41,6 +40,7 @@ type Driver struct {
 	mu      sync.Mutex // guards what follows
 	config  Config
 	clients map[string]*vault.Client // by cluster name
+	made    []*vault.Client          // all that were ever made: sessions may still use one that another has replaced
 	tasks   map[string]*task         // by taskKey: its only run that starts, runs, or has ended and is not destroyed yet
 	idle    map[string]*left         // by taskKey: what waits for the task's next run
 	store   *store                   // nil until Serve, and where sessions cannot be kept
@@ -62,14 +62,26 @@ type Sweeper interface {
 // it is: the tasks go on, and the next plugin process takes them over.
 func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.DriverPlugin) *Driver {
 	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
-		sched: vault.NewScheduler(workers), outbox: make(chan *drivers.TaskEvent, 64), revoking: make(chan struct{}, workers),
+		outbox: make(chan *drivers.TaskEvent, 64), revoking: make(chan struct{}, workers),
 		config: Config{Name: name}, clients: map[string]*vault.Client{}, tasks: map[string]*task{}, idle: map[string]*left{},
 		news: make(chan struct{}), idled: make(chan struct{})}
 	context.AfterFunc(ctx, func() {
-		d.sched.Close()
+		d.closeClients()
 		close(d.idled)
 	})
 	return d
+}
+
+// closeClients returns when nothing is asked of Vault any more.
+func (d *Driver) closeClients() {
+	d.mu.Lock()
+	made := d.made
+	d.mu.Unlock()
+	var all sync.WaitGroup
+	for _, client := range made {
+		all.Go(client.Close)
+	}
+	all.Wait()
 }
 
 // endWithin is how long the process of a plugin may take to end: the agent kills it after two seconds (go-plugin v1.7.0, client.go, Kill).
@@ -98,10 +110,11 @@ func (d *Driver) Configure(c Config) error {
 			clients[cluster.Name] = old
 			continue
 		}
-		client, err := vault.NewClient(cluster, d.sched, d.logger)
+		client, err := vault.NewClient(cluster, d.logger)
 		if err != nil {
 			return err
 		}
+		d.made = append(d.made, client)
 		clients[cluster.Name] = client
 	}
 	d.config, d.clients = c, clients

@@ -41,7 +41,6 @@ type checker struct {
 	nomad    *nomad.Client
 	vault    *api.Client   // of VAULT_ADDR, with the operator's token
 	direct   *vault.Client // the same Vault, as the driver would ask it
-	sched    *vault.Scheduler
 	agent    agent
 	plugins  map[string]*published // by the name that jobs use
 	job      *nomad.Job
@@ -153,8 +152,6 @@ func (c *checker) print(w io.Writer, inJSON bool) error {
 
 // check looks at everything. An error keeps it from looking at all.
 func (c *checker) check(ctx context.Context) error {
-	c.sched = vault.NewScheduler(1)
-	defer c.sched.Close()
 	if err := c.connect(); err != nil {
 		return err
 	}
@@ -194,7 +191,7 @@ func (c *checker) connect() (err error) {
 	}
 	c.vault.SetClientTimeout(patience)
 	c.vault.SetMaxRetries(1)
-	if c.direct, err = vault.NewClient(vault.Cluster{Name: c.cluster, Address: c.vault.Address()}, c.sched, quiet); err != nil {
+	if c.direct, err = vault.NewClient(vault.Cluster{Name: c.cluster, Address: c.vault.Address()}, quiet); err != nil {
 		return fmt.Errorf("read the VAULT_ variables: %w", err)
 	}
 	for _, entry := range os.Environ() {

@@ -51,7 +51,7 @@ func (c *checker) use(ctx context.Context, l login) {
 	l.client, l.as = c.direct.At(l.path), c.vault.WithNamespace(l.Namespace)
 	if l.local || l.Cluster != c.cluster {
 		var err error
-		if l.client, err = vault.NewClient(l.Server, c.sched, quiet); err != nil {
+		if l.client, err = vault.NewClient(l.Server, quiet); err != nil {
 			c.fault(l.about, err)
 			return
 		}

@@ -21,8 +21,7 @@ func BenchmarkIdleSessions(b *testing.B) {
 		server.Creds["app"] = vaulttest.Creds{TTL: time.Hour}
 		server.Put("secret/a", map[string]any{"username": "app", "password": "0123456789abcdef"})
 		before := runtime.NumGoroutine()
-		sched := vault.NewScheduler(16)
-		client, err := vault.NewClient(server.Cluster(), sched, hclog.NewNullLogger())
+		client, err := vault.NewClient(server.Cluster(), hclog.NewNullLogger())
 		must.NoError(b, err)
 		sessions := make([]*vault.Session, tasks)
 		for i := range sessions {
@@ -36,8 +35,7 @@ func BenchmarkIdleSessions(b *testing.B) {
 		full := heap()
 		runtime.KeepAlive(sessions)
 		runtime.KeepAlive(client)
-		sched.Close()
-		sessions, client, sched = nil, nil, nil
+		sessions, client = nil, nil
 		b.ReportMetric(float64(full-heap())/tasks, "bytes/session") // the server's part stays
 	}
 }
@@ -67,9 +65,7 @@ func BenchmarkPoll(b *testing.B) {
 	server := vaulttest.New(b)
 	server.Creds["app"] = vaulttest.Creds{TTL: time.Hour}
 	server.Put("secret/a", map[string]any{"username": "app", "password": "0123456789abcdef"})
-	sched := vault.NewScheduler(16)
-	defer sched.Close()
-	client, err := vault.NewClient(server.Cluster(), sched, hclog.NewNullLogger())
+	client, err := vault.NewClient(server.Cluster(), hclog.NewNullLogger())
 	must.NoError(b, err)
 	defer client.Close()
 	s := openOne(b, client, server)
@@ -86,9 +82,7 @@ func BenchmarkReading(b *testing.B) {
 	server := vaulttest.New(b)
 	server.Creds["app"] = vaulttest.Creds{TTL: time.Hour}
 	server.Put("secret/a", map[string]any{"k": "1"})
-	sched := vault.NewScheduler(16)
-	defer sched.Close()
-	client, err := vault.NewClient(server.Cluster(), sched, hclog.NewNullLogger())
+	client, err := vault.NewClient(server.Cluster(), hclog.NewNullLogger())
 	must.NoError(b, err)
 	defer client.Close()
 	s := openOne(b, client, server)

@@ -62,7 +62,7 @@ func (c *Cluster) Issues() bool { return c.Token != "" || c.TokenFile != "" }
 type Client struct {
 	cluster Cluster
 	base    *api.Client
-	sched   *Scheduler
+	sched   *scheduler
 	logger  hclog.Logger
 	mounts  mounts
 	issuer  *issuer       // nil: tasks log in
@@ -70,8 +70,8 @@ type Client struct {
 }
 
 // NewClient prepares a client without talking to Vault. An error is a mistake in the cluster's configuration and names
-// the field.
-func NewClient(c Cluster, sched *Scheduler, logger hclog.Logger) (*Client, error) {
+// the field. Whoever made a client closes it.
+func NewClient(c Cluster, logger hclog.Logger) (*Client, error) {
 	u, err := url.Parse(c.Address)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return nil, fmt.Errorf("vault %q: address %q is not a URL such as https://vault.example:8200", c.Name, c.Address)
@@ -104,7 +104,7 @@ func NewClient(c Cluster, sched *Scheduler, logger hclog.Logger) (*Client, error
 	if err != nil {
 		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
 	}
-	client := &Client{cluster: c, base: base, sched: sched, logger: logger.With("vault", c.Name), ahead: transport.ahead}
+	client := &Client{cluster: c, base: base, sched: newScheduler(), logger: logger.With("vault", c.Name), ahead: transport.ahead}
 	if c.Issues() {
 		client.issuer = newIssuer(client)
 	}
@@ -159,7 +159,7 @@ const finishWithin = 5 * time.Second
 type makingKey struct{}
 
 // making returns the context of a request that makes something, and what to call when it is over. It is sent once, and not cut off as soon
-// as ctx ends: Vault forgets the database user that it has just made for a request that is cut off, and nobody revokes that one. The Scheduler's
+// as ctx ends: Vault forgets the database user that it has just made for a request that is cut off, and nobody revokes that one. The client's
 // Close waits for it.
 func (c *Client) making(ctx context.Context) (making context.Context, done func()) {
 	release := c.sched.hold()
@@ -234,8 +234,12 @@ func (t transport) compare(date string, now time.Time) {
 // Cluster returns the configuration the client was made from.
 func (c *Client) Cluster() Cluster { return c.cluster }
 
-// Close ends the idle connections; sessions must have been closed before.
-func (c *Client) Close() { c.base.CloneConfig().HttpClient.CloseIdleConnections() }
+// Close ends all that the client asks of Vault by itself, leaves its sessions as they are, and returns when no request is under way any more:
+// what one of them makes would be lost. It may be called again.
+func (c *Client) Close() {
+	c.sched.Close()
+	c.base.CloneConfig().HttpClient.CloseIdleConnections()
+}
 
 // answers asks Vault what costs nothing. It is nil for a Vault that is sealed or on standby, too.
 func (c *Client) answers(ctx context.Context) error {

@@ -112,10 +112,9 @@ func (b *bench) wired() (*wire, *vault.Session) {
 	})
 	cluster := b.Cluster()
 	cluster.Address, cluster.TLSSkipVerify, cluster.Dial = "https://127.0.0.1:8200", true, w.dial
-	client, err := vault.NewClient(cluster, b.sched, hclog.NewNullLogger())
+	client, err := vault.NewClient(cluster, hclog.NewNullLogger())
 	must.NoError(b, err)
 	b.Cleanup(client.Close)
-	b.Cleanup(b.sched.Close)
 	b.client = client
 	b.Put("secret/a", map[string]any{"k": "1"})
 	s := b.open()

@@ -29,9 +29,7 @@ func TestClassOf(t *testing.T) {
 
 func testClient(t testing.TB, c Cluster) *Client {
 	c.Name, c.AuthPath = "main", "jwt-nomad"
-	sched := NewScheduler(1)
-	t.Cleanup(sched.Close)
-	client, err := NewClient(c, sched, hclog.NewNullLogger())
+	client, err := NewClient(c, hclog.NewNullLogger())
 	must.NoError(t, err)
 	return client
 }
@@ -141,7 +139,7 @@ func TestNewClientNamesTheField(t *testing.T) {
 		"half a key pair": {Cluster{Address: "https://vault", CertFile: "/none"}, "cert_file"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := NewClient(test.cluster, nil, hclog.NewNullLogger())
+			_, err := NewClient(test.cluster, hclog.NewNullLogger())
 			must.ErrorContains(t, err, test.says)
 			must.StrNotContains(t, err.Error(), "hunter2")
 		})

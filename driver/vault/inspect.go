@@ -29,6 +29,7 @@ func (c *Client) At(authPath string) *Client {
 // error that a task's login would meet, too. An empty role or namespace is the cluster's.
 func (c *Client) Probe(ctx context.Context, role, namespace string) error {
 	s := c.newSession(Options{Login: Login{Role: role, Namespace: namespace}})
+	defer s.chore.End()
 	t, err := s.logIn(ctx, unsigned(), 1)
 	var e *Error
 	switch {

@@ -52,7 +52,7 @@ func (m *minting) reach(change func(*vault.Cluster)) {
 	if change != nil {
 		change(&c)
 	}
-	client, err := vault.NewClient(c, m.sched, hclog.NewNullLogger())
+	client, err := vault.NewClient(c, hclog.NewNullLogger())
 	must.NoError(m, err)
 	m.Cleanup(client.Close)
 	m.client = client
@@ -127,8 +127,7 @@ func TestTokenByTokenRoleIsAdopted(t *testing.T) {
 		state, err := s.Save()
 		must.NoError(m, err)
 		must.StrNotContains(m, string(state), m.own)
-		m.sched.Close()
-		m.start(4)
+		m.client.Close()
 		m.reach(nil)
 		m.client.Serve(func() {})
 		s, err = m.client.Adopt(state, m.options())

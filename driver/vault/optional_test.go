@@ -27,8 +27,8 @@ func TestOptionalSecretIsWaitedForWithoutTrouble(t *testing.T) {
 
 		state, err := s.Save()
 		must.NoError(b, err)
-		b.sched.Close()
-		b.start(4)
+		b.client.Close()
+		b.start()
 		s, err = b.client.Adopt(state, b.options())
 		must.NoError(b, err)
 		must.True(b, b.generation(s, 0, optional("secret/a"))[0].Absent(), must.Sprint("after a crash, too"))

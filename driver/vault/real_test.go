@@ -212,11 +212,9 @@ func (v *real) client(t *testing.T, change func(*vault.Cluster)) *vault.Client {
 	if change != nil {
 		change(&c)
 	}
-	sched := vault.NewScheduler(4)
-	client, err := vault.NewClient(c, sched, hclog.NewNullLogger())
+	client, err := vault.NewClient(c, hclog.NewNullLogger())
 	must.NoError(t, err)
 	t.Cleanup(client.Close)
-	t.Cleanup(sched.Close)
 	return client
 }
 

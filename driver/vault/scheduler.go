@@ -7,22 +7,23 @@ import (
 	"time"
 )
 
-// Scheduler runs what is due, for every session of the plugin: one goroutine sleeps until the earliest deadline and hands
-// the work to a bounded number of others, which live only while there is work. A task that waits costs a heap entry.
-type Scheduler struct {
-	mu    sync.Mutex
-	queue deadlines
-	wake  chan struct{} // cap 1: the earliest deadline may have changed
-	slots chan struct{} // one token for each worker that may run at once
-	ctx   context.Context
-	end   context.CancelFunc
-	all   sync.WaitGroup
+// scheduler runs what is due at one cluster, for all of its sessions: one goroutine sleeps until the earliest deadline, and each chore whose
+// time has come runs in a goroutine of its own, which lives only as long as the run. Nothing bounds how many run at once, so those that hang keep
+// no other waiting. A session that waits costs a heap entry.
+type scheduler struct {
+	mu     sync.Mutex
+	queue  deadlines
+	looped bool          // loop was started
+	wake   chan struct{} // cap 1: the earliest deadline may have changed
+	ctx    context.Context
+	end    context.CancelFunc
+	all    sync.WaitGroup
 }
 
-// chore is the place of one session, or of a cluster's own token, in the scheduler. Its run does all that is due and returns when it wants to run next;
-// the zero time means not before Wake is called.
+// chore is the place of one session, or of a cluster's own token, in the scheduler. Its run starts or does what is due and returns when it wants to
+// run next; the zero time means not before Wake is called.
 type chore struct {
-	s      *Scheduler
+	s      *scheduler
 	run    func(context.Context) time.Time
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -35,17 +36,14 @@ type chore struct {
 	ended   bool
 }
 
-// NewScheduler starts a scheduler with that many workers at most. A Vault that hangs holds workers for a minute each, so
-// clusters that shall not wait for each other have a scheduler each.
-func NewScheduler(workers int) *Scheduler {
+// newScheduler returns a scheduler without a goroutine until there is something to wait for. Clusters have one each.
+func newScheduler() *scheduler {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Scheduler{wake: make(chan struct{}, 1), slots: make(chan struct{}, workers), ctx: ctx, end: cancel}
-	s.all.Go(s.loop)
-	return s
+	return &scheduler{wake: make(chan struct{}, 1), ctx: ctx, end: cancel}
 }
 
-// Close cancels what runs, forgets what is due and returns when every worker and every request that makes something has ended.
-func (s *Scheduler) Close() {
+// Close cancels what runs, forgets what is due and returns when every run and every request that makes something has ended.
+func (s *scheduler) Close() {
 	s.mu.Lock()
 	s.end()
 	s.mu.Unlock()
@@ -53,7 +51,7 @@ func (s *Scheduler) Close() {
 }
 
 // hold has Close wait until release is called. After Close it does nothing.
-func (s *Scheduler) hold() (release func()) {
+func (s *scheduler) hold() (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ctx.Err() != nil {
@@ -64,7 +62,7 @@ func (s *Scheduler) hold() (release func()) {
 }
 
 // add gives run a place; it does not run before Wake.
-func (s *Scheduler) add(run func(context.Context) time.Time) *chore {
+func (s *scheduler) add(run func(context.Context) time.Time) *chore {
 	ctx, cancel := context.WithCancel(s.ctx)
 	return &chore{s: s, run: run, ctx: ctx, cancel: cancel, index: -1}
 }
@@ -102,32 +100,14 @@ func (c *chore) End() {
 	}
 }
 
-// loop takes a worker first and then the chore: one that waited for a worker could not be ended before it got one.
-func (s *Scheduler) loop() {
-	for s.worker() {
-		next := s.wait()
-		if next == nil {
-			return
-		}
-		s.all.Go(func() {
-			next.finish(next.run(next.ctx))
-			<-s.slots
-		})
-	}
-}
-
-// worker waits for one to be free; false means the end.
-func (s *Scheduler) worker() bool {
-	select {
-	case s.slots <- struct{}{}:
-		return true
-	case <-s.ctx.Done():
-		return false
+func (s *scheduler) loop() {
+	for next := s.wait(); next != nil; next = s.wait() {
+		s.all.Go(func() { next.finish(next.run(next.ctx)) })
 	}
 }
 
 // wait returns the chore whose time has come, nil at the end.
-func (s *Scheduler) wait() *chore {
+func (s *scheduler) wait() *chore {
 	for s.ctx.Err() == nil {
 		next, pause := s.due()
 		if next != nil {
@@ -139,7 +119,7 @@ func (s *Scheduler) wait() *chore {
 }
 
 // due takes the chore whose time has come out of the queue; without one it says how long to wait, negative for ever.
-func (s *Scheduler) due() (*chore, time.Duration) {
+func (s *scheduler) due() (*chore, time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.queue) == 0 {
@@ -154,7 +134,7 @@ func (s *Scheduler) due() (*chore, time.Duration) {
 }
 
 // sleep waits for that long, for a changed queue, or for the end.
-func (s *Scheduler) sleep(wait time.Duration) {
+func (s *scheduler) sleep(wait time.Duration) {
 	var alarm <-chan time.Time
 	if wait >= 0 {
 		timer := time.NewTimer(wait)
@@ -184,7 +164,12 @@ func (c *chore) finish(next time.Time) {
 	c.s.nudge()
 }
 
-func (s *Scheduler) nudge() {
+// nudge has loop look at the queue again. Call with mu held.
+func (s *scheduler) nudge() {
+	if !s.looped && s.ctx.Err() == nil {
+		s.looped = true
+		s.all.Go(s.loop)
+	}
 	select {
 	case s.wake <- struct{}{}:
 	default:

@@ -1,5 +1,5 @@
 // Package vault keeps what a task has from Vault alive: a Client for each cluster, a Session for each task (one token and
-// everything read with it), and one Scheduler that renews, polls and replaces for all of them.
+// everything read with it), each with a scheduler that renews, polls and replaces for its sessions.
 //
 // A Session answers each question once. Begin starts a Reading, a consistent pass over those answers; Commit says that a
 // reading is in use now, after which Changed tells when something it showed has been replaced. Nothing here acts on the
@@ -30,6 +30,11 @@ const (
 	Replaced
 	// Waiting: Open, or a reading that has nothing else to show, waits for Vault.
 	Waiting
+	// Dead: a lease or the token ended while Vault could not be asked, so what the task has of it no longer works; the text says since when, and what
+	// happens next.
+	Dead
+	// Broken: a fault of ours ended the upkeep of the session, and the agent's log has the stack. The task cannot go on with it.
+	Broken
 )
 
 // Notice is something the operator should read about a session, on one line. The text never holds a secret.
@@ -105,6 +110,7 @@ func (c *Client) Open(ctx context.Context, o Options) (*Session, error) {
 	s := c.newSession(o)
 	err := s.firstToken(ctx)
 	if err != nil {
+		s.chore.End()
 		return nil, err
 	}
 	s.lease, s.used = s.token.Lease, s.token.N
@@ -264,6 +270,9 @@ func (s *Session) Listen(o Options) {
 		s.changed = o.Changed
 	}
 }
+
+// Trouble returns what is wrong with the session at this moment, one line for each, without secrets; nil: all is well.
+func (s *Session) Trouble() []string { return nil }
 
 func (s *Session) tell(kind NoticeKind, text string) {
 	s.mu.Lock()

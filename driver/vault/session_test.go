@@ -21,7 +21,6 @@ import (
 type bench struct {
 	*testing.T
 	*vaulttest.Server
-	sched  *vault.Scheduler
 	client *vault.Client
 
 	mu      sync.Mutex
@@ -34,19 +33,17 @@ func bubble(t *testing.T, scenario func(*bench)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{T: t, Server: vaulttest.New(t)}
 		b.Creds["app"] = vaulttest.Creds{TTL: time.Hour}
-		b.start(4)
+		b.start()
 		scenario(b)
 	})
 }
 
-// start makes a scheduler and a client as a plugin process does.
-func (b *bench) start(workers int) {
-	b.sched = vault.NewScheduler(workers)
-	client, err := vault.NewClient(b.Cluster(), b.sched, hclog.NewNullLogger())
+// start makes a client as a plugin process does.
+func (b *bench) start() {
+	client, err := vault.NewClient(b.Cluster(), hclog.NewNullLogger())
 	must.NoError(b, err)
 	b.client = client
 	b.Cleanup(client.Close)
-	b.Cleanup(b.sched.Close)
 }
 
 func (b *bench) options() vault.Options {
@@ -690,7 +687,7 @@ func TestRateLimit(t *testing.T) {
 		b.Put("secret/app", map[string]any{"k": "v"})
 		cluster := b.Cluster()
 		cluster.RateLimit = fmt.Sprintf("%d:%d", perSecond, burst)
-		client, err := vault.NewClient(cluster, b.sched, hclog.NewNullLogger())
+		client, err := vault.NewClient(cluster, hclog.NewNullLogger())
 		must.NoError(b, err)
 		b.Cleanup(client.Close)
 		b.client = client
@@ -1476,8 +1473,8 @@ func TestGivenTokenIsAdopted(t *testing.T) {
 		b.generation(s, 0, creds)
 		state, err := s.Save()
 		must.NoError(b, err)
-		b.sched.Close()
-		b.start(4)
+		b.client.Close()
+		b.start()
 		s, err = b.client.Adopt(state, vault.Options{Login: login, Notify: b.note})
 		must.NoError(b, err)
 		time.Sleep(5 * time.Minute)
@@ -1538,7 +1535,7 @@ func TestCloseFinishesARevocationUnderWay(t *testing.T) {
 func TestCloseDoesNotWaitForOtherSessions(t *testing.T) {
 	bubble(t, func(b *bench) {
 		b.Put("secret/a", map[string]any{"k": "1"})
-		b.start(1)
+		b.start()
 		one, two := b.open(), b.open()
 		b.generation(one, 0, read("secret/a"))
 		b.generation(two, 0, read("secret/a"))

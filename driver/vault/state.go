@@ -11,6 +11,7 @@ import (
 // saved is a session at rest: all that it takes to go on with the same token and the same leases in another process.
 type saved struct {
 	Cluster   string      `json:"cluster"`
+	Address   string      `json:"address"` // of the cluster, whose token is shown to no other
 	Role      string      `json:"role"`
 	Namespace string      `json:"namespace"`
 	Token     *token      `json:"token"`
@@ -49,7 +50,7 @@ func (it *item) save() savedItem {
 func (s *Session) Save() ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := saved{Cluster: s.client.cluster.Name, Role: s.role, Namespace: s.namespace, Token: s.token, Lease: s.lease,
+	out := saved{Cluster: s.client.cluster.Name, Address: s.client.cluster.Address, Role: s.role, Namespace: s.namespace, Token: s.token, Lease: s.lease,
 		Used: s.used, Retired: s.retired, Spent: s.spent, Leaves: s.leaves}
 	for _, it := range s.items {
 		out.Items = append(out.Items, it.save())
@@ -65,6 +66,9 @@ func (c *Client) Adopt(state []byte, o Options) (*Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decode saved session: %w", err)
 	}
+	if in.Address != "" && in.Address != c.cluster.Address { // older states have none
+		return nil, fmt.Errorf("adopt session: %w: its token is from %s, and %s has the address %s", ErrElsewhere, in.Address, c.block(), c.cluster.Address)
+	}
 	s := c.newSession(o)
 	if in.Cluster != c.cluster.Name || in.Role != s.role || in.Namespace != s.namespace {
 		s.chore.End()
@@ -77,6 +81,9 @@ func (c *Client) Adopt(state []byte, o Options) (*Session, error) {
 	s.wake()
 	return s, nil
 }
+
+// ErrElsewhere is what Adopt returns for the session of another Vault than the client's. Nothing was sent: a client of that Vault can adopt it.
+var ErrElsewhere = errors.New("the session is of another Vault")
 
 // decode returns a state that is complete, as far as it can be seen.
 func decode(state []byte) (*saved, error) {

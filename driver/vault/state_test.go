@@ -26,9 +26,8 @@ func (b *bench) save(s *vault.Session) []byte {
 
 // crash ends the process without a word to Vault, and starts another one.
 func (b *bench) crash() {
-	b.sched.Close()
 	b.client.Close()
-	b.start(4)
+	b.start()
 }
 
 func (b *bench) adopt(state []byte) *vault.Session {
@@ -270,12 +269,10 @@ func TestNoSecretInLogsNoticesAndErrors(t *testing.T) {
 		b.JWT = vaulttest.Planted
 		b.Put("secret/a", map[string]any{"k": vaulttest.Planted})
 		b.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true}
-		b.sched = vault.NewScheduler(4)
-		client, err := vault.NewClient(b.Cluster(), b.sched, hclog.New(&hclog.LoggerOptions{Output: &logged, Level: hclog.Trace}))
+		client, err := vault.NewClient(b.Cluster(), hclog.New(&hclog.LoggerOptions{Output: &logged, Level: hclog.Trace}))
 		must.NoError(b, err)
 		b.client = client
 		b.Cleanup(client.Close)
-		b.Cleanup(b.sched.Close)
 		s := b.open()
 		b.generation(s, 0, creds, read("secret/a"))
 		for _, f := range []vaulttest.Fault{{Status: 500}, {Status: 403}, {Status: 400}, {Status: 404}, {Lose: true}, {Reset: true},
@@ -312,13 +309,12 @@ func FuzzAdopt(f *testing.F) {
 	f.Add(savedState(f))
 	f.Add([]byte(`{"cluster":"default","token":{"value":"x","n":-1},"items":[{"request":{"every":-5},"secret":{"kind":"leased","lease":{"id":"x","ttl":-1}},"lease":{"ends":"2020-01-01T00:00:00Z","renewable":true,"jitter":1e300}}]}`))
 	f.Add([]byte(`{"cluster":"default","token":{"value":"x"},"spent":[{"after":"2020-01-01T00:00:00Z"},{"token":{},"after":"2020-01-01T00:00:00Z"}],"retired":[{"value":"y"}]}`))
-	sched := vault.NewScheduler(2)
-	f.Cleanup(sched.Close)
 	cluster := vault.Cluster{Name: "default", Address: "http://127.0.0.1:8200", Dial: func(context.Context, string, string) (net.Conn, error) {
 		return nil, errors.New("no network")
 	}}
-	client, err := vault.NewClient(cluster, sched, hclog.NewNullLogger())
+	client, err := vault.NewClient(cluster, hclog.NewNullLogger())
 	must.NoError(f, err)
+	f.Cleanup(client.Close)
 	f.Fuzz(func(t *testing.T, state []byte) {
 		s, err := client.Adopt(state, vault.Options{Login: vault.Login{JWT: func(context.Context) (string, error) { return "jwt", nil }}})
 		if err != nil {
@@ -344,9 +340,7 @@ func savedState(f *testing.F) (state []byte) {
 	server.Creds["app"] = vaulttest.Creds{TTL: time.Hour}
 	server.Static("app", time.Hour)
 	server.Put("secret/a", map[string]any{"k": 1})
-	sched := vault.NewScheduler(2)
-	defer sched.Close()
-	client, err := vault.NewClient(server.Cluster(), sched, hclog.NewNullLogger())
+	client, err := vault.NewClient(server.Cluster(), hclog.NewNullLogger())
 	must.NoError(f, err)
 	defer client.Close()
 	s, err := client.Open(f.Context(), vault.Options{Login: server.Login("")})
