@@ -353,13 +353,13 @@ func TestChangeWhileRenderingIsPartOfTheSameAction(t *testing.T) {
 	slow := `{{ with secret "secret/data/web" }}{{ .Data.data.k }}{{ if eq .Data.data.k "blue" }}{{ with secret "kv/slow" }}{{ .Data.k }}{{ end }}{{ end }}{{ end }}`
 	splayed(t, asApp+block("local/0", slow, onSignal), func(r *run) (over bool) {
 		r.Put("kv/slow", map[string]any{"k": "!"})
-		r.Break(vaulttest.Fault{Match: "GET kv/slow", Slow: 20 * time.Second})
+		r.Break(vaulttest.Fault{Match: "GET kv/slow", Slow: 7 * time.Second})
 		r.write("blue")
 		for r.Calls("GET kv/slow") == 0 {
 			after(time.Second)
 		}
 		r.write("red")
-		after(25 * time.Second)
+		after(12 * time.Second)
 		if len(r.did()) > 0 {
 			return true
 		}

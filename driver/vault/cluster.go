@@ -46,9 +46,11 @@ type Cluster struct {
 }
 
 const (
-	// maxConns bounds the sockets to one cluster whatever the number of tasks: HTTP/2 needs one, HTTP/1.1 behind some
-	// load balancers needs a few.
-	maxConns = 16
+	// closeSideBySide is how many sessions are closed at once: a node whose thousand tasks end together is no storm for Vault.
+	closeSideBySide = 16
+	// maxIdle bounds the sockets to one cluster that are kept open: HTTP/2 needs one, HTTP/1.1 behind some load balancers needs a few. Nothing bounds
+	// those in use: requests that hang would keep the others waiting.
+	maxIdle = 16
 	// silence is how long a shared HTTP/2 connection may say nothing before it is asked whether it is there, and then how
 	// long it may take to answer. A firewall that forgot the connection would otherwise hold every task's requests until
 	// TCP gives up, after a quarter of an hour.
@@ -67,6 +69,8 @@ type Client struct {
 	mounts  mounts
 	issuer  *issuer       // nil: tasks log in
 	ahead   *atomic.Int64 // how far Vault's clock is ahead of ours, in nanoseconds
+
+	revoking crowd // sessions that are being closed
 }
 
 // NewClient prepares a client without talking to Vault. An error is a mistake in the cluster's configuration and names
@@ -104,7 +108,8 @@ func NewClient(c Cluster, logger hclog.Logger) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
 	}
-	client := &Client{cluster: c, base: base, sched: newScheduler(), logger: logger.With("vault", c.Name), ahead: transport.ahead}
+	client := &Client{cluster: c, base: base, sched: newScheduler(), logger: logger.With("vault", c.Name), ahead: transport.ahead,
+		revoking: make(crowd, closeSideBySide)}
 	if c.Issues() {
 		client.issuer = newIssuer(client)
 	}
@@ -146,7 +151,7 @@ func rateLimit(text string) (*rate.Limiter, error) {
 
 // shape makes the transport one that many tasks can share.
 func (c *Cluster) shape(t *http.Transport) {
-	t.MaxConnsPerHost, t.MaxIdleConnsPerHost = maxConns, maxConns
+	t.MaxIdleConnsPerHost = maxIdle
 	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: silence, PingTimeout: silence}
 	if c.Dial != nil {
 		t.DialContext = c.Dial
@@ -156,18 +161,42 @@ func (c *Cluster) shape(t *http.Transport) {
 // finishWithin is how long a request that makes something goes on when nobody waits for its answer any more.
 const finishWithin = 5 * time.Second
 
-type makingKey struct{}
+const (
+	// answerWithin is how long Vault may take to answer, before a connection that may have gone silent is given up for another one. After each attempt
+	// that got no answer in time the next one may take twice as long, for there are Vaults that are slow.
+	answerWithin = 8 * time.Second
+	// answerMost bounds that, and answerLeast is what a request has in any case, however near the end of what it is about.
+	answerMost, answerLeast = time.Minute, 2 * time.Second
+	// makingTakes is how many times as long a request that makes something may take: what Vault makes for one that is given up is lost.
+	makingTakes = 3
+)
+
+// patience is how long a request may take after so many attempts in a row that got no answer in time.
+func patience(slow int) time.Duration { return min(answerWithin<<min(slow, 6), answerMost) }
+
+type (
+	makingKey struct{} // of the context of who waits for a request that makes something
+	limitKey  struct{} // of how long a request may take
+)
+
+// limited returns a context in which each request may take that long, once it is sent.
+func limited(ctx context.Context, each time.Duration) context.Context {
+	return context.WithValue(ctx, limitKey{}, each)
+}
 
 // making returns the context of a request that makes something, and what to call when it is over. It is sent once, and not cut off as soon
 // as ctx ends: Vault forgets the database user that it has just made for a request that is cut off, and nobody revokes that one. The client's
 // Close waits for it.
 func (c *Client) making(ctx context.Context) (making context.Context, done func()) {
 	release := c.sched.hold()
-	end, limited := ctx.Deadline()
-	if !limited {
+	end, bounded := ctx.Deadline()
+	if !bounded {
 		end = time.Now().Add(farAway * time.Second)
 	}
 	making, cut := context.WithDeadline(context.WithValue(context.WithoutCancel(ctx), makingKey{}, ctx), end.Add(finishWithin))
+	if each, has := ctx.Value(limitKey{}).(time.Duration); has {
+		making = limited(making, min(makingTakes*each, answerMost))
+	}
 	stop := context.AfterFunc(ctx, func() {
 		if errors.Is(ctx.Err(), context.Canceled) {
 			time.AfterFunc(finishWithin, cut)
@@ -189,6 +218,9 @@ type transport struct {
 	ahead *atomic.Int64
 }
 
+// CloseIdleConnections does nothing: the Vault API's library calls it after each request that failed, and they are the connections of every task.
+func (t transport) CloseIdleConnections() {}
+
 // errThrottled is why a request was not sent whose time would have been over before its turn.
 var errThrottled = errors.New("too many requests before it")
 
@@ -207,11 +239,38 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		return nil, cmp.Or(ctx.Err(), errThrottled)
 	}
-	answer, err := t.Transport.RoundTrip(r)
+	within, _ := r.Context().Value(limitKey{}).(time.Duration)
+	answer, err := t.send(r, within)
 	if err == nil {
 		t.compare(answer.Header.Get("Date"), time.Now())
 	}
 	return answer, err
+}
+
+// send is RoundTrip for a request whose turn it is. The answer must have been read within that time, zero: there is no limit.
+func (t transport) send(r *http.Request, within time.Duration) (*http.Response, error) {
+	if within == 0 {
+		return t.Transport.RoundTrip(r)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), within)
+	answer, err := t.Transport.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	answer.Body = body{answer.Body, cancel}
+	return answer, nil
+}
+
+// body is that of an answer, whose end is the end of the request.
+type body struct {
+	io.ReadCloser
+	over context.CancelFunc
+}
+
+func (b body) Close() error {
+	defer b.over()
+	return b.ReadCloser.Close()
 }
 
 // sameTime is what two clocks may differ by that tell the same time: answers are dated in whole seconds, and are some time on their way.
@@ -238,7 +297,7 @@ func (c *Client) Cluster() Cluster { return c.cluster }
 // what one of them makes would be lost. It may be called again.
 func (c *Client) Close() {
 	c.sched.Close()
-	c.base.CloneConfig().HttpClient.CloseIdleConnections()
+	c.base.CloneConfig().HttpClient.Transport.(transport).Transport.CloseIdleConnections()
 }
 
 // answers asks Vault what costs nothing. It is nil for a Vault that is sealed or on standby, too.

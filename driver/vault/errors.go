@@ -51,6 +51,8 @@ type Error struct {
 	status int  // of the HTTP answer, 0: there was none
 	absent bool // of an ErrNotFound: somebody can write there what is missing, the path is none that could not be
 	lost   bool // Vault may have done what was asked: the request went out and no answer came back
+
+	timeout bool // no answer came in time
 }
 
 func (e *Error) Error() string {
@@ -186,7 +188,7 @@ func (c *Client) unreached(op string, err error) error {
 	case errors.Is(err, errThrottled):
 		e.Final, e.Hint = false, fmt.Sprintf("raise rate_limit in %s", c.block())
 	default:
-		e.Final, e.lost = false, !unsent(err)
+		e.Final, e.lost, e.timeout = false, !unsent(err), errors.Is(err, context.DeadlineExceeded)
 		e.Hint = fmt.Sprintf("address in %s is %s", c.block(), c.cluster.Address)
 		plain := strings.HasPrefix(c.cluster.Address, "http:")
 		if errors.Is(err, syscall.ECONNRESET) && plain {

@@ -9,22 +9,50 @@ import (
 // become a stream of new database users (consul-template #2165 mints ten a second).
 const mintsPerLife = 4
 
-// upkeep is when a token or a secret next wants attention, and how the last attempts went.
+// upkeep is when a token or a secret next wants attention, and how the last attempts went. The session's mu guards it.
 type upkeep struct {
 	at      time.Time // zero: never
+	since   time.Time // when the attempt under way began, zero: there is none
 	patient Backoff
-	class   error // of the last failure, nil after a success
+	slow    int       // how many attempts in a row got no answer in time
+	failing time.Time // when the first of those attempts began that have failed in a row; zero: the last one succeeded
+	class   error     // of the last failure, nil after a success
+	why     error     // the last failure
+	dead    bool      // that it ended while it could not be renewed was told
+	gather  bool      // something else has changed, and this is looked at before that is told
 }
 
 // newUpkeep retries at the pace of a task that runs with what it has.
 func newUpkeep() upkeep { return upkeep{patient: Backoff{First: time.Second, Most: time.Minute}} }
 
-func (u *upkeep) due(now time.Time) bool { return !u.at.IsZero() && !u.at.After(now) }
+func (u *upkeep) due(now time.Time) bool {
+	return u.since.IsZero() && !u.at.IsZero() && !u.at.After(now)
+}
+
+// next is when an attempt is to begin, zero where one is under way.
+func (u *upkeep) next() time.Time {
+	if !u.since.IsZero() {
+		return time.Time{}
+	}
+	return u.at
+}
 
 // well notes a success and when to come back.
 func (u *upkeep) well(at time.Time) {
-	u.at, u.class = at, nil
+	if time.Since(u.since) < answerWithin/2 {
+		u.slow = 0
+	}
+	u.at, u.class, u.why, u.failing, u.dead = at, nil, nil, time.Time{}, false
 	u.patient.Reset()
+}
+
+// limit is how long each request of the next attempt may take for something that ends then, zero: never.
+func (u *upkeep) limit(ends time.Time) time.Duration {
+	most := patience(u.slow)
+	if left := time.Until(ends); !ends.IsZero() && left > 0 {
+		most = min(most, max(left, answerLeast))
+	}
+	return most
 }
 
 // item is one question and its newest answer. The session's mu guards it.
@@ -64,7 +92,7 @@ func (it *item) plan(now time.Time) {
 	case it.gone && it.req.Every > 0:
 		it.at, it.renew = now, false
 	case it.gone: // read once, and over
-		it.at, it.renew, it.class = time.Time{}, false, nil
+		it.at, it.renew, it.class, it.why = time.Time{}, false, nil, nil
 	}
 }
 
@@ -79,6 +107,8 @@ func (it *item) hold(secret *Secret, l Lease, now time.Time) {
 		return
 	}
 	old := newItem(Request{Revoke: it.req.Revoke}, secret)
+	old.upkeep = it.upkeep // what failed so far was about this lease
+	old.since, old.gather = time.Time{}, false
 	if old.lease = l; secret.Kind == Leased { // whose data is not needed any more
 		old.secret = &Secret{Path: secret.Path, Kind: Leased, Lease: secret.Lease}
 	}

@@ -4,41 +4,112 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 )
 
-// step does all that is due for the session and returns when the next is. The scheduler runs one step of a session at a
-// time; only a Reading may ask Vault beside it. The number of turns is bounded: a Vault that is slower than its leases
-// last would keep a step going for ever.
-func (s *Session) step(ctx context.Context) time.Time {
-	s.keepToken(ctx)
-	gathered := false
-	for turns := 3 * s.size(); turns > 0; turns-- {
-		it := s.dueItem(time.Now())
-		if it == nil || ctx.Err() != nil {
-			break
-		}
-		if s.keepItem(ctx, it) && !gathered {
-			s.gather(time.Now(), it)
-			gathered = true
-		}
-	}
+const (
+	// sideBySide is how many answers a session asks for at once. One that takes longer than makesRoom does not count any more: what hangs is not in
+	// the way of the others.
+	sideBySide = 8
+	makesRoom  = time.Second
+)
+
+// step starts what is due, each in a goroutine of its own, and returns when the next is: a token that cannot be renewed, a lease that cannot and a
+// secret that cannot be read do not wait for each other.
+func (s *Session) step(context.Context) time.Time {
 	s.announce()
-	s.revokeSpent(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.next()
+	if s.closed || s.broken {
+		return time.Time{}
+	}
+	now := time.Now()
+	if s.upkeep.due(now) {
+		s.begin(&s.upkeep, now, s.keepToken)
+	}
+	for _, it := range s.dueItems(now) {
+		s.begin(&it.upkeep, now, func(ctx context.Context) { s.keepItem(ctx, it) })
+	}
+	if s.revoking.at = s.spentAt(); s.revoking.due(now) {
+		s.begin(&s.revoking, now, s.revokeSpent)
+	}
+	return s.next(now)
 }
 
-func (s *Session) size() int {
+// begin starts an attempt. Call with mu held, and not once the session is closed.
+func (s *Session) begin(u *upkeep, now time.Time, keep func(context.Context)) {
+	u.since = now
+	s.asks.Add(1)
+	go func() {
+		defer s.asks.Done()
+		defer s.finished(u)
+		defer s.survive()
+		keep(s.chore.ctx)
+	}()
+}
+
+func (s *Session) finished(u *upkeep) {
+	s.mu.Lock()
+	u.since, u.gather = time.Time{}, false
+	s.mu.Unlock()
+	s.announce()
+	s.wake()
+}
+
+// survive keeps a panic in the upkeep of one session from ending the plugin, and so every other task's upkeep. The stack is in the log, and the value
+// only where it is the runtime's: another could hold a secret.
+func (s *Session) survive() {
+	p := recover()
+	if p == nil {
+		return
+	}
+	s.client.logger.Error("panic in the upkeep of a session", "panic", panicText(p), "role", s.role, "stack", string(debug.Stack()))
+	s.mu.Lock()
+	s.broken = true
+	s.mu.Unlock()
+	s.tell(Broken, "internal error: the upkeep of the Vault session has ended, the agent's log says where")
+}
+
+func panicText(p any) string {
+	if err, ok := p.(runtime.Error); ok {
+		return err.Error()
+	}
+	return fmt.Sprintf("%T", p)
+}
+
+// dueItems returns what is to be looked at now, that first which has been due for longest. Call with mu held.
+func (s *Session) dueItems(now time.Time) (due []*item) {
+	for it := range s.kept {
+		if it.due(now) {
+			due = append(due, it)
+		}
+	}
+	slices.SortFunc(due, func(a, b *item) int { return a.at.Compare(b.at) })
+	places, _ := s.places(now)
+	return due[:min(len(due), places)]
+}
+
+// places is how many more answers may be asked for now, and when there will be another place at the latest. Call with mu held.
+func (s *Session) places(now time.Time) (free int, more time.Time) {
+	free = sideBySide
+	for it := range s.kept {
+		if room := it.since.Add(makesRoom); !it.since.IsZero() && room.After(now) {
+			free--
+			more = earlier(more, room)
+		}
+	}
+	return max(0, free), more
+}
+
+// attempt returns the context of one attempt at something that ends then, zero: never. It bounds each request by itself.
+func (s *Session) attempt(ctx context.Context, u *upkeep, ends time.Time) context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := 0
-	for range s.kept {
-		n++
-	}
-	return n
+	return limited(ctx, u.limit(ends))
 }
 
 // kept yields every item and every lease that is held for one. Call with mu held.
@@ -55,85 +126,63 @@ func (s *Session) kept(yield func(*item) bool) {
 	}
 }
 
-// dueItem returns the item that has been due for longest.
-func (s *Session) dueItem(now time.Time) *item {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var first *item
-	for it := range s.kept {
-		if it.due(now) && (first == nil || it.at.Before(first.at)) {
-			first = it
-		}
-	}
-	return first
-}
+// gatherWithin is how long a change may wait to be told for what changes together with it.
+const gatherWithin = 2 * time.Second
 
-// gather makes due what would soon be due anyway, so that secrets which change together become one generation: all that
-// is polled, but for what has just been found changed, and leases that are past most of their life.
+// gather makes due what would soon be due anyway, so that secrets which change together become one generation: all that is polled, but for what has
+// just been found changed, and leases that are past most of their life. Call with mu held.
 func (s *Session) gather(now time.Time, changed *item) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	if s.news {
+		return
+	}
+	s.news, s.newsAt = true, now
 	for _, it := range s.items {
 		life := it.lease.Ends.Sub(it.lease.Issued)
 		near := !it.renew && it.secret.issued() && now.After(it.lease.Issued.Add(fraction(life, 0.7)))
-		polled := it.secret.Kind == Polled && it != changed
-		if !it.at.IsZero() && (polled || near) {
-			it.at = now
+		polled := it.secret.Kind == Polled
+		if it != changed && !it.at.IsZero() && (polled || near) {
+			it.at, it.gather = now, true
 		}
 	}
 }
 
-// announce makes Changed ready and ends an outage, where the step has brought that about.
+// announce makes Changed ready once all that was gathered has been looked at, or has had its time, and tells what has become well.
 func (s *Session) announce() {
 	s.mu.Lock()
-	changed := s.news && s.behind()
-	s.news = false
-	down := s.downAt
-	if s.reached() {
-		s.downAt = time.Time{}
-	} else {
-		down = time.Time{}
+	now := time.Now()
+	ready := s.news && !now.Before(s.newsAt.Add(gatherWithin))
+	if s.news && !ready {
+		ready = true
+		for _, it := range s.items {
+			ready = ready && !it.gather
+		}
 	}
+	changed := ready && s.behind()
+	s.news = s.news && !ready
 	s.mu.Unlock()
 	if changed {
 		s.nudge()
 	}
-	if !down.IsZero() {
-		s.tell(Recovered, fmt.Sprintf("Vault answers again after %s", time.Since(down).Round(time.Second)))
-	}
-}
-
-// reached reports that nothing waits for a Vault that cannot answer. That some other request succeeded is not enough: a
-// Vault whose database is down answers all but that. Call with mu held.
-func (s *Session) reached() bool {
-	for it := range s.kept {
-		if it.class == ErrUnavailable {
-			return false
-		}
-	}
-	return s.upkeep.class != ErrUnavailable
+	s.report(s.relief)
 }
 
 // keepToken renews the token, or replaces it when it cannot be renewed any more.
 func (s *Session) keepToken(ctx context.Context) {
 	s.mu.Lock()
-	t, lease, doubted, due := s.token, s.lease, s.doubted, s.upkeep.due(time.Now())
+	t, lease, doubted := s.token, s.lease, s.doubted
 	s.mu.Unlock()
-	if !due {
-		return
-	}
 	err := errTokenGone
 	if doubted || lease.Renewable || t.Given {
-		err = s.checkToken(ctx, t, lease)
+		err = s.checkToken(s.attempt(ctx, &s.upkeep, lease.Ends), t, lease)
 	}
 	switch {
 	case err == nil:
 		return
 	case errors.Is(err, errTokenGone), lease.late(time.Now()) && !t.Given:
-		_, err = s.relogin(ctx, t)
+		_, err = s.relogin(s.attempt(ctx, &s.upkeep, time.Time{}), t)
 	}
 	if err != nil {
-		s.stumble(ctx, &s.upkeep, err, lease.lastCall())
+		s.stumble(ctx, &s.upkeep, err, lease)
 	}
 }
 
@@ -190,22 +239,21 @@ func (s *Session) follow(ctx context.Context, t *token, l Lease) (Lease, error) 
 	return remaining(known, now), nil
 }
 
-// keepItem renews or reads anew what is due and reports whether the answer changed.
-func (s *Session) keepItem(ctx context.Context, it *item) (changed bool) {
+// keepItem renews or reads anew what is due.
+func (s *Session) keepItem(ctx context.Context, it *item) {
 	select {
 	case it.asking <- struct{}{}:
 		defer it.asking.pass()
 	default: // a reading asks, and may have to wait for long
 		s.postpone(it, time.Second)
-		return false
+		return
 	}
 	s.mu.Lock()
-	due, renew := it.due(time.Now()), it.renew
+	due, renew := !it.at.IsZero() && !it.at.After(time.Now()), it.renew // a reading may have been there before
 	s.mu.Unlock()
-	if !due || renew && s.renewItem(ctx, it) {
-		return false
+	if due && !(renew && s.renewItem(ctx, it)) {
+		s.reissue(ctx, it)
 	}
-	return s.reissue(ctx, it)
 }
 
 func (s *Session) postpone(it *item, wait time.Duration) {
@@ -220,15 +268,15 @@ func (s *Session) renewItem(ctx context.Context, it *item) (done bool) {
 	s.mu.Lock()
 	t, l, path, every := s.token, it.lease, it.secret.Path, it.req.Every
 	s.mu.Unlock()
-	extended, err := s.renewLease(ctx, t, path, l)
+	extended, err := s.renewLease(s.attempt(ctx, &it.upkeep, l.Ends), t, path, l)
 	switch {
 	case errors.Is(err, errTokenGone):
-		if _, err = s.relogin(ctx, t); err != nil { // otherwise the item is due again, to be issued anew
-			s.stumble(ctx, &it.upkeep, err, l.lastCall())
+		if _, err = s.relogin(s.attempt(ctx, &it.upkeep, time.Time{}), t); err != nil { // otherwise the item is due again, to be issued anew
+			s.stumble(ctx, &it.upkeep, err, l)
 		}
 		return true
 	case unasked(err):
-		s.stumble(ctx, &it.upkeep, err, l.lastCall())
+		s.stumble(ctx, &it.upkeep, err, l)
 		return every == 0 || !l.late(time.Now())
 	case ctx.Err() == nil:
 		s.renewed(it, path, extended, err)
@@ -236,10 +284,16 @@ func (s *Session) renewItem(ctx context.Context, it *item) (done bool) {
 	return true
 }
 
+// renewAgain is how soon a lease is renewed once more that was renewed in the last part of its life: where its end has come meanwhile, Vault may be
+// about to revoke it all the same.
+const renewAgain = 2 * time.Second
+
 // renewed takes note of what Vault said to a renewal. A lease that is gone is replaced at once; one that is refused is kept
 // and replaced near its end.
 func (s *Session) renewed(it *item, path string, extended Lease, err error) {
 	s.mu.Lock()
+	now := time.Now()
+	late := it.lease.late(now)
 	switch {
 	case err == nil:
 		it.lease = extended
@@ -249,7 +303,10 @@ func (s *Session) renewed(it *item, path string, extended Lease, err error) {
 		it.lease = it.lease.unrenewable()
 	}
 	it.well(time.Time{})
-	it.plan(time.Now())
+	it.plan(now)
+	if late && err == nil && it.renew {
+		it.at = earlier(it.at, now.Add(renewAgain))
+	}
 	s.mu.Unlock()
 	s.client.logger.Debug("renewed lease", "path", path, "ttl", time.Until(extended.Ends), "error", err)
 	if err == nil {
@@ -287,11 +344,10 @@ func (s *Session) renewLease(ctx context.Context, t *token, path string, l Lease
 	return l.extended(span(answer.LeaseDuration), now), nil
 }
 
-// reissue reads a secret anew and reports whether the answer changed. It keeps to the budget, and after an answer that
-// got lost it first makes sure that Vault answers at all.
-func (s *Session) reissue(ctx context.Context, it *item) (changed bool) {
+// reissue reads a secret anew. It keeps to the budget, and after an answer that got lost it first makes sure that Vault answers at all.
+func (s *Session) reissue(ctx context.Context, it *item) {
 	s.mu.Lock()
-	req, issued, stumbled := it.req, it.secret.issued(), it.class == ErrUnavailable
+	req, lease, issued, stumbled := it.req, it.lease, it.secret.issued(), it.class == ErrUnavailable
 	req.Optional = it.secret.Absent() // what was there once is missed when it is gone
 	wait := it.budget(time.Now())
 	if wait > 0 && !it.renew {
@@ -299,23 +355,24 @@ func (s *Session) reissue(ctx context.Context, it *item) (changed bool) {
 	}
 	s.mu.Unlock()
 	if wait > 0 {
-		return false
+		return
 	}
+	attempt := s.attempt(ctx, &it.upkeep, time.Time{})
 	var err error
 	if issued && stumbled {
-		err = s.answers(ctx)
+		err = s.answers(attempt)
 	}
 	if unasked(err) {
-		s.stumble(ctx, &it.upkeep, err, time.Time{})
-		return false
+		s.stumble(ctx, &it.upkeep, err, lease)
+		return
 	}
-	secret, by, err := s.fetch(ctx, req)
+	secret, by, err := s.fetch(attempt, req)
 	if err != nil {
 		s.missed(req.key(), err)
-		s.stumble(ctx, &it.upkeep, err, time.Time{})
-		return false
+		s.stumble(ctx, &it.upkeep, err, lease)
+		return
 	}
-	return s.replace(it, secret, by)
+	s.replace(it, secret, by)
 }
 
 // missed counts an answer that got lost as issued, and reports whether another one may be.
@@ -333,23 +390,23 @@ func (s *Session) missed(key string, err error) (more bool) {
 }
 
 // replace makes secret the item's newest answer.
-func (s *Session) replace(it *item, secret *Secret, by *token) (changed bool) {
+func (s *Session) replace(it *item, secret *Secret, by *token) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.items[it.req.key()] != it { // a Commit has forgotten the question while it was asked
 		s.spend(newItem(it.req, secret), time.Now(), 0)
-		return false
+		return
 	}
-	changed = s.install(it, secret, by)
-	s.news = s.news || changed
-	return changed
+	if s.install(it, secret, by) {
+		s.gather(time.Now(), it)
+	}
 }
 
 // install makes what was read with a token the item's newest answer. Call with mu held.
 func (s *Session) install(it *item, secret *Secret, by *token) (changed bool) {
 	now := time.Now()
 	changed = it.install(secret, now)
-	delete(s.told, it.op())
+	s.cure(it.op())
 	if by != s.token && secret.Kind == Leased { // replaced meanwhile, and the lease ends with it
 		it.gone = true
 		it.plan(now)
@@ -357,67 +414,29 @@ func (s *Session) install(it *item, secret *Secret, by *token) (changed bool) {
 	return changed
 }
 
-// stumble plans the next try after a failure, not later than a time at which something else would have to be done; zero:
-// there is none. What is in hand is kept.
-func (s *Session) stumble(ctx context.Context, u *upkeep, err error, latest time.Time) {
+// stumble plans the next try after a failure, not later than a time at which something else has to be done: near the end of the lease and at its end.
+// What is in hand is kept.
+func (s *Session) stumble(ctx context.Context, u *upkeep, err error, l Lease) {
 	if ctx.Err() != nil {
 		return
 	}
 	_, class := about(err)
 	now := time.Now()
 	s.mu.Lock()
-	u.at, u.class = now.Add(u.patient.Next()), class
-	if latest.After(now) && latest.Before(u.at) {
-		u.at = latest
+	u.at = now.Add(u.patient.Next())
+	for _, latest := range []time.Time{l.lastCall(), l.Ends} {
+		if latest.After(now) && latest.Before(u.at) {
+			u.at = latest
+		}
 	}
+	if u.failing.IsZero() {
+		u.failing = u.since
+	}
+	if timedOut(err) {
+		u.slow++
+	}
+	u.class, u.why = class, err
 	s.client.logger.Debug("try again", "in", u.at.Sub(now), "accessor", s.token.Accessor, "error", err)
 	s.mu.Unlock()
 	s.complain(err)
-}
-
-// complain tells of trouble once: the beginning of an outage, and each other problem until what failed succeeds.
-func (s *Session) complain(err error) {
-	op, class := about(err)
-	s.mu.Lock()
-	known := s.told[op] == class
-	if class == ErrUnavailable {
-		known = !s.downAt.IsZero()
-	}
-	switch {
-	case known:
-	case class == ErrUnavailable:
-		s.downAt = time.Now()
-	default:
-		if s.told == nil {
-			s.told = map[string]error{}
-		}
-		s.told[op] = class
-	}
-	s.mu.Unlock()
-	switch {
-	case known:
-	case class == ErrUnavailable:
-		s.tell(Outage, "the last known good secrets stay in use: "+err.Error())
-	default:
-		s.tell(Problem, err.Error())
-	}
-}
-
-// fine forgets the complaint about what has succeeded now.
-func (s *Session) fine(op string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.told, op)
-}
-
-// errForeign stands for what Login.JWT returns.
-var errForeign = errors.New("no identity")
-
-// about is what an error is about and how it is classed, which stay the same when its wording does not.
-func about(err error) (op string, class error) {
-	var e *Error
-	if errors.As(err, &e) {
-		return e.Op, e.Class
-	}
-	return "", errForeign
 }

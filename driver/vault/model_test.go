@@ -470,7 +470,7 @@ func (m *model) check() {
 		life := m.Creds[strings.TrimPrefix(path, "database/creds/")].TTL
 		must.False(m, is && ended.Sub(m.calm) > life, must.Sprintf("%s is in use, and was not renewed", user))
 	}
-	outages := m.told(vault.Outage) - m.told(vault.Recovered)
+	outages := m.told(vault.Outage) - m.says("Vault answers again")
 	must.Between(m, 0, outages, 1)
 	news := m.events + m.told(vault.Replaced) // another token may be told other things
 	must.LessEq(m, perTrouble*news, m.told(vault.Problem), must.Sprint("the same is told again and again"))

@@ -27,7 +27,7 @@ var outages = map[string]struct {
 	"a standby":         {fault: vaulttest.Fault{Status: 473}},
 	"losing answers":    {fault: vaulttest.Fault{Lose: true}, acts: true},
 	"cutting answers":   {fault: vaulttest.Fault{Body: `{"auth": {"client`}, acts: true},
-	"slow":              {fault: vaulttest.Fault{Slow: 30 * time.Second}, acts: true, answers: true},
+	"slow":              {fault: vaulttest.Fault{Slow: 3 * time.Second}, acts: true, answers: true},
 }
 
 // Whatever the fault and however long: nobody has to do anything meanwhile, one notice says that it began and one that it is
@@ -102,4 +102,22 @@ func (b *bench) fails(f vaulttest.Fault) (mend func()) {
 	}
 	b.Down(true)
 	return func() { b.Down(false) }
+}
+
+// A Vault that takes half a minute to answer is asked with more and more patience: it is told to be away until that is known, and nothing ends.
+func TestVerySlowVaultIsWaitedFor(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
+		b.Put("secret/app", map[string]any{"k": "v"})
+		s := b.tasks(1)[0]
+		mend := b.Break(vaulttest.Fault{Slow: 30 * time.Second})
+		time.Sleep(8 * time.Hour)
+		must.False(b, changed(s))
+		must.Between(b, 1, b.told(vault.Outage), 3) // one each for the token, the lease and the secret
+		must.Eq(b, b.told(vault.Outage), b.told(vault.Recovered))
+		must.Eq(b, 1, b.Logins())
+		must.Eq(b, 1, b.Minted())
+		mend()
+		b.end(s)
+	})
 }

@@ -33,6 +33,9 @@ type question struct {
 	err    error
 }
 
+// questionsMost bounds the questions of a reading, each of which is kept current by itself.
+const questionsMost = 2048
+
 // Begin starts a reading. With fresh set, secrets without a lease are read again even when an answer is at hand: a task
 // that starts anew sees what is in Vault now, and its leases are kept.
 func (s *Session) Begin(fresh bool) *Reading {
@@ -53,6 +56,11 @@ func (r *Reading) Read(ctx context.Context, req Request) (*Secret, error) {
 	key := req.key()
 	r.mu.Lock()
 	q, asked := r.questions[key]
+	if !asked && len(r.questions) >= questionsMost {
+		r.mu.Unlock()
+		return nil, &Error{Class: ErrInvalid, Op: string(req.Op) + " " + req.Path, Final: true,
+			Detail: fmt.Sprintf("the task asks Vault for more than %d secrets", questionsMost), Hint: "put what belongs together into one secret"}
+	}
 	if !asked {
 		q = &question{done: make(chan struct{})}
 		r.questions[key] = q
@@ -158,7 +166,7 @@ func (r *Reading) first(ctx context.Context, key string, req Request) (*Secret, 
 	var by *token
 	more := func(err error) bool { return r.s.missed(key, err) }
 	tell := func(why error) { r.waits.Do(func() { r.s.await(why, "Vault to "+string(req.Op)+" "+req.Path) }) }
-	err := sparingly(ctx, tell, r.s.answers, more, func() (err error) {
+	err := sparingly(ctx, tell, r.s.answers, more, func(ctx context.Context) (err error) {
 		secret, by, err = r.s.fetch(ctx, req)
 		return err
 	})

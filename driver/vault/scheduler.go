@@ -176,6 +176,25 @@ func (s *scheduler) nudge() {
 	}
 }
 
+// crowd lets as many do something at once as it has room for. Who takes longer than makesRoom is not counted any more, so that those that hang keep
+// nobody out for long.
+type crowd chan struct{}
+
+// enter waits for a place. The error is that of ctx.
+func (c crowd) enter(ctx context.Context) (leave func(), err error) {
+	select {
+	case c <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	free := sync.OnceFunc(func() { <-c })
+	timer := time.AfterFunc(makesRoom, free)
+	return func() {
+		timer.Stop()
+		free()
+	}, nil
+}
+
 // earlier returns the earlier of two times, of which a zero one means never.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || (!b.IsZero() && b.Before(a)) {

@@ -59,8 +59,8 @@ type Session struct {
 	role, namespace string
 	chore           *chore
 	logins          turn           // taken for a login, so that a token that many miss is replaced once
-	telling         sync.Mutex     // held while notify runs
-	asks            sync.WaitGroup // answers that readings wait for: no new ones once the session is closed
+	telling         sync.Mutex     // held while a notice is decided on and told
+	asks            sync.WaitGroup // who asks Vault for the session: nobody new once it is closed
 
 	mu       sync.Mutex // guards what follows
 	login    Login      // its sources of tokens
@@ -69,18 +69,22 @@ type Session struct {
 	token    *token
 	lease    Lease   // of token, as renewed since
 	upkeep   upkeep  // of token
+	revoking upkeep  // of spent
 	doubted  bool    // the token is from a saved state and Vault has not been asked whether it lives
 	refused  refusal // of the last login
 	missing  int     // logins in a row whose answer got lost
 	items    map[string]*item
-	readings int       // how many were begun
-	used     int       // number of the token that the committed reading showed
-	news     bool      // something changed that Changed has not told yet
-	retired  []*token  // replaced, but in use
-	spent    []spent   // leases and tokens that nothing uses any more
-	leaves   bool      // the policies do not grant sys/leases/revoke: leases are left to end
-	downAt   time.Time // since when Vault cannot be reached, zero: it can
-	told     map[string]error
+	readings int                // how many were begun
+	used     int                // number of the token that the committed reading showed
+	news     bool               // something changed that Changed has not told yet
+	newsAt   time.Time          // since when
+	retired  []*token           // replaced, but in use
+	spent    []spent            // leases and tokens that nothing uses any more
+	leaves   bool               // the policies do not grant sys/leases/revoke: leases are left to end
+	downAt   time.Time          // since when the outage lasts that was told, zero: there is none
+	told     map[string]problem // by what failed
+	cured    string             // what failed last of those that were told and have succeeded since
+	broken   bool               // upkeep has ended by a panic
 	closed   bool
 	closedAt time.Time
 }
@@ -125,7 +129,7 @@ func (s *Session) firstToken(ctx context.Context) error {
 		what = "Vault to make a token"
 	}
 	tell := func(why error) { s.await(why, what) }
-	return sparingly(ctx, tell, s.client.answers, func(error) bool { return true }, func() (err error) {
+	return sparingly(ctx, tell, s.client.answers, func(error) bool { return true }, func(ctx context.Context) (err error) {
 		s.token, err = s.obtain(ctx, ctx, 1)
 		return err
 	})
@@ -151,14 +155,15 @@ func (c *Client) newSession(o Options) *Session {
 const untold = 2 * time.Second
 
 // patiently repeats try while waiting can help and ctx lasts, and tells once that it waits, and why, nil where there is no error yet. An attempt that
-// ctx cut short says less than the one before it.
-func patiently(ctx context.Context, tell func(why error), try func() error) error {
+// ctx cut short says less than the one before it. try gets a context in which each request may take
+// longer than in the one before.
+func patiently(ctx context.Context, tell func(why error), try func(context.Context) error) error {
 	quick := Backoff{First: 200 * time.Millisecond, Most: 5 * time.Second}
 	var before error
 	reasons := make(chan error, 1)
 	defer tellLate(reasons, tell)()
-	for {
-		err := try()
+	for tries := 0; ; tries++ {
+		err := try(limited(ctx, patience(tries)))
 		switch {
 		case err == nil:
 			return nil
@@ -191,10 +196,11 @@ func tellLate(reasons <-chan error, tell func(why error)) (stop func() bool) {
 // sparingly is patiently for what leaves something behind when its answer gets lost: a lease, or a token that nobody can revoke
 // any more. After that it goes on only when Vault is known to answer, and not more often than the budget of a lease; more is
 // told of each loss and says whether the budget allows another.
-func sparingly(ctx context.Context, tell func(error), answers func(context.Context) error, more func(error) bool, try func() error) error {
+func sparingly(ctx context.Context, tell func(error), answers func(context.Context) error, more func(error) bool,
+	try func(context.Context) error) error {
 	var last error
 	misses := 0
-	return patiently(ctx, tell, func() error {
+	return patiently(ctx, tell, func(ctx context.Context) error {
 		if misses > 0 {
 			switch err := answers(ctx); {
 			case Transient(err):
@@ -203,7 +209,7 @@ func sparingly(ctx context.Context, tell func(error), answers func(context.Conte
 				return err
 			}
 		}
-		if last = try(); !lost(last) {
+		if last = try(ctx); !lost(last) {
 			return last
 		}
 		if misses++; misses < mintsPerLife && more(last) {
@@ -271,21 +277,6 @@ func (s *Session) Listen(o Options) {
 	}
 }
 
-// Trouble returns what is wrong with the session at this moment, one line for each, without secrets; nil: all is well.
-func (s *Session) Trouble() []string { return nil }
-
-func (s *Session) tell(kind NoticeKind, text string) {
-	s.mu.Lock()
-	notify := s.notify
-	s.mu.Unlock()
-	if notify == nil {
-		return
-	}
-	s.telling.Lock()
-	defer s.telling.Unlock()
-	notify(Notice{kind, text})
-}
-
 func (s *Session) nudge() {
 	s.mu.Lock()
 	changed := s.changed
@@ -312,7 +303,7 @@ func (s *Session) behind() bool {
 // wake asks the scheduler to run step when the earliest thing is due.
 func (s *Session) wake() {
 	s.mu.Lock()
-	at := s.next()
+	at := s.next(time.Now())
 	s.mu.Unlock()
 	if !at.IsZero() {
 		s.chore.Wake(at)
@@ -320,13 +311,19 @@ func (s *Session) wake() {
 }
 
 // next is the earliest deadline of the session. Call with mu held.
-func (s *Session) next() time.Time {
-	at := s.upkeep.at
+func (s *Session) next(now time.Time) (at time.Time) {
 	for it := range s.kept {
-		at = earlier(at, it.at)
+		at = earlier(at, it.upkeep.next())
 	}
-	for _, sp := range s.spent {
-		at = earlier(at, sp.After)
+	if free, more := s.places(now); free == 0 && !at.IsZero() {
+		at = later(at, more)
+	}
+	at = earlier(at, s.upkeep.next())
+	if s.revoking.since.IsZero() {
+		at = earlier(at, s.spentAt())
+	}
+	if s.news {
+		at = earlier(at, s.newsAt.Add(gatherWithin))
 	}
 	return at
 }
@@ -343,6 +340,11 @@ func (s *Session) Close(ctx context.Context) error {
 	s.mu.Unlock()
 	s.chore.End()
 	s.asks.Wait()
+	leave, err := s.client.revoking.enter(ctx)
+	if err != nil {
+		return &Error{Class: ErrUnavailable, Op: "revoke token", Detail: "many others are before it"}
+	}
+	defer leave()
 	tokens, issued := s.belongings()
 	first := s.endAll(ctx, issued)
 	for _, t := range tokens {

@@ -14,6 +14,7 @@ type spent struct {
 	Certificate *certificate `json:"certificate,omitempty"` // or the certificate, whose serial number the ID is
 	Token       *token       `json:"token,omitempty"`       // or the token
 	After       time.Time    `json:"after"`                 // zero: when the session is closed
+	Ends        time.Time    `json:"ends,omitzero"`         // by itself; zero: that is not known
 }
 
 // certificate is what Vault wants to see before it revokes a certificate that has no lease.
@@ -28,15 +29,36 @@ func (s *Session) spend(it *item, now time.Time, grace time.Duration) {
 	sp, ok := it.revocation()
 	known := slices.ContainsFunc(s.spent, func(other spent) bool { return other.ID == sp.ID })
 	if ok && !known && grace >= 0 && !(s.leaves && sp.Certificate == nil) {
-		sp.After = now.Add(grace)
+		sp.After, sp.Ends = now.Add(grace), it.lease.Ends
 		s.spent = append(s.spent, sp)
 	}
+}
+
+// forgetEnded drops what has ended by itself, long enough ago for any clock: without it the old tokens of a task that is never told of new ones would
+// be kept for ever. Call with mu held.
+func (s *Session) forgetEnded(now time.Time) {
+	s.spent = slices.DeleteFunc(s.spent, func(sp spent) bool {
+		ends := sp.Ends
+		if sp.Token != nil {
+			ends = sp.Token.Lease.Ends
+		}
+		return !ends.IsZero() && now.After(ends.Add(time.Minute))
+	})
+}
+
+// spentAt is when the next of what was spent is to be revoked, zero: nothing is. Call with mu held.
+func (s *Session) spentAt() (at time.Time) {
+	for _, sp := range s.spent {
+		at = earlier(at, sp.After)
+	}
+	return at
 }
 
 // retire notes for revocation the tokens before the one in use: what was read with them has been read anew with this one.
 // Their leases end with them, so a negative grace keeps them until the session is closed, and none is revoked while what is in use
 // is the last known good of a lease that could not be replaced yet. Call with mu held.
 func (s *Session) retire(now time.Time, grace time.Duration) {
+	s.forgetEnded(now)
 	for _, it := range s.items {
 		if it.gone && it.used == it.secret {
 			return
@@ -67,7 +89,7 @@ func (s *Session) revokeSpent(ctx context.Context) {
 		}
 		sp, t := s.spent[i], s.token
 		s.mu.Unlock()
-		err := s.end(ctx, t, sp)
+		err := s.end(s.attempt(ctx, &s.revoking, time.Time{}), t, sp)
 		if ctx.Err() != nil {
 			return // Close does it
 		}

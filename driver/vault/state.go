@@ -117,6 +117,7 @@ const verifyWithin = 3 * time.Second
 func (s *Session) resume(in *saved, now time.Time) {
 	s.token, s.lease, s.used, s.leaves = in.Token, in.Lease.resumed(now), in.Used, in.Leaves
 	s.retired, s.spent = in.Retired, in.Spent
+	s.forgetEnded(now)
 	s.doubted, s.upkeep.at = true, now.Add(fraction(verifyWithin, s.lease.Jitter))
 	for _, one := range in.Items {
 		it := newItem(one.Request, one.Secret)

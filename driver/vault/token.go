@@ -110,13 +110,21 @@ func remaining(known *api.Secret, now time.Time) Lease {
 	return newLease("", ttl, false, now)
 }
 
+// loginOp is what errors say a login is.
+func (s *Session) loginOp() string {
+	op := fmt.Sprintf("log in to vault %q", s.client.cluster.Name)
+	if s.role != "" {
+		op += fmt.Sprintf(" with role %q", s.role)
+	}
+	return op
+}
+
 // logIn exchanges a JWT for the session's token number n, once, without patience.
 func (s *Session) logIn(ctx context.Context, jwt string, n int) (*token, error) {
 	c := s.client
-	op := fmt.Sprintf("log in to vault %q", c.cluster.Name)
+	op := s.loginOp()
 	body := map[string]any{"jwt": jwt}
 	if s.role != "" {
-		op += fmt.Sprintf(" with role %q", s.role)
 		body["role"] = s.role
 	}
 	as, err := c.as("", s.namespace)
@@ -266,8 +274,14 @@ func (s *Session) replaceToken(t *token) {
 		s.retired = append(s.retired, &old)
 	}
 	now := time.Now()
+	s.gather(now, nil)
 	s.loseLeases(now)
-	s.token, s.lease, s.doubted, s.leaves, s.news = t, t.Lease, false, false, true
+	s.token, s.lease, s.doubted, s.leaves = t, t.Lease, false, false
+	for op, p := range s.told { // of logins: the notice that follows says that they work
+		if p.class == errForeign || op == s.loginOp() {
+			delete(s.told, op)
+		}
+	}
 	s.upkeep.well(t.due(t.Lease, now))
 	s.mu.Unlock()
 	s.wake()
@@ -288,6 +302,7 @@ func (s *Session) loseLeases(now time.Time) {
 		it.hold(it.secret, it.lease, now) // a token that could not be renewed lives to its end, and its leases as long
 		it.gone = true
 		it.plan(now)
+		it.gather = !it.at.IsZero()
 	}
 }
 

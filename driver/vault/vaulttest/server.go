@@ -61,6 +61,9 @@ type Fault struct {
 	Slow   time.Duration // act, and answer only after that long
 	Forget bool          // while it is slow: what it makes for who hangs up before the answer has no lease and ends by its TTL only
 	Body   string        // act, and answer this instead
+	Each   int           // only each of so many requests, not those between; zero: all
+
+	seen int // requests that match
 }
 
 // Server is one Vault, with mounts secret/ (KV v2), kv/ (KV v1), database/, pki/ and auth/jwt-nomad/. Its exported fields
@@ -531,7 +534,10 @@ func (s *Server) note(call, namespace string) Fault {
 	defer s.mu.Unlock()
 	s.calls, s.asked[namespace] = append(s.calls, call), true
 	for _, f := range s.faults {
-		if strings.HasPrefix(call, f.Match) {
+		if !strings.HasPrefix(call, f.Match) {
+			continue
+		}
+		if f.seen++; f.Each == 0 || f.seen%f.Each == 0 {
 			return *f
 		}
 	}
