@@ -2,7 +2,10 @@ package vault_test
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -38,6 +41,64 @@ func BenchmarkIdleSessions(b *testing.B) {
 		sessions, client = nil, nil
 		b.ReportMetric(float64(full-heap())/tasks, "bytes/session") // the server's part stays
 	}
+}
+
+// BenchmarkPunctuality renews the 6 s leases of 20 tasks for a minute beside tasks of a cluster that hangs, and reports how much later than planned
+// that happens, as a share of the TTL.
+func BenchmarkPunctuality(b *testing.B) {
+	const ttl, lasts, beside = 6 * time.Second, time.Minute, 20
+	for _, tasks := range []int{0, 100, 1000} {
+		b.Run(fmt.Sprintf("hung=%d", tasks), func(b *testing.B) {
+			hung, well := vaulttest.New(b), vaulttest.New(b)
+			for _, server := range []*vaulttest.Server{hung, well} {
+				server.Creds["app"] = vaulttest.Creds{TTL: ttl}
+			}
+			openMany(b, hung, tasks)
+			var late []float64
+			for b.Loop() {
+				sessions := openMany(b, well, beside)
+				hung.Break(vaulttest.Fault{Hang: true})
+				time.Sleep(lasts)
+				for _, s := range sessions {
+					late = append(late, lateness(b, well, s, ttl)...)
+				}
+			}
+			slices.Sort(late)
+			b.ReportMetric(100*late[len(late)/2], "%TTL-p50")
+			b.ReportMetric(100*late[len(late)*99/100], "%TTL-p99")
+		})
+	}
+}
+
+// openMany opens sessions with a lease each.
+func openMany(b *testing.B, server *vaulttest.Server, tasks int) (sessions []*vault.Session) {
+	client, err := vault.NewClient(server.Cluster(), hclog.NewNullLogger())
+	must.NoError(b, err)
+	b.Cleanup(client.Close)
+	server.Put("secret/a", map[string]any{"k": "v"})
+	for range tasks {
+		sessions = append(sessions, openOne(b, client, server))
+	}
+	return sessions
+}
+
+// lateness is by how much later than planned the session's lease was renewed, each time, as a share of its TTL. It is planned by the lease's jitter.
+func lateness(b *testing.B, server *vaulttest.Server, s *vault.Session, ttl time.Duration) (late []float64) {
+	state, err := s.Save()
+	must.NoError(b, err)
+	var saved struct{ Items []struct{ Lease vault.Lease } }
+	must.NoError(b, json.Unmarshal(state, &saved))
+	for _, item := range saved.Items {
+		if item.Lease.ID == "" {
+			continue
+		}
+		times := server.Renewals(item.Lease.ID)
+		for i := range times[1:] {
+			late = append(late, float64(times[i+1].Sub(times[i]))/float64(ttl)-0.5-item.Lease.Jitter/6)
+		}
+	}
+	must.SliceNotEmpty(b, late)
+	return late
 }
 
 func openOne(b *testing.B, client *vault.Client, server *vaulttest.Server) *vault.Session {

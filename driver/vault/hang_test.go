@@ -1,6 +1,7 @@
 package vault_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"strings"
@@ -228,5 +229,60 @@ func TestDeathOfALeaseIsTold(t *testing.T) {
 		b.generation(s, 0, creds)
 		must.SliceEmpty(b, s.Trouble())
 		b.end(s)
+	})
+}
+
+// A fault of ours in the upkeep of one session is in the log without the value, which could be a secret; a neighbour does not notice.
+func TestPanicEndsTheUpkeepOfOneSession(t *testing.T) {
+	var logged bytes.Buffer
+	bubble(t, func(b *bench) {
+		client, err := vault.NewClient(b.Cluster(), hclog.New(&hclog.LoggerOptions{Output: &logged}))
+		must.NoError(b, err)
+		b.Cleanup(client.Close)
+		options := b.options()
+		jwt, logins := options.Login.JWT, 0
+		options.Login.JWT = func(ctx context.Context) (string, error) {
+			if logins++; logins > 1 {
+				panic(vaulttest.Planted)
+			}
+			return jwt(ctx)
+		}
+		broken := use(b.T, client, options, creds)
+		neighbour := use(b.T, client, vault.Options{Login: b.Login("app")}, creds)
+		b.RevokeTokens()
+		time.Sleep(2 * time.Hour)
+		must.Eq(b, 1, b.told(vault.Broken), must.Sprint(b.heard()))
+		must.Eq(b, 1, len(broken.Trouble()))
+		must.True(b, changed(neighbour))
+		must.Len(b, 1, b.Tokens())
+		must.NoError(b, broken.Close(b.Context()))
+		must.NoError(b, neighbour.Close(b.Context()))
+		must.Len(b, 0, b.Tokens())
+	})
+	must.StrContains(t, logged.String(), "panic in the upkeep of a session")
+	must.StrContains(t, logged.String(), "hang_test.go")
+	must.StrNotContains(t, logged.String(), vaulttest.Planted)
+}
+
+// A renewal that comes in the last moment can lose to the revocation that Vault has begun: a look soon after it finds out.
+func TestLateRenewalIsRepeated(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.SetRole("app", vaulttest.Role{TTL: 24 * time.Hour})
+		b.Creds["app"] = vaulttest.Creds{TTL: 2 * time.Hour}
+		s := b.open()
+		b.generation(s, 0, creds)
+		mend := b.Break(vaulttest.Fault{Match: "PUT sys/leases/renew", Status: 500})
+		b.Break(vaulttest.Fault{Match: "GET database/", Status: 500})
+		time.Sleep(110 * time.Minute)
+		must.False(b, changed(s))
+		renewals := b.Calls("PUT sys/leases/renew")
+		mend()
+		for b.Calls("PUT sys/leases/renew") == renewals {
+			time.Sleep(time.Second)
+		}
+		time.Sleep(5 * time.Second)
+		must.Eq(b, renewals+2, b.Calls("PUT sys/leases/renew"))
+		time.Sleep(5 * time.Minute)
+		must.Eq(b, renewals+2, b.Calls("PUT sys/leases/renew"))
 	})
 }

@@ -202,6 +202,7 @@ func (s *Server) sys(path string, body map[string]any) answer {
 		}
 		var granted time.Duration
 		granted, l.ends = extend(l.creds.TTL, l.max)
+		l.renewed = append(l.renewed, time.Now())
 		return reply(map[string]any{"lease_id": id, "renewable": true, "lease_duration": seconds(granted)})
 	}
 	return refuse(http.StatusNotFound, "unsupported path")

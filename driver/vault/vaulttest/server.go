@@ -107,6 +107,7 @@ type lease struct {
 	token             string
 	creds             Creds
 	issued, ends, max time.Time
+	renewed           []time.Time
 	returned          bool
 	forgotten         bool // it is of no token, and none knows it
 }
@@ -334,6 +335,14 @@ func (s *Server) Issued(name string) (times []time.Time) {
 	}
 	slices.SortFunc(times, time.Time.Compare)
 	return times
+}
+
+// Renewals returns when a lease was issued, and then when it was renewed.
+func (s *Server) Renewals(lease string) []time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.leases[lease]
+	return append([]time.Time{l.issued}, l.renewed...)
 }
 
 // Neglected are the database users whose lease has ended although a renewal would have extended it, and when it ended.
