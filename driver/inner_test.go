@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
+
+	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
 // machine has the processes, which go on without the plugin that started them.
@@ -64,20 +66,24 @@ type wrapped struct {
 	calls []string
 	fails map[string]error         // by method
 	takes map[string]time.Duration // by method
+	out   map[string]bool          // methods that panic
 	deaf  bool                     // its processes do not stop before they are killed, when the timeout of a stop is over
 	exec  func(cmd []string) (*drivers.ExecTaskResult, error)
 }
 
 func newWrapped(ctx context.Context, m *machine) *wrapped {
-	return &wrapped{ctx: ctx, m: m, tasks: map[string]*process{}, fails: map[string]error{}, takes: map[string]time.Duration{}}
+	return &wrapped{ctx: ctx, m: m, tasks: map[string]*process{}, fails: map[string]error{}, takes: map[string]time.Duration{}, out: map[string]bool{}}
 }
 
 // call records a call, lets it take its time and returns the error it is to fail with.
 func (w *wrapped) call(method, about string) error {
 	w.mu.Lock()
 	w.calls = append(w.calls, strings.TrimSpace(method+" "+about))
-	takes, err := w.takes[method], w.fails[method]
+	takes, err, out := w.takes[method], w.fails[method], w.out[method]
 	w.mu.Unlock()
+	if out {
+		panic(vaulttest.Planted)
+	}
 	if takes > 0 {
 		time.Sleep(takes)
 	}
@@ -100,6 +106,12 @@ func (w *wrapped) failing(method string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.fails[method] = err
+}
+
+func (w *wrapped) panics(method string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.out[method] = true
 }
 
 func (w *wrapped) slow(method string, by time.Duration) {

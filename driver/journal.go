@@ -1,19 +1,85 @@
 package driver
 
 import (
+	"errors"
 	"fmt"
+	"maps"
+	"regexp"
+	"slices"
 	"time"
 
 	"nomad-driver-vault/driver/vault"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
 // say tells one step on the task's own log, where its author looks first, and in the agent's log.
-func (t *task) say(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
+func (t *task) say(format string, args ...any) { t.speak(hclog.Info, fmt.Sprintf(format, args...)) }
+
+// warn is say for what needs a person.
+func (t *task) warn(format string, args ...any) { t.speak(hclog.Warn, fmt.Sprintf(format, args...)) }
+
+func (t *task) speak(level hclog.Level, text string) {
 	t.pipes.say(text)
-	t.d.logger.Info(text, "alloc_id", t.cfg.AllocID, "task", t.cfg.Name)
+	t.log(level, text)
+}
+
+func (t *task) log(level hclog.Level, text string) {
+	t.d.logger.Log(level, text, "alloc_id", t.cfg.AllocID, "task", t.cfg.Name)
+}
+
+// trouble is something of a task that does not work at the moment. The zero trouble is none.
+type trouble struct {
+	text  string
+	event bool // nomad alloc status has it, too
+}
+
+func (t trouble) is() bool { return t.text != "" }
+
+// digits are what differs when the same trouble is met twice: for how long it has lasted.
+var digits = regexp.MustCompile(`[0-9]+`)
+
+// begins takes note of what does not work, and reports whether that is something new.
+func (t *trouble) begins(text string) bool {
+	known := digits.ReplaceAllString(text, "") == digits.ReplaceAllString(t.text, "")
+	t.text = text
+	return !known
+}
+
+// relieved tells that a trouble is over, which may be none, wherever it was told.
+func (t *task) relieved(was trouble) {
+	const text = "secrets are kept current again"
+	if was.is() {
+		t.say(text)
+	}
+	if was.event {
+		t.event("Vault: " + text)
+	}
+}
+
+// remindEvery is how often the agent's log is reminded of what needs a person.
+const remindEvery = 5 * time.Minute
+
+// remind writes what is wrong at this moment into the agent's log.
+func (t *task) remind() {
+	for _, text := range append(t.secrets.trouble(), t.trouble.text, t.untold.text) {
+		if text != "" {
+			t.log(hclog.Warn, "still: "+text)
+		}
+	}
+}
+
+// trouble is what is wrong with the sessions at this moment, one line for each.
+func (s *secrets) trouble() (lines []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(s.sessions)) {
+		for _, line := range s.sessions[name].Trouble() {
+			lines = append(lines, fmt.Sprintf("vault %q: %s", name, line))
+		}
+	}
+	return lines
 }
 
 // event tells the same story, shorter, in nomad alloc status. Nomad keeps ten events of a task: one for each rotation,
@@ -33,16 +99,23 @@ func (t *task) notice(n vault.Notice) {
 	if n.Kind == vault.Waiting && !t.starting.Load() {
 		return // it runs with what it has, and stay tells why it gets nothing new
 	}
-	t.say("%s", n.Text)
+	switch n.Kind {
+	case vault.Outage, vault.Problem, vault.Dead, vault.Broken:
+		t.warn("%s", n.Text)
+	default:
+		t.say("%s", n.Text)
+	}
 	switch n.Kind {
 	case vault.Outage:
 		t.event("Vault unavailable: %s", n.Text)
 	case vault.Recovered:
 		t.event("%s", n.Text)
-	case vault.Problem, vault.Waiting:
+	case vault.Problem, vault.Waiting, vault.Dead:
 		t.event("Vault: %s", n.Text)
 	case vault.Replaced:
 		go t.save()
+	case vault.Broken:
+		t.breaks(errors.New(n.Text))
 	}
 }
 

@@ -104,7 +104,7 @@ func (e *pipe) write() (*os.File, error) {
 // for our words. At most PIPE_BUF bytes are written at once, so that the line is never mixed with the task's own.
 func (p *pipes) say(text string) {
 	const most = 4000
-	line := p.prefix + strings.ReplaceAll(text, "\n", " ")
+	line := p.prefix + time.Now().UTC().Format(time.RFC3339) + " " + strings.ReplaceAll(text, "\n", " ")
 	if len(line) > most {
 		line = line[:most] + "..."
 	}

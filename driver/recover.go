@@ -111,7 +111,7 @@ func (t *task) reattach() (*left, error) {
 	if old != nil {
 		t.adopt(old)
 	}
-	t.current, t.recovered = &generation{output: t.record.Once}, true
+	t.current, t.recovered, t.tookOver = &generation{output: t.record.Once}, true, time.Now()
 	t.quiet = time.After(0) // render what was rendered before: the same bytes mean that nothing happened
 	return nil, nil
 }

@@ -193,7 +193,10 @@ func (r *renderer) execute(ctx context.Context, g, last *generation) error {
 	errs := make([]error, len(r.makers))
 	for i, b := range r.conf.blocks {
 		all.Go(func() {
-			outputs[i], errs[i] = r.makers[i](ctx, g.pass.source(b.Vault, b.every), template.Input{Env: r.cfg.Env, Root: task, Alloc: alloc})
+			errs[i] = r.secrets.d.guard(r.secrets.key, b.name, func() (err error) {
+				outputs[i], err = r.makers[i](ctx, g.pass.source(b.Vault, b.every), template.Input{Env: r.cfg.Env, Root: task, Alloc: alloc})
+				return err
+			})
 			if rendered, ok := last.once(b); ok { // it was executed all the same: what nobody asks for any more is revoked
 				outputs[i], errs[i] = rendered, nil
 			}

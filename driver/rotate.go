@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"strings"
 	"time"
 
+	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
@@ -19,9 +19,12 @@ import (
 const (
 	// rerender bounds one attempt to make the next generation of a running task; there is always another.
 	rerender = 30 * time.Second
-	// unreadFor is how long a restart waits for somebody to read the task's log. An agent that is being restarted has its
+	// unreadFor is how long a restart waits for somebody to read the task's log until that is told. An agent that is being restarted has its
 	// log collectors back by then; nobody else starts one but a start of the task.
 	unreadFor = time.Minute
+	// apiWithin is how long an agent may take, after a task was taken over, to make the socket of the task API anew, and apiEvery how often that is
+	// looked at. It recovers the task before (client/allocrunner/taskrunner/task_runner.go, Restore).
+	apiWithin, apiEvery = 15 * time.Second, time.Second / 2
 )
 
 type rendered struct {
@@ -59,8 +62,12 @@ func (t *task) render() {
 	go func() {
 		ctx, cancel := context.WithTimeout(t.ctx, rerender)
 		defer cancel()
-		next, err := t.make.render(ctx, last, false)
-		result <- rendered{next, err}
+		var r rendered
+		r.err = t.guard("rendering", func() (err error) {
+			r.next, err = t.make.render(ctx, last, false)
+			return err
+		})
+		result <- r
 	}()
 }
 
@@ -69,7 +76,7 @@ func (t *task) render() {
 func (t *task) take(r rendered) {
 	t.rendered = nil
 	// After trouble it is written in any case: a part of the generation that failed may be there, and the secrets be the old ones again.
-	if r.err == nil && (t.trouble != "" || !maps.Equal(r.next.sums, t.current.sums)) {
+	if r.err == nil && (t.trouble.is() || !maps.Equal(r.next.sums, t.current.sums)) {
 		t.reached("rendered")
 		r.err = t.write(r.next)
 		t.reached("written")
@@ -79,7 +86,8 @@ func (t *task) take(r rendered) {
 		t.stay(r.err)
 		return
 	}
-	t.current, t.trouble = r.next, ""
+	was := t.trouble
+	t.current, t.trouble = r.next, trouble{}
 	t.retry.Reset()
 	t.pending = r.next.against(t.record.Told, &t.conf)
 	switch {
@@ -92,25 +100,26 @@ func (t *task) take(r rendered) {
 		if t.pending.silent {
 			t.say("rendered anew: %s; the task is not told (change_mode noop)", t.pending)
 			t.event("Secrets changed: %s; noop", t.pending)
+		} else {
+			t.relieved(was)
 		}
 		t.told(t.pending.grace())
 	}
 	t.reached("planned")
 }
 
-// digits are what differs when the same trouble is told twice: for how long it has lasted.
-var digits = regexp.MustCompile(`[0-9]+`)
-
 // stay keeps the generation in use and tries again later. The same trouble is told once.
 func (t *task) stay(err error) {
-	t.quiet = time.After(t.retry.Next())
-	trouble := digits.ReplaceAllString(err.Error(), "")
-	if trouble == t.trouble {
+	if errors.Is(err, taskapi.ErrUnavailable) && time.Since(t.tookOver) < apiWithin {
+		t.quiet = time.After(apiEvery)
 		return
 	}
-	t.trouble = trouble
-	t.say("the last known good secrets stay in use: %v", err)
-	if !vault.Transient(err) { // of an outage the session has told
+	t.quiet = time.After(t.retry.Next())
+	if !t.trouble.begins("the last known good secrets stay in use: " + err.Error()) {
+		return
+	}
+	t.warn("%s", t.trouble.text)
+	if t.trouble.event = !vault.Transient(err); t.trouble.event { // of an outage the session has told
 		t.event("Secrets not updated: %v", err)
 	}
 }
@@ -121,7 +130,7 @@ func (t *task) told(grace time.Duration) {
 	if t.record.Doubted {
 		grace = -1
 	}
-	t.pending, t.splay, t.unreadAt, t.untold = change{}, nil, time.Time{}, ""
+	t.pending, t.splay, t.unreadAt, t.untold = change{}, nil, time.Time{}, trouble{}
 	t.reached("told")
 	t.current.pass.commit(grace)
 	t.reached("committed")
@@ -151,7 +160,7 @@ func (t *task) tell(rest []action, so attempt) state {
 		return func() state { return t.acted(so) }
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- t.do(rest[0]) }()
+	go func() { ended <- t.guard("telling the task", func() error { return t.do(rest[0]) }) }()
 	var telling state
 	telling = func() state {
 		select {
@@ -202,8 +211,7 @@ func (t *task) acted(so attempt) state {
 		t.told(t.pending.grace())
 		return t.running
 	}
-	if why := digits.ReplaceAllString(strings.Join(so.failed, ", "), ""); why != t.untold {
-		t.untold = why
+	if t.untold.begins(strings.Join(so.failed, ", ")) {
 		t.report(did + "; trying again")
 	}
 	t.remember(func(r *record) { r.Told = t.current.knownBut(so.undone, r.Told, &t.conf) })
@@ -267,14 +275,15 @@ func (t *task) restart() state {
 	return t.halt()
 }
 
-// unread is when nobody reads the task's log: the new process would hang at its first lines. The agent may be about to
-// start a log collector, and so the restart is tried again for a while.
+// unread is when nobody reads the task's log: the new process would hang at its first lines. The one that is there goes on with the last known
+// good secrets, and the restart is tried again without end: the agent may be about to start a log collector.
 func (t *task) unread(err error) state {
-	switch {
-	case t.unreadAt.IsZero():
+	if t.unreadAt.IsZero() {
 		t.unreadAt = time.Now()
-	case time.Since(t.unreadAt) > unreadFor:
-		return t.fail(fmt.Errorf("restart: %w", err))
+	}
+	if time.Since(t.unreadAt) > unreadFor && t.untold.begins(fmt.Sprintf("the restart waits: %v", err)) {
+		t.warn("%s changed; %s", t.pending, t.untold.text)
+		t.event("Secrets changed: %s; %s", t.pending, t.untold.text)
 	}
 	t.splay = time.After(time.Second)
 	return t.running
@@ -284,7 +293,11 @@ func (t *task) unread(err error) state {
 // the restart: Nomad's own stop comes with a timeout of its own, and a signal is for the process that is there.
 func (t *task) halt() state {
 	over := make(chan error, 1)
-	go func() { over <- ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, t.conf.killTimeout, t.conf.KillSignal)) }()
+	go func() {
+		over <- t.guard("stopping the process", func() error {
+			return ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, t.conf.killTimeout, t.conf.KillSignal))
+		})
+	}()
 	signals := t.signals
 	var exit <-chan *drivers.ExitResult // looked at once StopTask is over
 	var halting state

@@ -46,7 +46,7 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 		err = errReplaced
 	}
 	if err != nil {
-		t.say(notStarted, err)
+		t.warn(notStarted, err)
 		t.undo()
 		d.forget(t)
 		return nil, nil, err
@@ -68,7 +68,7 @@ func (d *Driver) refuse(cfg *drivers.TaskConfig, log *pipes, err error) {
 	text := fmt.Sprintf(notStarted, err)
 	log.say(text)
 	log.close()
-	d.logger.Info(text, "alloc_id", cfg.AllocID, "task", cfg.Name)
+	d.logger.Warn(text, "alloc_id", cfg.AllocID, "task", cfg.Name)
 }
 
 func (d *Driver) log(cfg *drivers.TaskConfig) *pipes {
@@ -79,7 +79,7 @@ func (d *Driver) log(cfg *drivers.TaskConfig) *pipes {
 func (d *Driver) newTask(cfg *drivers.TaskConfig, log *pipes) (*task, error) {
 	t := &task{d: d, cfg: cfg, op: d.configured(), pipes: log, retry: vault.Backoff{First: time.Second, Most: time.Minute},
 		begun: make(chan struct{}), asked: make(chan struct{}),
-		stops: make(chan stopRequest), signals: make(chan signalRequest), done: make(chan struct{})}
+		stops: make(chan stopRequest), signals: make(chan signalRequest), broken: make(chan error, 1), done: make(chan struct{})}
 	if err := cfg.DecodeDriverConfig(&t.conf); err != nil {
 		return nil, fmt.Errorf("decode config block: %w", err)
 	}

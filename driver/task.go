@@ -48,6 +48,7 @@ type task struct {
 
 	stops   chan stopRequest
 	signals chan signalRequest
+	broken  chan error    // has the error that the task is to end with, once something in it is out of order
 	done    chan struct{} // closed when the task has ended for good; result is set then
 	result  *drivers.ExitResult
 
@@ -58,14 +59,17 @@ type task struct {
 	splay    <-chan time.Time           // fires when it is to be told
 	quiet    <-chan time.Time           // fires when to render: no change has come for a while
 	latest   time.Time                  // when to render though changes keep coming
+	reminder *time.Ticker               // of what is wrong, for the agent's log
 	rendered chan rendered              // of the attempt under way, nil when there is none
 	unreadAt time.Time                  // since when a restart waits for a log collector
 	retry    vault.Backoff
-	trouble  string // what kept the last attempt from becoming a generation
-	untold   string // what kept the process from being told
-	stopped  bool   // Nomad asked for the end
+	trouble  trouble // what kept the last attempt from becoming a generation
+	untold   trouble // what kept the process from being told
+	panicked bool    // the task ends because of that
+	stopped  bool    // Nomad asked for the end
 
-	recovered bool // taken over from a plugin process before this one, whose death may have ended the log collector's work
+	tookOver  time.Time // from a plugin process before this one; zero: this one has started it
+	recovered bool      // taken over from a plugin process before this one, whose death may have ended the log collector's work
 
 	saving  sync.Mutex // guards what follows; run alone changes the record, but for ask, and others save it too
 	record  record
@@ -91,8 +95,10 @@ type signalRequest struct {
 type state func() state
 
 func (t *task) run() {
+	t.reminder = time.NewTicker(remindEvery)
+	defer t.reminder.Stop()
 	for next := t.running; next != nil; {
-		next = next()
+		next = t.step(next)
 	}
 	t.cancel()
 	if t.rendered != nil {
@@ -126,6 +132,11 @@ func (t *task) running() state {
 		t.take(r)
 	case <-t.splay:
 		return t.act
+	case err := <-t.broken:
+		t.warn("ended: %v", err)
+		return t.fail(err)
+	case <-t.reminder.C:
+		t.remind()
 	}
 	return t.running
 }
@@ -203,8 +214,13 @@ func (t *task) stop(timeout time.Duration, signal string) error {
 	request := stopRequest{timeout, signal, make(chan error, 1)}
 	select {
 	case t.stops <- request:
-		if err := <-request.reply; err != nil {
-			return err
+		select {
+		case err := <-request.reply:
+			if err != nil {
+				return err
+			}
+		case <-t.done: // it has ended in the middle of that
+			return nil
 		}
 	case <-t.done:
 		return nil
@@ -224,7 +240,12 @@ func (t *task) signal(name string) error {
 	request := signalRequest{name, make(chan error, 1)}
 	select {
 	case t.signals <- request:
-		return <-request.reply
+		select {
+		case err := <-request.reply:
+			return err
+		case <-t.done:
+			return fmt.Errorf("send %s: the task has ended", name)
+		}
 	case <-t.done:
 		return fmt.Errorf("send %s: the task has ended", name)
 	case <-t.d.ctx.Done():

@@ -3,12 +3,12 @@ package vault
 import (
 	"context"
 	"errors"
-	"fmt"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
+
+	"nomad-driver-vault/driver/panics"
 )
 
 const (
@@ -67,18 +67,11 @@ func (s *Session) survive() {
 	if p == nil {
 		return
 	}
-	s.client.logger.Error("panic in the upkeep of a session", "panic", panicText(p), "role", s.role, "stack", string(debug.Stack()))
+	s.client.logger.Error("panic in the upkeep of a session", "panic", panics.Text(p), "role", s.role, "stack", string(debug.Stack()))
 	s.mu.Lock()
 	s.broken = true
 	s.mu.Unlock()
 	s.tell(Broken, "internal error: the upkeep of the Vault session has ended, the agent's log says where")
-}
-
-func panicText(p any) string {
-	if err, ok := p.(runtime.Error); ok {
-		return err.Error()
-	}
-	return fmt.Sprintf("%T", p)
 }
 
 // dueItems returns what is to be looked at now, that first which has been due for longest. Call with mu held.

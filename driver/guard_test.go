@@ -1,0 +1,56 @@
+package driver
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/vault/vaulttest"
+)
+
+// A panic in the work for one task ends that task, with an error and without its process and its credentials, and a neighbour does not notice.
+func TestPanicEndsOneTask(t *testing.T) {
+	for where, panics := range map[string]func(r *run){
+		"in a call of the wrapped driver": func(r *run) { r.inner.panics("signal") },
+		"in a session's upkeep": func(r *run) {
+			tk, _ := r.task(r.cfg.ID)
+			for _, session := range tk.secrets.sessions {
+				options := tk.secrets.options(tk.conf.vault("default"))
+				options.Login.JWT = func(context.Context) (string, error) { panic(vaulttest.Planted) }
+				options.Notify = tk.notice
+				session.Listen(options)
+			}
+			r.RevokeTokens()
+		},
+		"in the task's own goroutine": func(r *run) {
+			tk, _ := r.task(r.cfg.ID)
+			reply := make(chan error)
+			close(reply) // on which nobody can send
+			tk.signals <- signalRequest{"SIGHUP", reply}
+		},
+	} {
+		t.Run(where, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.write("green")
+				r := h.start(asApp + block("local/0", kv, onSignal))
+				ended := r.wait()
+				panics(r)
+				h.write("blue")
+				select {
+				case result := <-ended:
+					must.ErrorContains(t, result.Err, "internal error")
+				case <-time.After(time.Hour):
+					t.Fatal("the task goes on")
+				}
+				must.Len(t, 0, h.machine.running())
+				must.Positive(t, h.logged("panic"))
+				must.Eq(t, 0, h.logged(vaulttest.Planted))
+				must.NoError(t, h.DestroyTask(r.cfg.ID, true))
+				after(10 * time.Minute)
+				must.Len(t, 0, h.Tokens())
+			})
+		})
+	}
+}
