@@ -36,6 +36,9 @@ func (s *Session) fetch(ctx context.Context, req Request) (*Secret, *token, erro
 
 // ask makes the request with t, and once more when t is so new that a denial need not be one.
 func (s *Session) ask(ctx context.Context, req Request, t *token) (*Secret, error) {
+	if err := CheckPath(req.Path); err != nil {
+		return nil, err
+	}
 	secret, err := s.askOnce(ctx, req, t)
 	fresh := freshToken - time.Since(t.Lease.Issued)
 	if errors.Is(err, ErrDenied) && fresh > 0 && sleep(ctx, min(fresh, freshToken/4)) {

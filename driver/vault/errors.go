@@ -31,13 +31,21 @@ var (
 	ErrUnavailable = errors.New("Vault unavailable")
 )
 
-// errNotYet is the ErrUnavailable of a login that Vault refuses for a reason which passes. It is no outage of Vault.
-var errNotYet error = notYet{}
+var (
+	// errNotYet is the ErrUnavailable of a login that Vault refuses for a reason which passes. It is no outage of Vault.
+	errNotYet error = subclass{"refused by Vault for now", ErrUnavailable}
+	// errRefused is the ErrInvalid of what is not asked of Vault, or not taken from it.
+	errRefused error = subclass{"refused", ErrInvalid}
+)
 
-type notYet struct{}
+// subclass is a class within another one.
+type subclass struct {
+	text  string
+	class error
+}
 
-func (notYet) Error() string { return "refused by Vault for now" }
-func (notYet) Unwrap() error { return ErrUnavailable }
+func (c subclass) Error() string { return c.text }
+func (c subclass) Unwrap() error { return c.class }
 
 // Error is an answer or a silence of Vault, told on one line for the person who has to mend it. It never holds a secret:
 // Vault's own messages are cleared of what looks like one, and requests are not quoted.

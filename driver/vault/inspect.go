@@ -66,6 +66,9 @@ func (c *Client) Locate(ctx context.Context, token, namespace string, req Reques
 		return Place{}, err
 	}
 	req.Path = clean(req.Path)
+	if err := CheckPath(req.Path); err != nil {
+		return Place{}, err
+	}
 	m, err := c.mountOf(ctx, as, namespace, req.Path)
 	return Place{m.apiPath(req.Op, req.Path), m.path, m.engine, m.v2}, c.fail("look up the mount of "+req.Path, err)
 }

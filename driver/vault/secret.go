@@ -2,9 +2,13 @@ package vault
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/hashicorp/vault/api"
 )
@@ -194,3 +198,50 @@ func (k Kind) due(l Lease, every time.Duration) (at time.Time, renew bool) {
 
 // clean is the path as Vault's API has it: templates may write a leading slash.
 func clean(path string) string { return strings.Trim(path, "/ ") }
+
+// CheckPath returns an error for a path that could lead elsewhere than it says. The Vault API joins what it is given as
+// path.Join does, so that ".." leaves the mount, or Vault's API altogether. What is not printable Vault itself refuses, and
+// it forges lines of logs. For Vault "%2e" is three characters, but a proxy before it may decode what it passes on.
+func CheckPath(path string) error {
+	path = clean(path)
+	for segment := range strings.SplitSeq(path, "/") {
+		if found := unsafe(decoded(segment)); found != "" {
+			return &Error{Class: errRefused, Op: fmt.Sprintf("path %q", path), Detail: "it has " + found,
+				Hint: "write the names of the mount and of what is below it, with one slash between two of them"}
+		}
+	}
+	return nil
+}
+
+// unsafe is what makes a segment of a path one that is refused, empty where nothing does.
+func unsafe(segment string) string {
+	unprintable := func(r rune) bool { return !unicode.IsPrint(r) }
+	switch {
+	case segment == "":
+		return "an empty segment"
+	case segment == ".", segment == "..":
+		return fmt.Sprintf("the segment %q", segment)
+	case strings.Contains(segment, "/"):
+		return "an encoded slash"
+	case !utf8.ValidString(segment), strings.ContainsFunc(segment, unprintable):
+		return "a character that cannot be printed"
+	}
+	return ""
+}
+
+// escape is a byte as a URL has it.
+var escape = regexp.MustCompile("%[0-9A-Fa-f]{2}")
+
+// decoded is text without escapes, however often they were escaped themselves.
+func decoded(text string) string {
+	for {
+		plain := escape.ReplaceAllStringFunc(text, func(code string) string {
+			char, _ := url.PathUnescape(code)
+			return char
+		})
+		if plain == text {
+			return plain
+		}
+		text = plain
+	}
+}
