@@ -85,6 +85,7 @@ type Session struct {
 	told     map[string]problem // by what failed
 	cured    string             // what failed last of those that were told and have succeeded since
 	broken   bool               // upkeep has ended by a panic
+	hidden   map[string]hidden  // paths whose mounts Vault does not tell of
 	closed   bool
 	closedAt time.Time
 }

@@ -244,15 +244,32 @@ func TestTokenWhoseRenewalsFailIsReplaced(t *testing.T) {
 	})
 }
 
-// A node of Vault that has not heard of a token denies it for a moment.
-func TestDenialOfANewTokenIsAskedAgain(t *testing.T) {
+// A node of Vault that has not heard of a token yet denies all that is asked with it: the lookup of a mount, the read, and a revocation.
+func TestTokenThatTheAnsweringNodeDoesNotKnowYet(t *testing.T) {
 	bubble(t, func(b *bench) {
+		b.Lag = 900 * time.Millisecond
 		b.Put("secret/a", map[string]any{"k": "1"})
-		mend := b.Break(vaulttest.Fault{Match: "GET secret/", Status: 403})
 		s := b.open()
-		time.AfterFunc(200*time.Millisecond, mend)
-		b.generation(s, 0, read("secret/a"))
+		b.generation(s, 0, read("secret/a"), creds) // by its short path, which takes the mount
 		must.Eq(b, 1, b.Logins())
+		must.Eq(b, 1, b.Minted())
+		must.Less(b, 8, b.Calls("GET sys/internal/ui/mounts/secret/a"))
+		b.end(s)
+
+		b.end(b.open()) // before anything was read
+	})
+}
+
+// One that is denied for good costs a second, and a few requests.
+func TestDenialOfANewToken(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.Roles["app"] = vaulttest.Role{TTL: time.Hour, Deny: []string{"secret/"}}
+		s := b.open()
+		began := time.Now()
+		_, err := s.Begin(false).Read(b.Context(), read("secret/a"))
+		must.ErrorIs(b, err, vault.ErrDenied)
+		must.Eq(b, time.Second, time.Since(began))
+		must.Eq(b, 5, b.Calls("GET secret/data/a"))
 		b.end(s)
 	})
 }

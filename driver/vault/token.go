@@ -377,7 +377,9 @@ func (s *Session) revoke(ctx context.Context, t *token) error {
 	if err != nil {
 		return err
 	}
-	err = s.client.fail("revoke token", as.Auth().Token().RevokeSelfWithContext(ctx, ""))
+	err = t.whileFresh(ctx, func() error {
+		return s.client.fail("revoke token", as.Auth().Token().RevokeSelfWithContext(ctx, ""))
+	})
 	if errors.Is(err, ErrDenied) {
 		err = s.verdict(ctx, t, err)
 	}
