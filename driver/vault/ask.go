@@ -157,7 +157,8 @@ func missing(op string, req Request, m mount, answer *api.Secret) *Error {
 	case req.Query.Has("version"):
 		e.Detail = "there is no version " + req.Query.Get("version")
 	case m.path == "": // Vault tells it to every token that has rights below a mount
-		e.Detail, e.Hint, e.absent = "no secrets engine is mounted there", "enable one, or correct the path or the namespace", false
+		e.Detail, e.Hint = "no secrets engine is mounted there", "enable one, or correct the path or the namespace"
+		e.absent = m.untold
 	}
 	return e
 }

@@ -20,6 +20,7 @@ type mount struct {
 	engine string // "kv", "database", "pki", ...
 	v2     bool   // KV version 2
 	asked  time.Time
+	untold bool // there may be one in a child namespace: of that OpenBao does not tell who may read there
 }
 
 // mounts remembers the answers for all sessions of a client. They are no secret: Vault gives them to any token that may
@@ -30,7 +31,7 @@ type mounts struct {
 	known map[string]mount // by namespace and mount path
 }
 
-// mountOf returns the mount that serves a request's path, zero where the token may not know, or there is none.
+// mountOf returns the mount that serves a request's path, without a path where the token may not know, or there is none.
 func (s *Session) mountOf(ctx context.Context, as *api.Client, t *token, req Request) (mount, error) {
 	if m, ok := s.client.mounts.find(s.namespace, req.Path); ok {
 		return m, nil
@@ -38,8 +39,9 @@ func (s *Session) mountOf(ctx context.Context, as *api.Client, t *token, req Req
 	s.mu.Lock()
 	hid := s.hidden[req.Path]
 	s.mu.Unlock()
+	untold := mount{untold: s.namespace != ""}
 	if hid.from == t && time.Since(hid.at) < mountTTL {
-		return mount{}, nil
+		return untold, nil
 	}
 	m, err := s.client.askMount(ctx, as, s.namespace, req)
 	switch {
@@ -55,7 +57,7 @@ func (s *Session) mountOf(ctx context.Context, as *api.Client, t *token, req Req
 		s.hidden = map[string]hidden{}
 	}
 	s.hidden[req.Path] = hidden{t, time.Now()}
-	return mount{}, nil
+	return untold, nil
 }
 
 // hidden is that Vault did not tell a token of the mount of a path, as is so for as long as what it tells is believed: the

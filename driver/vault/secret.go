@@ -99,6 +99,17 @@ func (s *Secret) handle() string {
 	return s.Lease.ID
 }
 
+// childOf is the namespace of a lease where that is a child of the one that was asked for path, with a slash at its end; empty where it is
+// the same. The ID is made of the path in the namespace of the lease, and one more segment (vault/expiration.go, Register).
+func childOf(path, leaseID string) string {
+	inside := leaseID[:max(0, strings.LastIndex(leaseID, "/"))]
+	child, ok := strings.CutSuffix(path, inside)
+	if !ok || inside == "" || !strings.HasSuffix(child, "/") {
+		return ""
+	}
+	return child
+}
+
 // KVv2 reports whether the secret has the shape of a KV version 2 answer: fields below Data["data"].
 func (s *Secret) KVv2() bool {
 	_, data := s.Data["data"]
@@ -113,12 +124,15 @@ func (s *Secret) Absent() bool { return s.Kind == Polled && s.Data == nil }
 func (s *Secret) issued() bool { return s.Kind == Leased || s.Kind == Expiring }
 
 // newSecret reads an answer to req. engine is the mount's type as Vault names it, empty when unknown; ahead is how far Vault's clock is
-// ahead of ours.
+// ahead of ours. Only KV v1 tells a duration without a lease (vault/request_handling.go, "KV mounts should return the TTL").
 func newSecret(req Request, path, engine string, answer *api.Secret, now time.Time, ahead time.Duration) *Secret {
 	s := &Secret{Path: path, RequestID: answer.RequestID, Data: answer.Data, Warnings: answer.Warnings}
 	if answer.LeaseID != "" {
 		s.Kind, s.Lease = Leased, newLease(answer.LeaseID, span(answer.LeaseDuration), answer.Renewable, now)
 		return s
+	}
+	if engine == "" && answer.LeaseDuration > 0 {
+		engine = "kv"
 	}
 	end, rotation := ends(engine, answer.Data, now, ahead)
 	switch {
