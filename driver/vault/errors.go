@@ -182,7 +182,16 @@ func (c *Client) unreached(op string, err error) error {
 	var hostname x509.HostnameError
 	var invalid x509.CertificateInvalidError
 	var record tls.RecordHeaderError
+	var bound *http.MaxBytesError
 	switch {
+	case errors.As(err, &bound):
+		e.Class, e.Final = errRefused, false
+		e.Detail = fmt.Sprintf("the answer is larger than %d MiB", bound.Limit>>20)
+		e.Hint = "split what is there, or ask for less of it"
+	case errors.Is(err, errElsewhere):
+		e.Final = false
+		e.Hint = fmt.Sprintf("address in %s is %s, and a redirect is followed to that host or to the leader_address of its sys/leader: correct api_addr there",
+			c.block(), c.cluster.Address)
 	case errors.As(err, &authority):
 		e.Hint = fmt.Sprintf("set ca_file or ca_path in %s to the CA of %s", c.block(), c.cluster.Address)
 	case errors.As(err, &hostname):
