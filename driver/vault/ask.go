@@ -16,6 +16,20 @@ import (
 // (https://developer.hashicorp.com/vault/docs/enterprise/consistency).
 const freshToken = time.Second
 
+// fresh is for how long that may still be so, zero or less when it is over.
+func (t *token) fresh() time.Duration { return freshToken - time.Since(t.Lease.Issued) }
+
+// whileFresh repeats try, after short pauses, while a denial need not be one.
+func (t *token) whileFresh(ctx context.Context, try func() error) error {
+	for pause := freshToken / 10; ; pause *= 2 {
+		err := try()
+		fresh := t.fresh()
+		if !errors.Is(err, ErrDenied) || fresh <= 0 || !sleep(ctx, min(pause, fresh)) {
+			return err
+		}
+	}
+}
+
 // fetch asks Vault once, and returns the token that it was asked with. A token that Vault no longer knows is replaced and
 // the request made again.
 func (s *Session) fetch(ctx context.Context, req Request) (*Secret, *token, error) {
@@ -34,13 +48,15 @@ func (s *Session) fetch(ctx context.Context, req Request) (*Secret, *token, erro
 	return secret, t, err
 }
 
-// ask makes the request with t, and once more when t is so new that a denial need not be one.
-func (s *Session) ask(ctx context.Context, req Request, t *token) (*Secret, error) {
-	secret, err := s.askOnce(ctx, req, t)
-	fresh := freshToken - time.Since(t.Lease.Issued)
-	if errors.Is(err, ErrDenied) && fresh > 0 && sleep(ctx, min(fresh, freshToken/4)) {
-		return s.askOnce(ctx, req, t)
+// ask makes the request with t, and again while t is so new that a denial need not be one.
+func (s *Session) ask(ctx context.Context, req Request, t *token) (secret *Secret, err error) {
+	if err = CheckPath(req.Path); err != nil {
+		return nil, err
 	}
+	err = t.whileFresh(ctx, func() (err error) {
+		secret, err = s.askOnce(ctx, req, t)
+		return err
+	})
 	return secret, err
 }
 
@@ -50,9 +66,9 @@ func (s *Session) askOnce(ctx context.Context, req Request, t *token) (*Secret, 
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.client.mountOf(ctx, as, s.namespace, req.Path)
+	m, err := s.mountOf(ctx, as, t, req)
 	if err != nil {
-		return nil, hush(s.client.fail(string(req.Op)+" "+req.Path, err))
+		return nil, hush(err)
 	}
 	path := m.apiPath(req.Op, req.Path)
 	op := string(req.Op) + " " + path
@@ -141,7 +157,8 @@ func missing(op string, req Request, m mount, answer *api.Secret) *Error {
 	case req.Query.Has("version"):
 		e.Detail = "there is no version " + req.Query.Get("version")
 	case m.path == "": // Vault tells it to every token that has rights below a mount
-		e.Detail, e.Hint, e.absent = "no secrets engine is mounted there", "enable one, or correct the path or the namespace", false
+		e.Detail, e.Hint = "no secrets engine is mounted there", "enable one, or correct the path or the namespace"
+		e.absent = m.untold
 	}
 	return e
 }

@@ -54,7 +54,12 @@ const (
 	// silence is how long a shared HTTP/2 connection may say nothing before it is asked whether it is there, and then how
 	// long it may take to answer. A firewall that forgot the connection would otherwise hold every task's requests until
 	// TCP gives up, after a quarter of an hour.
-	silence = 15 * time.Second
+	silence = 4 * time.Second
+	// dialWithin is how long it may take to connect, and then how long the TLS handshake.
+	dialWithin = 5 * time.Second
+	// mostAnswer bounds an answer as it is unpacked: a kilobyte of gzip can be a megabyte. An entry of KV has one at
+	// most where Vault's storage is not told otherwise, and a list with this length has some 400,000 names.
+	mostAnswer = 16 << 20
 )
 
 // Issues reports that the cluster makes tokens by a token role.
@@ -101,7 +106,7 @@ func NewClient(c Cluster, logger hclog.Logger) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
 	}
-	transport := transport{conf.HttpClient.Transport.(*http.Transport), limit, new(atomic.Int64)}
+	transport := transport{conf.HttpClient.Transport.(*http.Transport), u, limit, new(atomic.Int64)}
 	c.shape(transport.Transport)
 	conf.HttpClient.Transport = transport
 	base, err := api.NewClient(conf)
@@ -153,6 +158,7 @@ func rateLimit(text string) (*rate.Limiter, error) {
 func (c *Cluster) shape(t *http.Transport) {
 	t.MaxIdleConnsPerHost = maxIdle
 	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: silence, PingTimeout: silence}
+	t.DialContext, t.TLSHandshakeTimeout = (&net.Dialer{Timeout: dialWithin}).DialContext, dialWithin
 	if c.Dial != nil {
 		t.DialContext = c.Dial
 	}
@@ -211,11 +217,13 @@ func (c *Client) making(ctx context.Context) (making context.Context, done func(
 
 // transport sends the request of a context by making one time only: net/http by itself repeats a GET whose answer was lost on a kept
 // connection, and a second GET of database/creds is a second user. It keeps to the rate limit, here rather than in the Vault API's own
-// limiter, which lets a request pass when its deadline is too near to wait. And it looks at Vault's clock.
+// limiter, which lets a request pass when its deadline is too near to wait. It bounds what an answer can be, and where it can
+// send us. And it looks at Vault's clock.
 type transport struct {
 	*http.Transport
-	limit *rate.Limiter
-	ahead *atomic.Int64
+	address *url.URL
+	limit   *rate.Limiter
+	ahead   *atomic.Int64
 }
 
 // CloseIdleConnections does nothing: the Vault API's library calls it after each request that failed, and they are the connections of every task.
@@ -241,13 +249,21 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	within, _ := r.Context().Value(limitKey{}).(time.Duration)
 	answer, err := t.send(r, within)
-	if err == nil {
-		t.compare(answer.Header.Get("Date"), time.Now())
+	if err != nil {
+		return nil, err
 	}
-	return answer, err
+	t.compare(answer.Header.Get("Date"), time.Now())
+	answer.Body = http.MaxBytesReader(nil, answer.Body, mostAnswer)
+	if err := t.checkRedirect(r, answer); err != nil {
+		answer.Body.Close()
+		return nil, err
+	}
+	return answer, nil
 }
 
 // send is RoundTrip for a request whose turn it is. The answer must have been read within that time, zero: there is no limit.
+// Where there is none in time, the connections that nobody uses at the moment may be as dead: without HTTP/2 each of them would
+// cost another attempt.
 func (t transport) send(r *http.Request, within time.Duration) (*http.Response, error) {
 	if within == 0 {
 		return t.Transport.RoundTrip(r)
@@ -256,6 +272,9 @@ func (t transport) send(r *http.Request, within time.Duration) (*http.Response, 
 	answer, err := t.Transport.RoundTrip(r.WithContext(ctx))
 	if err != nil {
 		cancel()
+		if errors.Is(err, context.DeadlineExceeded) {
+			t.Transport.CloseIdleConnections()
+		}
 		return nil, err
 	}
 	answer.Body = body{answer.Body, cancel}

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"log"
 	"math/big"
@@ -21,6 +22,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
 // wire is the network between a client and a server that speaks HTTP/2 over TLS, as Vault does.
@@ -96,14 +98,18 @@ func (w *wire) Accept() (net.Conn, error) {
 func (w *wire) Close() error   { return nil }
 func (w *wire) Addr() net.Addr { return &net.TCPAddr{} }
 
-// wired opens a session over such a network.
-func (b *bench) wired() (*wire, *vault.Session) {
+// wired opens a session over such a network: https speaks HTTP/2, http does not.
+func (b *bench) wired(speaks string) (*wire, *vault.Session) {
 	w := &wire{accept: make(chan net.Conn), done: make(chan struct{})}
 	server := &http.Server{Handler: b.Server, ErrorLog: log.New(io.Discard, "", 0), TLSConfig: &tls.Config{Certificates: []tls.Certificate{selfSigned(b.T)}}}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		_ = server.ServeTLS(w, "", "")
+		if speaks == "https" {
+			_ = server.ServeTLS(w, "", "")
+		} else {
+			_ = server.Serve(w)
+		}
 	}()
 	b.Cleanup(func() {
 		close(w.done)
@@ -111,7 +117,7 @@ func (b *bench) wired() (*wire, *vault.Session) {
 		<-served
 	})
 	cluster := b.Cluster()
-	cluster.Address, cluster.TLSSkipVerify, cluster.Dial = "https://127.0.0.1:8200", true, w.dial
+	cluster.Address, cluster.TLSSkipVerify, cluster.Dial = speaks+"://127.0.0.1:8200", true, w.dial
 	client, err := vault.NewClient(cluster, hclog.NewNullLogger())
 	must.NoError(b, err)
 	b.Cleanup(client.Close)
@@ -131,26 +137,73 @@ func selfSigned(t *testing.T) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// A firewall that forgets a connection tells nobody: without a ping its requests would hang until TCP gives up.
-func TestConnectionThatWentDeafIsReplaced(t *testing.T) {
-	bubble(t, func(b *bench) {
-		w, s := b.wired()
-		time.Sleep(10 * time.Minute)
-		must.Eq(b, 1, w.each(func(p *pipe) { p.goDeaf() }), must.Sprint("one connection is enough for HTTP/2"))
-		b.Put("secret/a", map[string]any{"k": "2"})
-		time.Sleep(2 * time.Minute)
-		must.True(b, changed(s))
-		must.Eq(b, "2", value(b.generation(s, 0, read("secret/a"))[0]))
-		must.Eq(b, 2, w.each(func(*pipe) {}))
-		must.Eq(b, 1, b.Logins())
-		b.end(s)
-	})
+// A firewall that forgets its connections tells nobody: without a ping or a limit their requests would hang until TCP gives up. Without HTTP/2
+// a start leaves several of them.
+func TestConnectionsThatWentDeafAreReplacedInSeconds(t *testing.T) {
+	for name, speaks := range map[string]string{"HTTP/2": "https", "HTTP/1.1": "http"} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				w, s := b.wired(speaks)
+				mend := b.Break(vaulttest.Fault{Match: "GET secret/data/more", Slow: time.Second})
+				r := s.Begin(false)
+				var reading sync.WaitGroup
+				for i := range 12 {
+					b.Put(fmt.Sprintf("secret/more%d", i), map[string]any{"k": "1"})
+					reading.Go(func() {
+						_, _ = r.Read(b.Context(), vault.Request{Op: vault.Read, Path: fmt.Sprintf("secret/more%d", i)})
+					})
+				}
+				reading.Wait()
+				mend()
+				polled := read("secret/a")
+				polled.Every = time.Second
+				b.answer(r, polled)
+				r.Commit(0)
+				time.Sleep(10 * time.Second)
+				must.Eq(b, speaks == "https", w.each(func(p *pipe) { p.goDeaf() }) == 1, must.Sprint("one connection is enough for HTTP/2"))
+				b.Put("secret/a", map[string]any{"k": "2"})
+				time.Sleep(12 * time.Second)
+				must.True(b, changed(s))
+				must.Eq(b, "2", value(b.generation(s, 0, polled)[0]))
+				must.Eq(b, 1, b.Logins())
+				b.end(s)
+			})
+		})
+	}
+}
+
+// An engine that hangs holds up nobody but who asks it.
+func TestRequestsThatHangDoNotDelayOthers(t *testing.T) {
+	for name, speaks := range map[string]string{"HTTP/2": "https", "HTTP/1.1": "http"} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				_, s := b.wired(speaks)
+				b.Break(vaulttest.Fault{Match: "GET database/creds/", Hang: true})
+				ctx, cancel := context.WithCancel(b.Context())
+				var hanging sync.WaitGroup
+				for i := range 300 { // more than Go's HTTP/2 server takes on one connection
+					hanging.Go(func() { _, _ = s.Begin(false).Read(ctx, read(fmt.Sprintf("database/creds/%d", i))) })
+				}
+				time.Sleep(time.Second)
+				must.Eq(b, 300, b.Calls("GET database/creds/"))
+				b.Put("secret/b", map[string]any{"k": "1"})
+				began := time.Now()
+				other := b.open()
+				b.generation(other, 0, read("secret/b"))
+				must.Less(b, time.Second, time.Since(began))
+				cancel()
+				hanging.Wait()
+				must.NoError(b, other.Close(b.Context()))
+				must.NoError(b, s.Close(b.Context()))
+			})
+		})
+	}
 }
 
 // The bound on connections counts those that live: what broke must not use it up.
 func TestConnectionsThatBreakDoNotUseUpTheirNumber(t *testing.T) {
 	bubble(t, func(b *bench) {
-		w, s := b.wired()
+		w, s := b.wired("https")
 		for range 50 {
 			w.each(func(p *pipe) { _ = p.Close() })
 			reads := b.Calls("GET secret/")

@@ -31,13 +31,21 @@ var (
 	ErrUnavailable = errors.New("Vault unavailable")
 )
 
-// errNotYet is the ErrUnavailable of a login that Vault refuses for a reason which passes. It is no outage of Vault.
-var errNotYet error = notYet{}
+var (
+	// errNotYet is the ErrUnavailable of a login that Vault refuses for a reason which passes. It is no outage of Vault.
+	errNotYet error = subclass{"refused by Vault for now", ErrUnavailable}
+	// errRefused is the ErrInvalid of what is not asked of Vault, or not taken from it.
+	errRefused error = subclass{"refused", ErrInvalid}
+)
 
-type notYet struct{}
+// subclass is a class within another one.
+type subclass struct {
+	text  string
+	class error
+}
 
-func (notYet) Error() string { return "refused by Vault for now" }
-func (notYet) Unwrap() error { return ErrUnavailable }
+func (c subclass) Error() string { return c.text }
+func (c subclass) Unwrap() error { return c.class }
 
 // Error is an answer or a silence of Vault, told on one line for the person who has to mend it. It never holds a secret:
 // Vault's own messages are cleared of what looks like one, and requests are not quoted.
@@ -174,7 +182,16 @@ func (c *Client) unreached(op string, err error) error {
 	var hostname x509.HostnameError
 	var invalid x509.CertificateInvalidError
 	var record tls.RecordHeaderError
+	var bound *http.MaxBytesError
 	switch {
+	case errors.As(err, &bound):
+		e.Class, e.Final = errRefused, false
+		e.Detail = fmt.Sprintf("the answer is larger than %d MiB", bound.Limit>>20)
+		e.Hint = "split what is there, or ask for less of it"
+	case errors.Is(err, errElsewhere):
+		e.Final = false
+		e.Hint = fmt.Sprintf("address in %s is %s, and a redirect is followed to that host or to the leader_address of its sys/leader: correct api_addr there",
+			c.block(), c.cluster.Address)
 	case errors.As(err, &authority):
 		e.Hint = fmt.Sprintf("set ca_file or ca_path in %s to the CA of %s", c.block(), c.cluster.Address)
 	case errors.As(err, &hostname):

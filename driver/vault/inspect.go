@@ -66,8 +66,16 @@ func (c *Client) Locate(ctx context.Context, token, namespace string, req Reques
 		return Place{}, err
 	}
 	req.Path = clean(req.Path)
-	m, err := c.mountOf(ctx, as, namespace, req.Path)
-	return Place{m.apiPath(req.Op, req.Path), m.path, m.engine, m.v2}, c.fail("look up the mount of "+req.Path, err)
+	if err := CheckPath(req.Path); err != nil {
+		return Place{}, err
+	}
+	m, known := c.mounts.find(namespace, req.Path)
+	if !known {
+		if m, err = c.askMount(ctx, as, namespace, req); refused(err) {
+			err = nil
+		}
+	}
+	return Place{m.apiPath(req.Op, req.Path), m.path, m.engine, m.v2}, err
 }
 
 // Capable logs in as a task does and returns what Vault lets that token do at each path. The token is revoked at once.
@@ -84,8 +92,12 @@ func (c *Client) Capable(ctx context.Context, l Login, paths []string) (can map[
 	}
 	can = map[string][]string{}
 	for _, path := range paths {
-		if can[path], err = as.Sys().CapabilitiesSelfWithContext(ctx, path); err != nil {
-			return nil, c.fail("ask for capabilities at "+path, err)
+		err := t.whileFresh(ctx, func() (err error) {
+			can[path], err = as.Sys().CapabilitiesSelfWithContext(ctx, path)
+			return c.fail("ask for capabilities at "+path, err)
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
 	return can, nil

@@ -163,9 +163,9 @@ func (i *issuer) look(ctx context.Context, own string) (Lease, error) {
 
 func (i *issuer) renew(ctx context.Context, as *api.Client) (Lease, error) {
 	now := time.Now()
-	known, err := as.Auth().Token().LookupSelfWithContext(ctx)
+	known, err := i.client.lookUpSelf(ctx, as, "look up the cluster's own token")
 	if err != nil {
-		return Lease{}, i.explainOwn(i.client.fail("look up the cluster's own token", err), "auth/token/lookup-self", "read")
+		return Lease{}, i.explainOwn(err, "auth/token/lookup-self", "read")
 	}
 	ttl, _ := known.TokenTTL()
 	renewable, _ := known.TokenIsRenewable()

@@ -397,3 +397,13 @@ func TestConfiguredTokenPrintsItselfAsRedacted(t *testing.T) {
 		must.StrNotContains(t, fmt.Sprintf(format, c), vaulttest.Planted)
 	}
 }
+
+func TestOwnTokenThatAProxyTellsNothingOf(t *testing.T) {
+	mint(t, func(m *minting) {
+		m.Break(vaulttest.Fault{Match: "GET auth/token/lookup-self", Body: "{}"})
+		m.reach(nil)
+		m.client.Serve(func() {})
+		time.Sleep(time.Minute)
+		must.StrContains(m, m.client.Status(), "look up the cluster's own token: Vault unavailable: the answer tells of no token")
+	})
+}

@@ -168,7 +168,7 @@ func (it *item) revocation() (spent, bool) {
 	case handle == "" || it.secret.Kind == Expiring && it.req.Revoke == "":
 		return spent{}, false
 	case it.secret.Kind == Leased:
-		return spent{ID: handle}, true
+		return spent{ID: handle, Child: childOf(it.secret.Path, handle)}, true
 	}
 	c := &certificate{Path: it.req.Revoke}
 	c.PEM, _ = it.secret.Data["certificate"].(string)

@@ -326,7 +326,7 @@ func (s *Session) renewLease(ctx context.Context, t *token, path string, l Lease
 	var e *Error
 	switch {
 	case errors.Is(err, ErrDenied):
-		return l, hinted(s.verdict(ctx, t, err), grant(t, s.role, "sys/leases/renew", `"update"`))
+		return l, hinted(s.verdict(ctx, t, err), grant(t, s.role, childOf(path, l.ID)+"sys/leases/renew", `"update"`))
 	case errors.As(err, &e) && (strings.Contains(e.Detail, "lease not found") || strings.Contains(e.Detail, "lease expired")):
 		return l, errLeaseGone
 	case err != nil:

@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -19,33 +20,72 @@ type mount struct {
 	engine string // "kv", "database", "pki", ...
 	v2     bool   // KV version 2
 	asked  time.Time
+	untold bool // there may be one in a child namespace: of that OpenBao does not tell who may read there
 }
 
 // mounts remembers the answers for all sessions of a client. They are no secret: Vault gives them to any token that may
-// do anything at all below the mount. Failures are not remembered: consul-template does, and then reads KV v2 paths as
-// v1 for ever (consul-template #2149).
+// do anything at all below the mount. What one token may not know is remembered for that token only (Session.mountOf), and
+// no failure is remembered at all: consul-template does, and then reads KV v2 paths as v1 for ever (consul-template #2149).
 type mounts struct {
 	mu    sync.Mutex
 	known map[string]mount // by namespace and mount path
 }
 
-// mountOf returns the mount that serves path, zero when the token may not know.
-func (c *Client) mountOf(ctx context.Context, as *api.Client, namespace, path string) (mount, error) {
-	if m, ok := c.mounts.find(namespace, path); ok {
+// mountOf returns the mount that serves a request's path, without a path where the token may not know, or there is none.
+func (s *Session) mountOf(ctx context.Context, as *api.Client, t *token, req Request) (mount, error) {
+	if m, ok := s.client.mounts.find(s.namespace, req.Path); ok {
 		return m, nil
 	}
-	answer, err := as.Logical().ReadWithContext(ctx, "sys/internal/ui/mounts/"+path)
-	var refused *api.ResponseError
-	if errors.As(err, &refused) && classOf(refused.StatusCode) != ErrUnavailable {
-		return mount{}, nil // no rights below that mount, or none there: the read itself will say so in better words
+	s.mu.Lock()
+	hid := s.hidden[req.Path]
+	s.mu.Unlock()
+	untold := mount{untold: s.namespace != ""}
+	if hid.from == t && time.Since(hid.at) < mountTTL {
+		return untold, nil
 	}
-	if err != nil {
+	m, err := s.client.askMount(ctx, as, s.namespace, req)
+	switch {
+	case m.path != "":
+		return m, nil
+	case err != nil && !refused(err), errors.Is(err, ErrDenied) && t.fresh() > 0 && !knows(err):
 		return mount{}, err
 	}
-	if answer == nil {
-		return mount{}, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.hidden, func(_ string, h hidden) bool { return h.from != t || time.Since(h.at) >= mountTTL })
+	if s.hidden == nil {
+		s.hidden = map[string]hidden{}
 	}
-	return c.mounts.learn(namespace, answer.Data), nil
+	s.hidden[req.Path] = hidden{t, time.Now()}
+	return untold, nil
+}
+
+// hidden is that Vault did not tell a token of the mount of a path, as is so for as long as what it tells is believed: the
+// question would come again with each poll otherwise, and each denial is in Vault's audit log.
+type hidden struct {
+	from *token
+	at   time.Time
+}
+
+// refused reports an answer that is none to the question for a mount: the request itself will be refused in better words.
+func refused(err error) bool {
+	return errors.Is(err, ErrDenied) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid)
+}
+
+// knows reports a denial by a Vault that knows the token, and looked for what it may do (vault/logical_system.go,
+// pathInternalUIMountRead).
+func knows(denial error) bool {
+	var e *Error
+	return errors.As(denial, &e) && strings.Contains(e.Detail, "preflight capability check")
+}
+
+// askMount asks Vault for the mount that serves a request's path.
+func (c *Client) askMount(ctx context.Context, as *api.Client, namespace string, req Request) (mount, error) {
+	answer, err := as.Logical().ReadWithContext(ctx, "sys/internal/ui/mounts/"+req.Path)
+	if err != nil || answer == nil {
+		return mount{}, c.fail(string(req.Op)+" "+req.Path, err)
+	}
+	return c.mounts.learn(namespace, req.Path, answer.Data), nil
 }
 
 func (m *mounts) find(namespace, path string) (mount, bool) {
@@ -63,15 +103,16 @@ func (m *mounts) find(namespace, path string) (mount, bool) {
 	}
 }
 
-func (m *mounts) learn(namespace string, data map[string]any) mount {
-	found := mount{asked: time.Now()}
-	found.path, _ = data["path"].(string)
-	found.engine, _ = data["type"].(string)
-	options, _ := data["options"].(map[string]any)
-	found.v2 = found.engine == "kv" && options["version"] == "2"
+// learn takes note of what Vault answered when asked for the mount of a path in a namespace, and returns it. An answer that
+// is about something else is none.
+func (m *mounts) learn(namespace, path string, data map[string]any) mount {
+	found := mount{path: serving(namespace, path, data), asked: time.Now()}
 	if found.path == "" {
 		return mount{}
 	}
+	found.engine, _ = data["type"].(string)
+	options, _ := data["options"].(map[string]any)
+	found.v2 = found.engine == "kv" && options["version"] == "2"
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.known == nil {
@@ -79,6 +120,24 @@ func (m *mounts) learn(namespace string, data map[string]any) mount {
 	}
 	m.known[namespace+"|"+found.path] = found
 	return found
+}
+
+// serving is the beginning of path that an answer says is a mount, empty where it says nothing of that path. Vault leaves
+// out the auth/ before the name of an auth method, which an engine may have, too, and it puts the whole namespace before a
+// mount in a child of the namespace that it was asked in (vault/logical_system.go, pathInternalUIMountRead).
+func serving(namespace, path string, data map[string]any) string {
+	told, _ := data["path"].(string)
+	below, _ := strings.CutPrefix(told, strings.Trim(namespace, "/")+"/")
+	candidates := []string{told, below}
+	if strings.HasPrefix(path, "auth/") {
+		candidates = []string{"auth/" + told}
+	}
+	for _, prefix := range candidates {
+		if strings.HasSuffix(prefix, "/") && strings.HasPrefix(path+"/", prefix) {
+			return prefix
+		}
+	}
+	return ""
 }
 
 // keeps reports that an engine of that type only keeps what somebody wrote: to read it issues nothing.

@@ -2,9 +2,13 @@ package vault
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/hashicorp/vault/api"
 )
@@ -95,6 +99,17 @@ func (s *Secret) handle() string {
 	return s.Lease.ID
 }
 
+// childOf is the namespace of a lease where that is a child of the one that was asked for path, with a slash at its end; empty where it is
+// the same. The ID is made of the path in the namespace of the lease, and one more segment (vault/expiration.go, Register).
+func childOf(path, leaseID string) string {
+	inside := leaseID[:max(0, strings.LastIndex(leaseID, "/"))]
+	child, ok := strings.CutSuffix(path, inside)
+	if !ok || inside == "" || !strings.HasSuffix(child, "/") {
+		return ""
+	}
+	return child
+}
+
 // KVv2 reports whether the secret has the shape of a KV version 2 answer: fields below Data["data"].
 func (s *Secret) KVv2() bool {
 	_, data := s.Data["data"]
@@ -109,12 +124,15 @@ func (s *Secret) Absent() bool { return s.Kind == Polled && s.Data == nil }
 func (s *Secret) issued() bool { return s.Kind == Leased || s.Kind == Expiring }
 
 // newSecret reads an answer to req. engine is the mount's type as Vault names it, empty when unknown; ahead is how far Vault's clock is
-// ahead of ours.
+// ahead of ours. Only KV v1 tells a duration without a lease (vault/request_handling.go, "KV mounts should return the TTL").
 func newSecret(req Request, path, engine string, answer *api.Secret, now time.Time, ahead time.Duration) *Secret {
 	s := &Secret{Path: path, RequestID: answer.RequestID, Data: answer.Data, Warnings: answer.Warnings}
 	if answer.LeaseID != "" {
 		s.Kind, s.Lease = Leased, newLease(answer.LeaseID, span(answer.LeaseDuration), answer.Renewable, now)
 		return s
+	}
+	if engine == "" && answer.LeaseDuration > 0 {
+		engine = "kv"
 	}
 	end, rotation := ends(engine, answer.Data, now, ahead)
 	switch {
@@ -194,3 +212,50 @@ func (k Kind) due(l Lease, every time.Duration) (at time.Time, renew bool) {
 
 // clean is the path as Vault's API has it: templates may write a leading slash.
 func clean(path string) string { return strings.Trim(path, "/ ") }
+
+// CheckPath returns an error for a path that could lead elsewhere than it says. The Vault API joins what it is given as
+// path.Join does, so that ".." leaves the mount, or Vault's API altogether. What is not printable Vault itself refuses, and
+// it forges lines of logs. For Vault "%2e" is three characters, but a proxy before it may decode what it passes on.
+func CheckPath(path string) error {
+	path = clean(path)
+	for segment := range strings.SplitSeq(path, "/") {
+		if found := unsafe(decoded(segment)); found != "" {
+			return &Error{Class: errRefused, Op: fmt.Sprintf("path %q", path), Detail: "it has " + found,
+				Hint: "write the names of the mount and of what is below it, with one slash between two of them"}
+		}
+	}
+	return nil
+}
+
+// unsafe is what makes a segment of a path one that is refused, empty where nothing does.
+func unsafe(segment string) string {
+	unprintable := func(r rune) bool { return !unicode.IsPrint(r) }
+	switch {
+	case segment == "":
+		return "an empty segment"
+	case segment == ".", segment == "..":
+		return fmt.Sprintf("the segment %q", segment)
+	case strings.Contains(segment, "/"):
+		return "an encoded slash"
+	case !utf8.ValidString(segment), strings.ContainsFunc(segment, unprintable):
+		return "a character that cannot be printed"
+	}
+	return ""
+}
+
+// escape is a byte as a URL has it.
+var escape = regexp.MustCompile("%[0-9A-Fa-f]{2}")
+
+// decoded is text without escapes, however often they were escaped themselves.
+func decoded(text string) string {
+	for {
+		plain := escape.ReplaceAllStringFunc(text, func(code string) string {
+			char, _ := url.PathUnescape(code)
+			return char
+		})
+		if plain == text {
+			return plain
+		}
+		text = plain
+	}
+}

@@ -138,8 +138,8 @@ func TestAPIPath(t *testing.T) {
 
 func TestMountsAreRememberedByNamespaceAndForAWhile(t *testing.T) {
 	var m mounts
-	m.learn("", map[string]any{"path": "secret/", "type": "kv", "options": map[string]any{"version": "2"}})
-	m.learn("team", map[string]any{"path": "secret/", "type": "kv"})
+	m.learn("", "secret/x", map[string]any{"path": "secret/", "type": "kv", "options": map[string]any{"version": "2"}})
+	m.learn("team", "secret/x", map[string]any{"path": "secret/", "type": "kv"})
 	found, ok := m.find("", "secret/a/b/c")
 	must.True(t, ok)
 	must.True(t, found.v2)
@@ -150,12 +150,39 @@ func TestMountsAreRememberedByNamespaceAndForAWhile(t *testing.T) {
 	must.False(t, ok)
 	_, ok = m.find("", "a")
 	must.False(t, ok)
-	must.Eq(t, mount{}, m.learn("", map[string]any{"type": "kv"}))
+	must.Eq(t, mount{}, m.learn("", "secret/x", map[string]any{"type": "kv"}))
 	old := m.known["|secret/"]
 	old.asked = old.asked.Add(-mountTTL)
 	m.known["|secret/"] = old
 	_, ok = m.find("", "secret/a")
 	must.False(t, ok)
+}
+
+func TestMountIsLearntOnlyOfThePathThatWasAsked(t *testing.T) {
+	for name, test := range map[string]struct{ namespace, asked, told, want string }{
+		"a mount":                             {"", "secret/app", "secret/", "secret/"},
+		"a mount with a slash in its name":    {"", "team/secret/app", "team/secret/", "team/secret/"},
+		"the mount itself":                    {"", "secret", "secret/", "secret/"},
+		"an auth method":                      {"", "auth/ops/role/x/role-id", "ops/", "auth/ops/"},
+		"a mount of another name":             {"", "secret/app", "kv/", ""},
+		"a mount that only begins like it":    {"", "secrets/app", "secret/", ""},
+		"what is no mount":                    {"", "secret/app", "secret", ""},
+		"everything":                          {"", "secret/app", "/", ""},
+		"nothing":                             {"", "secret/app", "", ""},
+		"a child of the root namespace":       {"", "frontend/secret/app", "frontend/secret/", "frontend/secret/"},
+		"a child namespace":                   {"engineering", "frontend/secret/app", "engineering/frontend/secret/", "frontend/secret/"},
+		"a child of a nested namespace":       {"org/engineering/", "frontend/secret/app", "org/engineering/frontend/secret/", "frontend/secret/"},
+		"a child namespace of the same name":  {"team", "team/secret/app", "team/team/secret/", "team/secret/"},
+		"a mount named like the namespace":    {"team", "team/app", "team/", "team/"},
+		"an auth method in a child namespace": {"team", "frontend/auth/ops/role/x", "team/frontend/auth/ops/", "frontend/auth/ops/"},
+		"another namespace":                   {"engineering", "frontend/secret/app", "marketing/frontend/secret/", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var m mounts
+			must.Eq(t, test.want, m.learn(test.namespace, test.asked, map[string]any{"path": test.told, "type": "kv"}).path)
+			must.Eq(t, test.want != "", len(m.known) == 1)
+		})
+	}
 }
 
 // FuzzAnswer reads any answer of Vault. Whatever it says, a secret is not asked for again and again, nor kept for ever when

@@ -85,6 +85,7 @@ type Session struct {
 	told     map[string]problem // by what failed
 	cured    string             // what failed last of those that were told and have succeeded since
 	broken   bool               // upkeep has ended by a panic
+	hidden   map[string]hidden  // paths whose mounts Vault does not tell of
 	closed   bool
 	closedAt time.Time
 }
@@ -400,7 +401,7 @@ func (s *Session) belongings() (tokens []*token, issued []spent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for it := range s.kept {
-		if it.secret.Kind != Leased || s.token.stays() {
+		if sp, _ := it.revocation(); !sp.ownLease() || s.token.stays() {
 			s.spend(it, now, 0)
 		}
 	}
@@ -410,7 +411,7 @@ func (s *Session) belongings() (tokens []*token, issued []spent) {
 		switch {
 		case sp.Token != nil:
 			tokens = append(tokens, sp.Token)
-		case sp.Certificate != nil, s.token.stays():
+		case !sp.ownLease(), s.token.stays():
 			issued = append(issued, sp)
 		}
 	}

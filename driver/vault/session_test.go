@@ -244,15 +244,32 @@ func TestTokenWhoseRenewalsFailIsReplaced(t *testing.T) {
 	})
 }
 
-// A node of Vault that has not heard of a token denies it for a moment.
-func TestDenialOfANewTokenIsAskedAgain(t *testing.T) {
+// A node of Vault that has not heard of a token yet denies all that is asked with it: the lookup of a mount, the read, and a revocation.
+func TestTokenThatTheAnsweringNodeDoesNotKnowYet(t *testing.T) {
 	bubble(t, func(b *bench) {
+		b.Lag = 900 * time.Millisecond
 		b.Put("secret/a", map[string]any{"k": "1"})
-		mend := b.Break(vaulttest.Fault{Match: "GET secret/", Status: 403})
 		s := b.open()
-		time.AfterFunc(200*time.Millisecond, mend)
-		b.generation(s, 0, read("secret/a"))
+		b.generation(s, 0, read("secret/a"), creds) // by its short path, which takes the mount
 		must.Eq(b, 1, b.Logins())
+		must.Eq(b, 1, b.Minted())
+		must.Less(b, 8, b.Calls("GET sys/internal/ui/mounts/secret/a"))
+		b.end(s)
+
+		b.end(b.open()) // before anything was read
+	})
+}
+
+// One that is denied for good costs a second, and a few requests.
+func TestDenialOfANewToken(t *testing.T) {
+	bubble(t, func(b *bench) {
+		b.Roles["app"] = vaulttest.Role{TTL: time.Hour, Deny: []string{"secret/"}}
+		s := b.open()
+		began := time.Now()
+		_, err := s.Begin(false).Read(b.Context(), read("secret/a"))
+		must.ErrorIs(b, err, vault.ErrDenied)
+		must.Eq(b, time.Second, time.Since(began))
+		must.Eq(b, 5, b.Calls("GET secret/data/a"))
 		b.end(s)
 	})
 }
@@ -1475,6 +1492,37 @@ func TestGivenToken(t *testing.T) {
 }
 
 // Adoption goes on with it: the next process must not take it for its own.
+// What stands before Vault may answer with something of its own.
+func TestAnswerOfAProxyTellsNothingOfAToken(t *testing.T) {
+	for name, says := range map[string]string{"an empty object": "{}", "a health page": `{"data":{"status":"up"}}`} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(b *bench) {
+				mend := b.Break(vaulttest.Fault{Match: "GET auth/token/lookup-self", Body: says})
+				given := b.Issue("app")
+				o := b.options()
+				o.Login = vault.Login{Given: func() (string, error) { return given, nil }}
+				ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+				defer cancel()
+				_, err := b.client.Open(ctx, o)
+				must.ErrorIs(b, err, vault.ErrUnavailable)
+				must.ErrorContains(b, err, "look up token: Vault unavailable: the answer tells of no token; is it Vault that answers at http://127.0.0.1:8200")
+				mend()
+				s, err := b.client.Open(b.Context(), o)
+				must.NoError(b, err)
+				must.NoError(b, s.Close(b.Context()))
+
+				s = b.open()
+				mend = b.Break(vaulttest.Fault{Match: "PUT auth/token/renew-self", Body: says})
+				time.Sleep(45 * time.Minute)
+				mend()
+				time.Sleep(24 * time.Hour)
+				must.Eq(b, 1, b.Logins(), must.Sprint("the token can be renewed as before"))
+				must.NoError(b, s.Close(b.Context()))
+			})
+		})
+	}
+}
+
 func TestGivenTokenIsAdopted(t *testing.T) {
 	bubble(t, func(b *bench) {
 		b.Roles["app"] = vaulttest.Role{TTL: time.Hour, Revoke: true}

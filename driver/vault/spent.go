@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"path"
 	"slices"
 	"time"
 )
@@ -11,6 +12,7 @@ import (
 // spent is a lease, a certificate or a token to revoke, not before the process that used it has had time to change over.
 type spent struct {
 	ID          string       `json:"id,omitempty"`          // of the lease
+	Child       string       `json:"child,omitempty"`       // its namespace below the token's
 	Certificate *certificate `json:"certificate,omitempty"` // or the certificate, whose serial number the ID is
 	Token       *token       `json:"token,omitempty"`       // or the token
 	After       time.Time    `json:"after"`                 // zero: when the session is closed
@@ -24,14 +26,25 @@ type certificate struct {
 	Key  string `json:"key,omitempty"` // which proves that it is ours
 }
 
-// spend notes for revocation what was issued for an item, or leaves it to end when grace is negative. Call with mu held.
+// ownLease reports a lease in the token's namespace, which ends with the token at the latest. One in a child namespace does not on OpenBao,
+// which looks for it in the token's namespace (vault/expiration.go, RevokeByToken).
+func (sp spent) ownLease() bool { return sp.Token == nil && sp.Certificate == nil && sp.Child == "" }
+
+// spend notes for revocation what was issued for an item. When grace is negative that is left to end, but a lease that no token takes with it
+// is revoked when the session is closed. Call with mu held.
 func (s *Session) spend(it *item, now time.Time, grace time.Duration) {
 	sp, ok := it.revocation()
 	known := slices.ContainsFunc(s.spent, func(other spent) bool { return other.ID == sp.ID })
-	if ok && !known && grace >= 0 && !(s.leaves && sp.Certificate == nil) {
-		sp.After, sp.Ends = now.Add(grace), it.lease.Ends
-		s.spent = append(s.spent, sp)
+	switch {
+	case !ok, known, s.leaves && sp.ownLease():
+		return
+	case grace >= 0:
+		sp.After = now.Add(grace)
+	case sp.Child == "":
+		return
 	}
+	sp.Ends = it.lease.Ends
+	s.spent = append(s.spent, sp)
 }
 
 // forgetEnded drops what has ended by itself, long enough ago for any clock: without it the old tokens of a task that is never told of new ones would
@@ -105,7 +118,7 @@ func (s *Session) end(ctx context.Context, t *token, sp spent) error {
 	case sp.Certificate != nil:
 		return s.revokeCertificate(ctx, t, sp.Certificate)
 	default:
-		return s.revokeLease(ctx, t, sp.ID)
+		return s.revokeLease(ctx, t, sp)
 	}
 }
 
@@ -113,7 +126,7 @@ func (s *Session) end(ctx context.Context, t *token, sp spent) error {
 func (s *Session) revoked(sp spent, err error) {
 	s.client.logger.Debug("revoke what is not used any more", "id", sp.ID, "error", err)
 	gone := errors.Is(err, errTokenGone)
-	if sp.Certificate != nil && err != nil && !gone && !unasked(err) {
+	if !sp.ownLease() && sp.Token == nil && err != nil && !gone && !unasked(err) {
 		s.complain(err)
 	}
 	s.mu.Lock()
@@ -128,9 +141,9 @@ func (s *Session) revoked(sp spent, err error) {
 				s.spent[i].After = later(s.spent[i].After, time.Now().Add(time.Minute))
 			}
 		}
-	case sp.Token == nil && sp.Certificate == nil && errors.Is(err, ErrDenied):
+	case sp.ownLease() && errors.Is(err, ErrDenied):
 		s.leaves = true
-		s.spent = slices.DeleteFunc(s.spent, func(sp spent) bool { return sp.Token == nil && sp.Certificate == nil })
+		s.spent = slices.DeleteFunc(s.spent, spent.ownLease)
 	default:
 		s.forget(sp)
 	}
@@ -146,7 +159,7 @@ func (s *Session) endAll(ctx context.Context, issued []spent) (first error) {
 	for _, sp := range issued {
 		err := s.end(ctx, s.current(), sp)
 		if errors.Is(err, errTokenGone) {
-			err = &Error{Class: ErrDenied, Op: "revoke certificate with " + sp.Certificate.Path, Detail: "the token that could is gone"}
+			err = &Error{Class: ErrDenied, Op: sp.op(), Detail: "the token that could is gone"}
 		}
 		if first = cmp.Or(first, err); unasked(err) {
 			break
@@ -165,24 +178,34 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
+// op is what errors say was tried.
+func (sp spent) op() string {
+	if sp.Certificate != nil {
+		return "revoke certificate with " + sp.Certificate.Path
+	}
+	return "revoke lease of " + sp.Child + path.Dir(sp.ID)
+}
+
 // revokeLease ends one lease. ErrDenied means that the policies do not grant it; a lease that Vault does not know has
-// ended already.
-func (s *Session) revokeLease(ctx context.Context, t *token, id string) error {
+// ended already. The error is errTokenGone where t cannot ask any more and the lease lives on.
+func (s *Session) revokeLease(ctx context.Context, t *token, sp spent) error {
 	as, err := s.client.as(t.Value, s.namespace)
 	if err != nil {
 		return err
 	}
-	err = s.client.fail("revoke lease "+id, as.Sys().RevokeWithContext(ctx, id))
+	err = s.client.fail(sp.op(), as.Sys().RevokeWithContext(ctx, sp.ID))
 	if errors.Is(err, ErrDenied) {
 		err = s.verdict(ctx, t, err)
 	}
 	switch {
-	case errors.Is(err, errTokenGone): // and the lease with it, or at the latest when its own token ends
+	case errors.Is(err, errTokenGone) && sp.ownLease(): // and the lease with it, or at the latest when its own token ends
 		return nil
 	case errors.Is(err, ErrInvalid), errors.Is(err, ErrNotFound):
 		return nil
+	case err == nil:
+		s.fine(sp.op())
 	}
-	return hinted(err, grant(t, s.role, "sys/leases/revoke", `"update"`))
+	return hinted(err, grant(t, s.role, sp.Child+"sys/leases/revoke", `"update"`))
 }
 
 // revokeCertificate revokes one that has no lease and would outlive its token. The error is errTokenGone where t cannot ask any more.
@@ -195,7 +218,7 @@ func (s *Session) revokeCertificate(ctx context.Context, t *token, c *certificat
 	if c.Key != "" {
 		body["private_key"] = c.Key
 	}
-	op := "revoke certificate with " + c.Path
+	op := spent{Certificate: c}.op()
 	_, err = as.Logical().WriteWithContext(ctx, c.Path, body)
 	err = s.client.fail(op, err)
 	if errors.Is(err, ErrDenied) {

@@ -318,7 +318,7 @@ func (s *Session) renewToken(ctx context.Context, t *token, l Lease) (Lease, err
 		return l, hinted(s.client.fail("renew token", err), grant(t, s.role, "auth/token/renew-self", `"update"`))
 	}
 	if answer == nil || answer.Auth == nil {
-		return l, &Error{Class: ErrInvalid, Op: "renew token", Detail: "the answer has no token"}
+		return l, s.client.notVault("renew token")
 	}
 	return l.extended(span(answer.Auth.LeaseDuration), now), nil
 }
@@ -357,8 +357,28 @@ func (s *Session) lookUp(ctx context.Context, t *token) (*api.Secret, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.client.lookUpSelf(ctx, as, "look up token")
+}
+
+// lookUpSelf asks Vault what it knows of the token of as. An answer without an accessor, which even a batch token has an empty one of, is none of
+// Vault's: as one that tells no TTL it would stand for a token without an end.
+func (c *Client) lookUpSelf(ctx context.Context, as *api.Client, op string) (*api.Secret, error) {
 	known, err := as.Auth().Token().LookupSelfWithContext(ctx)
-	return known, s.client.fail("look up token", err)
+	if err != nil {
+		return nil, c.fail(op, err)
+	}
+	if known != nil {
+		if _, has := known.Data["accessor"]; has {
+			return known, nil
+		}
+	}
+	return nil, c.notVault(op)
+}
+
+// notVault is for an answer that Vault does not give.
+func (c *Client) notVault(op string) error {
+	return &Error{Class: ErrUnavailable, Op: op, Detail: "the answer tells of no token",
+		Hint: fmt.Sprintf("is it Vault that answers at %s, or something before it?", c.cluster.Address)}
 }
 
 // answers is nil where Vault answers to the token in use.
@@ -377,7 +397,9 @@ func (s *Session) revoke(ctx context.Context, t *token) error {
 	if err != nil {
 		return err
 	}
-	err = s.client.fail("revoke token", as.Auth().Token().RevokeSelfWithContext(ctx, ""))
+	err = t.whileFresh(ctx, func() error {
+		return s.client.fail("revoke token", as.Auth().Token().RevokeSelfWithContext(ctx, ""))
+	})
 	if errors.Is(err, ErrDenied) {
 		err = s.verdict(ctx, t, err)
 	}

@@ -22,13 +22,19 @@ func (s *Server) serve(r *http.Request, path string, body map[string]any) answer
 	}
 	value := r.Header.Get("X-Vault-Token")
 	t := s.tokens[value]
-	if t == nil || !time.Now().Before(t.ends) {
+	of, mounts := strings.CutPrefix(path, "sys/internal/ui/mounts/")
+	switch known := t != nil && time.Now().Before(t.ends) && time.Since(t.issued) >= s.Lag; {
+	case mounts && known && t.role.grants(path):
+		return s.mountOf(of, r.Header.Get("X-Vault-Namespace"))
+	case mounts && known:
+		return unseen(of)
+	case !known:
 		return denied("\t* invalid token\n")
-	}
-	if !t.role.grants(path) {
+	case !t.role.grants(s.ruled(path, body)):
 		return denied("")
 	}
 	t.used = true
+	path, in := s.inside(path)
 	engine, rest, _ := strings.Cut(path, "/")
 	switch engine {
 	case "auth":
@@ -41,19 +47,37 @@ func (s *Server) serve(r *http.Request, path string, body map[string]any) answer
 	case "sys":
 		return s.sys(rest, body)
 	case "secret":
-		return s.kv2(r, rest)
+		return s.kv2(r, in, rest)
 	case "kv":
-		return s.kv1(r, rest)
+		return s.kv1(r, in+path)
 	case "database":
-		return s.database(rest, value, t)
+		return s.database(in, rest, value, t)
 	case "pki":
 		return s.pki(rest, body)
 	}
 	return refuse(http.StatusNotFound, fmt.Sprintf("no handler for route %q. route entry not found.", path))
 }
 
+// inside separates a child namespace from a path in it.
+func (s *Server) inside(path string) (rest, in string) {
+	if rest, ok := strings.CutPrefix(path, s.Child+"/"); ok && s.Child != "" {
+		return rest, s.Child + "/"
+	}
+	return path, ""
+}
+
+// ruled is the path that policies must grant for a request: what is asked about a lease is asked in its namespace, which the lease's ID tells
+// (vault/request_handling.go, handleCancelableRequest).
+func (s *Server) ruled(path string, body map[string]any) string {
+	id, _ := body["lease_id"].(string)
+	if l := s.leases[id]; l != nil && strings.HasPrefix(path, "sys/leases/") {
+		return l.in + path
+	}
+	return path
+}
+
 func (r Role) grants(path string) bool {
-	if strings.HasPrefix(path, "sys/leases/revoke") && !r.Revoke {
+	if strings.Contains(path, "sys/leases/revoke") && !r.Revoke {
 		return false
 	}
 	return !slices.ContainsFunc(r.Deny, func(prefix string) bool { return strings.HasPrefix(path, prefix) })
@@ -74,7 +98,7 @@ func (s *Server) login(body map[string]any) answer {
 
 func (s *Server) issue(role Role) (value string, t *token) {
 	s.serial++
-	t = &token{role: role, ends: time.Now().Add(role.TTL), max: limit(role.MaxTTL)}
+	t = &token{role: role, issued: time.Now(), ends: time.Now().Add(role.TTL), max: limit(role.MaxTTL)}
 	if !role.Batch {
 		t.accessor = fmt.Sprintf("accessor-%d", s.serial)
 	}
@@ -120,7 +144,7 @@ func (s *Server) self(path, value string, t *token) answer {
 	case "token/revoke-self":
 		delete(s.tokens, value)
 		for _, l := range s.leases {
-			l.returned = l.returned || l.token == value
+			l.returned = l.returned || l.token == value && l.in == ""
 		}
 		return answer{status: http.StatusNoContent}
 	case "token/renew-self":
@@ -178,9 +202,6 @@ func (s *Server) create(name string, body map[string]any) answer {
 }
 
 func (s *Server) sys(path string, body map[string]any) answer {
-	if of, ok := strings.CutPrefix(path, "internal/ui/mounts/"); ok {
-		return mountOf(of)
-	}
 	if path == "capabilities-self" {
 		return denied("") // as where the default policy is not granted: what a token may do is found out by doing it
 	}
@@ -208,43 +229,63 @@ func (s *Server) sys(path string, body map[string]any) answer {
 	return refuse(http.StatusNotFound, "unsupported path")
 }
 
-func mountOf(path string) answer {
-	engine, _, _ := strings.Cut(path, "/")
+// mountOf tells where a path leads. Vault leaves out the auth/ of auth methods, and puts the whole namespace before the mount when it is not
+// the one that it was asked in.
+func (s *Server) mountOf(path, namespace string) answer {
+	path, in := s.inside(path)
+	engine, rest, _ := strings.Cut(path, "/")
 	data := map[string]any{"path": engine + "/", "type": engine}
 	switch engine {
 	case "secret":
 		data["type"], data["options"] = "kv", map[string]any{"version": "2"}
 	case "kv":
 		data["options"] = map[string]any{"version": "1"}
+	case "auth":
+		method, _, _ := strings.Cut(rest, "/")
+		data["path"], data["type"] = method+"/", "approle"
 	case "database", "pki":
 	default:
-		return denied("")
+		return unseen(path)
+	}
+	if in != "" && s.Mute {
+		return unseen(path)
+	}
+	if in != "" {
+		data["path"] = strings.TrimPrefix(namespace+"/", "/") + in + engine + "/"
 	}
 	return reply(map[string]any{"data": data})
 }
 
-func (s *Server) kv1(r *http.Request, path string) answer {
-	e := s.kv["kv/"+path]
-	switch {
-	case r.URL.Query().Has("list"):
-		return s.list("kv/" + path)
-	case e == nil:
-		return refuse(http.StatusNotFound)
-	default:
-		return reply(map[string]any{"request_id": s.request(), "data": e.data, "lease_duration": 2764800})
-	}
+func unseen(path string) answer {
+	return refuse(http.StatusForbidden,
+		fmt.Sprintf("preflight capability check returned 403, please ensure client's policies grant access to path \"%s/\"", path))
 }
 
-func (s *Server) kv2(r *http.Request, path string) answer {
+func (s *Server) kv1(r *http.Request, path string) answer {
+	e := s.kv[path]
+	switch {
+	case r.URL.Query().Has("list"):
+		return s.list(path)
+	case e == nil:
+		return refuse(http.StatusNotFound)
+	}
+	duration := 2764800
+	if ttl, ok := e.data["ttl"].(int); ok { // vault-plugin-secrets-kv, passthrough.go
+		duration = ttl
+	}
+	return reply(map[string]any{"request_id": s.request(), "data": e.data, "lease_duration": duration})
+}
+
+func (s *Server) kv2(r *http.Request, in, path string) answer {
 	if dir, ok := strings.CutPrefix(path, "metadata/"); ok && r.URL.Query().Has("list") {
-		return s.list("secret/" + dir)
+		return s.list(in + "secret/" + dir)
 	}
 	name, ok := strings.CutPrefix(path, "data/")
 	if !ok {
 		return answer{http.StatusNotFound, map[string]any{"warnings": []string{
 			"Invalid path for a versioned K/V secrets engine. See the API docs for the appropriate API endpoints to use."}}}
 	}
-	e := s.kv["secret/"+name]
+	e := s.kv[in+"secret/"+name]
 	if v := r.URL.Query().Get("version"); e == nil || v != "" && v != fmt.Sprint(e.version) { // older ones are not kept
 		return refuse(http.StatusNotFound)
 	}
@@ -275,7 +316,7 @@ func (s *Server) request() string {
 	return fmt.Sprintf("request-%d", s.serial)
 }
 
-func (s *Server) database(path, value string, t *token) answer {
+func (s *Server) database(in, path, value string, t *token) answer {
 	if name, ok := strings.CutPrefix(path, "static-creds/"); ok && s.static[name] > 0 {
 		return s.staticCreds(name)
 	}
@@ -286,7 +327,10 @@ func (s *Server) database(path, value string, t *token) answer {
 	}
 	s.serial++
 	id := fmt.Sprintf("database/creds/%s/%d", name, s.serial)
-	l := &lease{token: value, creds: creds, issued: time.Now(), ends: time.Now().Add(creds.TTL), max: limit(creds.MaxTTL)}
+	if in != "" { // the ID has the path in the lease's namespace and, after a dot, that namespace's own ID
+		id += ".child"
+	}
+	l := &lease{token: value, in: in, creds: creds, issued: time.Now(), ends: time.Now().Add(creds.TTL), max: limit(creds.MaxTTL)}
 	if t.role.Batch && t.ends.Before(l.max) {
 		l.max = t.ends
 	}

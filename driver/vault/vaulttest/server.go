@@ -74,6 +74,12 @@ type Server struct {
 	Creds map[string]Creds
 	Makes map[string]TokenRole
 	Ahead time.Duration // how far its clock is ahead of the client's
+	Lag   time.Duration // for how long the node that answers does not know a token that another has just made
+
+	// Child is the name of a child namespace of the one that tokens live in, with the same mounts and roles: child/secret/app. Mute keeps
+	// OpenBao's mount lookup from telling of it. Empty: there is none.
+	Child string
+	Mute  bool
 
 	mu     sync.Mutex
 	kv     map[string]*entry // by path without data/
@@ -98,6 +104,7 @@ type Server struct {
 type token struct {
 	accessor  string
 	role      Role
+	issued    time.Time
 	ends, max time.Time
 	used      bool
 	own       bool // made by MakeOwn: it may make tokens, and Tokens and Leaked leave it out
@@ -105,6 +112,7 @@ type token struct {
 
 type lease struct {
 	token             string
+	in                string // the child namespace, with a slash at its end
 	creds             Creds
 	issued, ends, max time.Time
 	renewed           []time.Time
@@ -213,7 +221,7 @@ func (s *Server) Extend(value string) {
 	_, t.ends = extend(t.role.TTL, t.max)
 }
 
-// Put writes data in KV: below secret/ or kv/.
+// Put writes data in KV: below secret/ or kv/, or those of the child namespace.
 func (s *Server) Put(path string, data map[string]any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -432,9 +440,11 @@ func (s *Server) RevokeLeases() {
 	}
 }
 
+// lives reports whether a lease does. One of a child namespace does not end with its token: OpenBao 2.6 looks for it in the token's namespace
+// (vault/expiration.go, RevokeByToken).
 func (s *Server) lives(l *lease) bool {
 	t := s.tokens[l.token]
-	return time.Now().Before(l.ends) && (l.forgotten || t != nil && time.Now().Before(t.ends))
+	return time.Now().Before(l.ends) && (l.forgotten || l.in != "" || t != nil && time.Now().Before(t.ends))
 }
 
 func user(leaseID string) string { return "v-" + leaseID[strings.LastIndex(leaseID, "/")+1:] }
