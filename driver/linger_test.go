@@ -420,21 +420,6 @@ func TestRunWhileTheOneBeforeIsStillBeingRevoked(t *testing.T) {
 	})
 }
 
-func TestRevocationsAreBounded(t *testing.T) {
-	bubble(t, func(h *host) {
-		r := h.start(whole)
-		for range workers {
-			h.revoking <- struct{}{}
-		}
-		r.stop()
-		after(time.Hour)
-		must.Len(t, 1, h.Users())
-		<-h.revoking
-		after(0)
-		h.nothingLeft()
-	})
-}
-
 func TestManyStopsAtOnceAllEnd(t *testing.T) {
 	bubble(t, func(h *host) {
 		const tasks = 200
@@ -448,7 +433,7 @@ func TestManyStopsAtOnceAllEnd(t *testing.T) {
 			all.Go(func() { must.NoError(t, h.StopTask(cfg.ID, 0, "")) })
 		}
 		all.Wait()
-		after(stopLinger + 15*time.Second) // a second each, workers at a time
+		after(stopLinger + 15*time.Second) // a second each, several at a time
 		h.nothingLeft()
 		must.Eq(t, tasks, h.Calls("PUT auth/token/revoke-self"))
 	})
