@@ -159,15 +159,19 @@ func (d *Driver) clientOf(o vault.Origin) *vault.Client {
 // whyKept says why a session is not in use, and what the operator can do.
 func (d *Driver) whyKept(one savedSession) error {
 	origin, err := vault.OriginOf(one.State, one.seen)
-	switch plugin := d.configured().Name; {
-	case err != nil:
+	if err != nil {
 		return err
-	case d.clientOf(origin) != nil:
-		return fmt.Errorf("it is not of the role and namespace that vault %q has now", one.Login.Cluster)
-	case origin.Address == "":
+	}
+	_, unnamed := d.client(one.Login.Cluster)
+	switch plugin := d.configured().Name; {
+	case d.clientOf(origin) == nil && origin.Address == "":
 		return fmt.Errorf("its token is from vault %q, which plugin %q does not have: add that block again", origin.Cluster, plugin)
-	default:
+	case d.clientOf(origin) == nil:
 		return fmt.Errorf("its token is from %s, and no vault block of plugin %q has that address: correct vault %q, or add a block with the address",
 			origin.Address, plugin, origin.Cluster)
+	case unnamed != nil:
+		return fmt.Errorf("%w: correct the name of its vault block of plugin %q", unnamed, plugin)
+	default:
+		return fmt.Errorf("vault %q of plugin %q has another address, role or namespace now than its token is from: correct it", one.Login.Cluster, plugin)
 	}
 }

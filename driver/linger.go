@@ -143,6 +143,7 @@ func (d *Driver) expire(l *left) {
 	}
 	if l.secrets == nil {
 		d.logger.Info("revoking the session of a task that is gone", "task", l.record.Key)
+		l.secrets = d.unpack(l.record)
 	}
 	d.own(l)
 	if l.stray() {
