@@ -155,12 +155,15 @@ func (r *execRoot) judge(report *drivers.Fingerprint) bool {
 // StartTask starts the task in a root of read-only mounts. The handle has the configuration as it was given, so that what
 // is added here is made anew, from the host of that day, whenever the task is started again.
 func (r *execRoot) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	err := guard(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
 	if r.Filesystem != filesystemBind {
 		r.warn(cfg)
 		return r.processDriver.StartTask(cfg)
 	}
-	err := r.checkPIDMode(cfg)
-	if err != nil {
+	if err = r.checkPIDMode(cfg); err != nil {
 		return nil, nil, err
 	}
 	l := &layout{visible: r.Paths, claims: claims(cfg)}
@@ -212,8 +215,7 @@ func (r *execRoot) warn(cfg *drivers.TaskConfig) {
 }
 
 // rooted returns a copy of the task with what makes up for the chroot: mounts, environment and an absolute command.
-// Volumes come after ours, so that a job can mount over any of them. The allocation's directory, which Nomad leaves to
-// drivers with image isolation, comes first: the executor looks for a command in the order of mounts.
+// Volumes come after ours, so that a job can mount over any of them.
 func (r *execRoot) rooted(cfg *drivers.TaskConfig, l *layout) (*drivers.TaskConfig, error) {
 	task := cfg.Copy()
 	dirs := cfg.TaskDir()
@@ -224,7 +226,9 @@ func (r *execRoot) rooted(cfg *drivers.TaskConfig, l *layout) (*drivers.TaskConf
 	defer root.Close()
 
 	l.root = root
-	l.mounts = []*drivers.MountConfig{{HostPath: dirs.SharedAllocDir, TaskPath: "/alloc"}}
+	if err := l.own(dirs); err != nil {
+		return nil, fmt.Errorf("lay out the allocation's directory in the task's root: %w", err)
+	}
 	for _, p := range r.Paths {
 		if err := l.add(p); err != nil {
 			return nil, fmt.Errorf("lay out %s in the task's root: %w", p, err)
@@ -237,7 +241,7 @@ func (r *execRoot) rooted(cfg *drivers.TaskConfig, l *layout) (*drivers.TaskConf
 	return task, r.setCommand(task)
 }
 
-// setCommand replaces the task's command by the path at which the executor is to find it.
+// setCommand replaces the task's command by the name with which the executor is to start it.
 func (r *execRoot) setCommand(task *drivers.TaskConfig) error {
 	var options map[string]any
 	if err := task.DecodeDriverConfig(&options); err != nil {
@@ -246,14 +250,16 @@ func (r *execRoot) setCommand(task *drivers.TaskConfig) error {
 	name, _ := options["command"].(string)
 	dirs := task.TaskDir()
 	v := view{taskDir: dirs.Dir, allocDir: dirs.SharedAllocDir, mounts: task.Mounts}
-	command, err := v.find(name)
+	path, err := v.find(name)
 	if err != nil {
 		return err
 	}
-	if command == "" {
+	if path == "" {
 		return fmt.Errorf("config command %q not found: looked in %s", name, r.searched(name))
 	}
-	options["command"] = command
+	if options["command"], err = decoy(path, task.Mounts[0].HostPath); err != nil {
+		return fmt.Errorf("lay out the command in the task's root: %w", err)
+	}
 	if err := task.EncodeConcreteDriverConfig(options); err != nil {
 		return fmt.Errorf("encode task config: %w", err)
 	}

@@ -65,7 +65,7 @@ func commandOf(t *testing.T, cfg *drivers.TaskConfig) string {
 	}
 	must.NoError(t, cfg.DecodeDriverConfig(&options))
 	must.Eq(t, []string{"-x"}, options.Args)
-	return options.Command
+	return filepath.Clean(options.Command)
 }
 
 // paths lists where mounts go, relative to a host directory where they are below it.
@@ -105,10 +105,13 @@ func TestExecRootAddsWhatAChrootHas(t *testing.T) {
 	must.NoError(t, err)
 	must.EqOp(t, cfg, handle.Config)
 	must.Eq(t, before, cfg)
-	shown := strings.TrimSuffix(inner.started.Mounts[1].HostPath, host+"/etc")
+	shown := strings.TrimSuffix(inner.started.Mounts[4].HostPath, host+"/etc")
 	must.StrHasPrefix(t, r.ownerless.stateDir+"/", shown)
 	must.Eq(t, []*drivers.MountConfig{
+		{HostPath: shown + "/.task/root/executor.out", TaskPath: "/executor.out", Readonly: true},
 		{HostPath: cfg.AllocDir + "/alloc", TaskPath: "/alloc"},
+		{HostPath: shown + "/.task/logs", TaskPath: "/alloc/logs", Readonly: true},
+		{HostPath: shown + "/.task/container", TaskPath: "/alloc/container", Readonly: true},
 		{HostPath: shown + host + "/etc", TaskPath: host + "/etc", Readonly: true},
 		{HostPath: shown + host + "/usr", TaskPath: host + "/usr", Readonly: true},
 		{HostPath: host + "/key", TaskPath: host + "/key", Readonly: true},
@@ -281,8 +284,8 @@ func TestCommand(t *testing.T) {
 		"a path that is not clean":                {command: "HOST/usr/../usr/bin/app", want: "HOST/usr/bin/app"},
 		"a path in the task's directory":          {command: "local/run", task: map[string]string{"app/local/run": "x"}, want: "/local/run"},
 		"the same with ${NOMAD_TASK_DIR}":         {command: "/local/run", task: map[string]string{"app/local/run": "x"}, want: "/local/run"},
-		"a path in the task's local directory":    {command: "bin/run", task: map[string]string{"app/local/bin/run": "x"}, want: "/bin/run"},
-		"a name in the task's local directory":    {command: "run", task: map[string]string{"app/local/run": "x"}, want: "/run"},
+		"a path in the task's local directory":    {command: "bin/run", task: map[string]string{"app/local/bin/run": "x"}, want: "/local/bin/run"},
+		"a name in the task's local directory":    {command: "run", task: map[string]string{"app/local/run": "x"}, want: "/local/run"},
 		"a path in the allocation's directory":    {command: "/alloc/data/run", task: map[string]string{"alloc/data/run": "x"}, want: "/alloc/data/run"},
 		"a path in a volume":                      {command: "/v/bin/tool", want: "/v/bin/tool"},
 		"a path above the task's directory":       {command: "../../../../RELATIVE/etc/secret", err: "not the task's own file"},

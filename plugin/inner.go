@@ -95,6 +95,9 @@ func (d rawExecDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, 
 		return nil, nil, fmt.Errorf("volume_mount %q: raw_exec tasks see the host's own files and cannot mount volumes; "+
 			"remove the block or use vault-exec or vault-docker", cfg.Mounts[0].TaskPath)
 	}
+	if err := guard(cfg); err != nil {
+		return nil, nil, err
+	}
 	return d.processDriver.StartTask(cfg)
 }
 

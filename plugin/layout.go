@@ -8,8 +8,11 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/hashicorp/nomad/client/allocdir"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/driver/inode"
 )
 
 // layout collects the mounts of one start. Where a job puts something of its own below a host directory it wins, as it
@@ -33,6 +36,51 @@ func claims(cfg *drivers.TaskConfig) []string {
 		all = append(all, "/etc/resolv.conf")
 	}
 	return all
+}
+
+// own lays out what the task has of the allocation, and keeps from it what root opens there by name: the executor's log, the container
+// library's directory, and the logs, which it can read. No task, whatever its capabilities, removes or renames what is a mount in its own
+// root (mount_namespaces(7)). The executor's log is the first mount, for the sake of the command: see decoy.
+func (l *layout) own(dirs *allocdir.TaskDir) error {
+	logs, err := openLogs(dirs)
+	if err != nil {
+		return err
+	}
+	defer logs.Close()
+	at := filepath.Join(l.ownerless, ".task")
+	for _, dir := range []string{at, at + "/root", at + "/container"} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(at+"/root/executor.out", nil, everyone); err != nil {
+		return err
+	}
+	if err := bindAt(logs, at+"/logs"); err != nil {
+		return err
+	}
+	l.mounts = []*drivers.MountConfig{
+		{HostPath: at + "/root/executor.out", TaskPath: "/executor.out", Readonly: true},
+		{HostPath: dirs.SharedAllocDir, TaskPath: "/alloc"},
+		{HostPath: at + "/logs", TaskPath: "/alloc/logs", Readonly: true},
+		{HostPath: at + "/container", TaskPath: "/alloc/container", Readonly: true},
+	}
+	return nil
+}
+
+// openLogs opens the directory of an allocation's logs for its name alone. Where a task has put something else in its place, that is an error.
+func openLogs(dirs *allocdir.TaskDir) (*os.File, error) {
+	shared, err := os.OpenRoot(dirs.SharedAllocDir)
+	if err != nil {
+		return nil, err
+	}
+	defer shared.Close()
+	logs, info, err := openName(shared, "logs")
+	if err == nil && !info.IsDir() {
+		logs.Close()
+		err = fmt.Errorf("alloc/logs is %s", inode.Kind(info.Mode()))
+	}
+	return logs, err
 }
 
 // add lays out a path of the operator's: nothing when it does not exist or the task has something else there. A file is shown as it is: the
