@@ -55,7 +55,7 @@ var inners = map[string]inner{
 	},
 	"docker": {
 		new: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
-			return dockerDriver{docker.NewDockerDriver(ctx, logger).(containerDriver), new(sync.Map)}
+			return dockerDriver{docker.NewDockerDriver(ctx, logger).(containerDriver), new(sync.Map), logger}
 		},
 		beside: keepForeignContainers,
 		task:   driver.ImageAuthSpec,
@@ -112,13 +112,33 @@ func enableRawExec(attrs map[string]*hclspec.Spec) {
 type dockerDriver struct {
 	containerDriver
 	stopped *sync.Map // IDs of the tasks that were told to end
+	logger  hclog.Logger
 }
 
-// StartTask starts the task with the ID of its parent job, which a dispatched or periodic job has.
+// StartTask starts the task with the ID of its parent job, which a dispatched or periodic job has, and with its own mounts: see stage.
 func (d dockerDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
-	task := *cfg
+	if err := guard(cfg); err != nil {
+		return nil, nil, err
+	}
+	s, err := newStage(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err := s.strike(cfg); err != nil {
+			d.logger.Warn("cannot remove the mounts of a start", "task", cfg.Name, "error", err)
+		}
+	}()
+	task := cfg.Copy()
 	task.ParentJobID = cfg.Env["NOMAD_JOB_PARENT_ID"]
-	return d.containerDriver.StartTask(&task)
+	if err := s.mountAll(task); err != nil {
+		return nil, nil, err
+	}
+	handle, network, err := d.containerDriver.StartTask(task)
+	if handle != nil {
+		handle.Config = cfg
+	}
+	return handle, network, err
 }
 
 // StopTask stops the task, whose container has nobody else to end it then.

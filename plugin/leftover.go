@@ -43,6 +43,9 @@ func (d dockerDriver) Sweep(cfg *drivers.TaskConfig) error {
 	if err != nil {
 		return fmt.Errorf("remove a lost container: %w", err)
 	}
+	if err := strikeStage(cfg); err != nil {
+		return err
+	}
 	return sweepProcesses(cfg)
 }
 
