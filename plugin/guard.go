@@ -29,7 +29,10 @@ func guard(cfg *drivers.TaskConfig) error {
 	for _, dir := range []struct {
 		name string
 		mode os.FileMode
-	}{{cfg.Name, sticky}, {"alloc", sticky}, {"alloc/logs", 0o755}, {"alloc/container", 0o700}} {
+	}{
+		{cfg.Name, sticky}, {filepath.Join(cfg.Name, "local"), 0o777}, // whose owner may rename it, whatever it is in
+		{"alloc", sticky}, {"alloc/logs", 0o755}, {"alloc/container", 0o700},
+	} {
 		if err := ownDirectory(root, dir.name, dir.mode); err != nil {
 			return fmt.Errorf("guard %s of the allocation: %w", dir.name, err)
 		}
