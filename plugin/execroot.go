@@ -7,11 +7,9 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/nomad/command/agent/host"
 	"github.com/hashicorp/nomad/plugins/base"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/drivers/fsisolation"
@@ -28,6 +26,7 @@ const (
 type execConfig struct {
 	Filesystem string   `codec:"filesystem"`
 	Paths      []string `codec:"paths"`
+	HostEnv    []string `codec:"host_env"`
 	StateDir   string   `codec:"state_dir"`
 
 	Vault map[string]*cluster `codec:"vault"`
@@ -41,6 +40,10 @@ var execPaths = []string{
 	"/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64",
 }
 
+// execEnv are the variables of the agent's environment that a task has. Nomad gives a task in a chroot all but those of the client's
+// env.denylist, which no plugin sees, and one in an image none.
+var execEnv = []string{"PATH", "LANG", "LC_ALL", "TZ"}
+
 func execOptions(beside bool) map[string]*hclspec.Spec {
 	filesystem := filesystemBind
 	if !beside {
@@ -50,6 +53,8 @@ func execOptions(beside bool) map[string]*hclspec.Spec {
 		"filesystem": text("filesystem", filesystem),
 		"paths": hclspec.NewDefault(hclspec.NewAttr("paths", "list(string)", false),
 			hclspec.NewLiteral(`["`+strings.Join(execPaths, `", "`)+`"]`)),
+		"host_env": hclspec.NewDefault(hclspec.NewAttr("host_env", "list(string)", false),
+			hclspec.NewLiteral(`["`+strings.Join(execEnv, `", "`)+`"]`)),
 	}
 }
 
@@ -79,14 +84,13 @@ func (c execConfig) validate() error {
 type execRoot struct {
 	processDriver
 	execConfig
-	pidMode   string            // of tasks that do not say, Nomad's own option default_pid_mode
-	env       map[string]string // the host's, as Nomad adds it for a chroot and leaves it out for an image
+	pidMode   string // of tasks that do not say, Nomad's own option default_pid_mode
 	ownerless ownerless
 	logger    hclog.Logger
 }
 
 func newExecRoot(logger hclog.Logger, inner processDriver) *execRoot {
-	return &execRoot{processDriver: inner, env: hostEnv(os.Environ()), ownerless: ownerless{logger: logger}, logger: logger}
+	return &execRoot{processDriver: inner, ownerless: ownerless{logger: logger}, logger: logger}
 }
 
 // SetConfig reads filesystem and paths. An error names the field.
@@ -236,7 +240,7 @@ func (r *execRoot) rooted(cfg *drivers.TaskConfig, l *layout) (*drivers.TaskConf
 	}
 	task.Mounts = append(l.mounts, task.Mounts...)
 
-	task.Env = maps.Clone(r.env)
+	task.Env = hostEnv(r.HostEnv)
 	maps.Copy(task.Env, cfg.Env)
 	return task, r.setCommand(task)
 }
@@ -278,20 +282,12 @@ func (r *execRoot) searched(command string) string {
 // defaultPath is for an agent without a PATH of its own, as systemd sets it.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// hostEnv returns what Nomad would add to the environment of a task in a chroot (setEnvvars in
-// client/allocrunner/taskrunner/task_dir_hook.go) from that of the agent, which the plugin inherits: all but the client's
-// default env.denylist; a denylist of the operator's own cannot be seen from here. What go-plugin added and what is about
-// the agent's Vault is left out, HOME is set by the executor.
-func hostEnv(environ []string) map[string]string {
+// hostEnv returns the agent's variables of those names, which the plugin inherits, and a PATH in any case.
+func hostEnv(names []string) map[string]string {
 	env := map[string]string{"PATH": defaultPath}
-	for _, entry := range environ {
-		key, value, _ := strings.Cut(entry, "=")
-		switch {
-		case slices.Contains(host.DefaultEnvDenyList, key):
-		case key == "HOME", key == base.Handshake.MagicCookieKey:
-		case strings.HasPrefix(key, "PLUGIN_"), strings.HasPrefix(key, "VAULT_"):
-		default:
-			env[key] = value
+	for _, name := range names {
+		if value, ok := os.LookupEnv(name); ok {
+			env[name] = value
 		}
 	}
 	return env

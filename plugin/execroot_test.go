@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -82,7 +83,7 @@ func bound(t *testing.T, inner *recorder, paths ...string) *execRoot {
 	t.Helper()
 	requireRoot(t)
 	r := newExecRoot(hclog.NewNullLogger(), inner)
-	r.execConfig, r.env, r.ownerless.stateDir = execConfig{Filesystem: "bind", Paths: paths}, hostEnv(nil), t.TempDir()
+	r.execConfig, r.ownerless.stateDir = execConfig{Filesystem: "bind", Paths: paths}, t.TempDir()
 	t.Cleanup(func() {
 		left, err := os.ReadDir(r.ownerless.stateDir)
 		must.NoError(t, err)
@@ -96,7 +97,10 @@ func TestExecRootAddsWhatAChrootHas(t *testing.T) {
 	write(t, host, map[string]string{"etc/passwd": "root", "usr/bin/app": "binary", "key": "k"})
 	inner := &recorder{}
 	r := bound(t, inner, host+"/etc", host+"/lib32", host+"/usr", host+"/key")
-	r.env = map[string]string{"A": "host", "LANG": "C"}
+	for _, name := range []string{"A", "LANG", "PATH", "NOTIFY_SOCKET", "DENIED_BY_THE_OPERATOR"} {
+		t.Setenv(name, "host")
+	}
+	r.HostEnv = []string{"A", "LANG", "NOT_SET"}
 	cfg := testTask(t, host+"/usr/bin/app")
 	cfg.Mounts = []*drivers.MountConfig{{HostPath: "/srv/data", TaskPath: "/data"}}
 	before := cfg.Copy()
@@ -117,7 +121,7 @@ func TestExecRootAddsWhatAChrootHas(t *testing.T) {
 		{HostPath: host + "/key", TaskPath: host + "/key", Readonly: true},
 		{HostPath: "/srv/data", TaskPath: "/data"},
 	}, inner.started.Mounts)
-	must.Eq(t, map[string]string{"A": "task", "LANG": "C"}, inner.started.Env)
+	must.Eq(t, map[string]string{"A": "task", "LANG": "host", "PATH": defaultPath}, inner.started.Env)
 	must.Eq(t, host+"/usr/bin/app", commandOf(t, inner.started))
 }
 
@@ -161,13 +165,6 @@ func TestExecRootLeavesAChrootToNomad(t *testing.T) {
 	must.EqOp(t, cfg, inner.started)
 	must.StrContains(t, log.String(), "exec tasks can read this file: chroot_env puts it into their root; move it elsewhere: vault=a token_file=/etc/token\n")
 	must.StrNotContains(t, log.String(), "key")
-}
-
-func TestHostEnv(t *testing.T) {
-	must.Eq(t, map[string]string{"PATH": "/bin", "LANG": "C", "NOMAD_ADDR": "http://n"}, hostEnv([]string{
-		"PATH=/bin", "LANG=C", "HOME=/root", "NOMAD_ADDR=http://n", "NOMAD_TOKEN=t", "AWS_SECRET_ACCESS_KEY=k",
-		"VAULT_TOKEN=t", "VAULT_ADDR=https://v", "PLUGIN_MIN_PORT=1", "NOMAD_PLUGIN_MAGIC_COOKIE=c"}))
-	must.Eq(t, map[string]string{"PATH": defaultPath}, hostEnv(nil))
 }
 
 func TestLayout(t *testing.T) {
@@ -219,6 +216,39 @@ func TestLayout(t *testing.T) {
 			}
 			_, err = root.Lstat(host[1:] + "/etc/resolv.conf")
 			must.Eq(t, slices.Contains(c.claims, host+"/etc/resolv.conf") || len(c.want) == 0 || c.want[0] == "/etc", err != nil)
+		})
+	}
+}
+
+// One destination in a directory such as /usr/share/doc, or a file of the job's there, is not to cost every task on the node its start.
+func TestLayoutHasABoundOnMounts(t *testing.T) {
+	for sentence, c := range map[string]struct {
+		claims []string
+		task   map[string]string
+		says   string
+	}{
+		"a volume":          {claims: []string{"/usr/doc/mine"}, says: `destination "HOST/usr/doc/mine" would take a mount for each of the 1001 entries of HOST/usr/doc`},
+		"a file of the job": {task: map[string]string{"usr/doc/mine": "x"}, says: `what the job has in "HOST/usr/doc" of its own directory would take`},
+		"nothing":           {},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			host, dir := t.TempDir(), t.TempDir()
+			for i := range 1001 {
+				write(t, host, map[string]string{fmt.Sprintf("usr/doc/%d", i): "x"})
+			}
+			write(t, dir+host, c.task)
+			root, err := os.OpenRoot(dir)
+			must.NoError(t, err)
+			l := &layout{root: root, visible: []string{host + "/usr"}}
+			for _, claim := range c.claims {
+				l.claims = append(l.claims, host+claim)
+			}
+			if err = l.add(host + "/usr"); c.says == "" {
+				must.NoError(t, err)
+				must.SliceLen(t, 1, l.mounts)
+			} else {
+				must.ErrorContains(t, err, strings.ReplaceAll(c.says, "HOST", host))
+			}
 		})
 	}
 }

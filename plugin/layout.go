@@ -98,14 +98,22 @@ func (l *layout) add(path string) error {
 	return nil
 }
 
+// mountsMost is how many mounts a task may have of the host's directories. Each takes the kernel and the executor about a millisecond.
+const mountsMost = 1000
+
 // directory lays out a directory of the host: one mount when nothing else is to be seen below it.
 func (l *layout) directory(path string) error {
-	if !l.crowded(path) {
+	crowd := l.crowd(path)
+	if crowd == "" {
 		return l.bind(path)
 	}
 	entries, err := os.ReadDir(path)
 	if err != nil {
 		return err
+	}
+	if len(l.mounts)+len(entries) > mountsMost {
+		return fmt.Errorf("%s would take a mount for each of the %d entries of %s, and a task has %d at most: put it elsewhere, "+
+			"or below a directory with fewer", crowd, len(entries), path, mountsMost)
 	}
 	for _, e := range entries {
 		if err := l.entry(filepath.Join(path, e.Name()), e); err != nil {
@@ -130,21 +138,23 @@ func (l *layout) entry(path string, e os.DirEntry) error {
 	return nil
 }
 
-// crowded reports whether a mount of the whole directory would hide something of the job's, or leave no place for it: a
-// mount point cannot be made in a read-only directory.
-func (l *layout) crowded(dir string) bool {
+// crowd names what a mount of the whole directory would hide or leave no place for, since a mount point cannot be made in a read-only
+// directory: a place where something of the job's will be mounted, or files of the job's. It is empty where there is nothing.
+func (l *layout) crowd(dir string) string {
 	for _, claim := range l.claims {
 		if below(claim, dir) && claim != dir && !l.seen(claim) {
-			return true
+			return fmt.Sprintf("destination %q", claim)
 		}
 	}
 	d, err := l.root.OpenFile(dir[1:], unix.O_DIRECTORY|unix.O_NONBLOCK, 0) // a task can have made a pipe of that name
 	if err != nil {
-		return false
+		return ""
 	}
 	defer d.Close()
-	names, _ := d.Readdirnames(1)
-	return len(names) > 0
+	if names, _ := d.Readdirnames(1); len(names) > 0 {
+		return fmt.Sprintf("what the job has in %q of its own directory", dir)
+	}
+	return ""
 }
 
 // seen reports whether the task finds something of the host at this path, symbolic links followed.
