@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/base"
@@ -86,6 +87,7 @@ type execRoot struct {
 	execConfig
 	pidMode   string // of tasks that do not say, Nomad's own option default_pid_mode
 	ownerless ownerless
+	roots     sync.Map // directories of the tasks that were started, by ID
 	logger    hclog.Logger
 }
 
@@ -178,6 +180,7 @@ func (r *execRoot) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 		return nil, nil, err
 	}
 	defer r.ownerless.remove(l.ownerless) // by then the task has its own
+	r.roots.Store(cfg.ID, cfg.TaskDir().Dir)
 	task, err := r.rooted(cfg, l)
 	if err != nil {
 		return nil, nil, err
@@ -187,6 +190,29 @@ func (r *execRoot) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 		handle.Config = cfg
 	}
 	return handle, network, err
+}
+
+// RecoverTask takes over a task that another plugin has started.
+func (r *execRoot) RecoverTask(handle *drivers.TaskHandle) error {
+	err := r.processDriver.RecoverTask(handle)
+	if err == nil && r.Filesystem == filesystemBind && handle != nil && handle.Config != nil {
+		r.roots.Store(handle.Config.ID, handle.Config.TaskDir().Dir)
+	}
+	return err
+}
+
+// DestroyTask removes the task, and the mount points that the executor has made in its directory.
+func (r *execRoot) DestroyTask(id string, force bool) error {
+	err := r.processDriver.DestroyTask(id, force)
+	if err != nil && !errors.Is(err, drivers.ErrTaskNotFound) {
+		return err
+	}
+	if dir, started := r.roots.LoadAndDelete(id); started {
+		if err := removeMountPoints(dir.(string), r.Paths); err != nil {
+			r.logger.Warn("cannot remove the mount points of a task", "path", dir, "error", err)
+		}
+	}
+	return err
 }
 
 // checkPIDMode refuses the host's processes to a task unless the operator shows them to all: with CAP_SETUID, which Nomad's exec gives it, a task

@@ -230,6 +230,58 @@ func (l *layout) mount(real, at string) {
 	l.mounts = append(l.mounts, &drivers.MountConfig{HostPath: from, TaskPath: at, Readonly: true})
 }
 
+// removeMountPoints removes from a task's directory, in which nothing is mounted any more, what was made to mount the host's paths on: empty files
+// and directories. What has something in it is the job's.
+func removeMountPoints(taskDir string, paths []string) error {
+	root, err := os.OpenRoot(taskDir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, path := range paths {
+		removeEmpty(root, path)
+		for above := filepath.Dir(path); above != "/" && root.Remove(above[1:]) == nil; {
+			above = filepath.Dir(above)
+		}
+	}
+	return nil
+}
+
+// removeEmpty removes what is empty below a path that the host has, too, and links that are the host's.
+func removeEmpty(root *os.Root, path string) {
+	if _, err := os.Lstat(path); err != nil {
+		return
+	}
+	info, err := root.Lstat(path[1:])
+	switch {
+	case err != nil:
+		return
+	case info.IsDir():
+		for _, name := range names(root, path[1:]) {
+			removeEmpty(root, filepath.Join(path, name))
+		}
+	case info.Mode()&os.ModeSymlink != 0:
+		ours, _ := root.Readlink(path[1:])
+		if theirs, err := os.Readlink(path); err != nil || theirs != ours {
+			return
+		}
+	case !info.Mode().IsRegular() || info.Size() > 0:
+		return
+	}
+	_ = root.Remove(path[1:]) // not where something is left in it
+}
+
+// names are those of a directory's entries.
+func names(root *os.Root, dir string) []string {
+	d, err := root.OpenFile(dir, unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	all, _ := d.Readdirnames(-1)
+	return all
+}
+
 // directories returns those of the operator's paths that are directories, without links in their paths.
 func directories(paths []string) []string {
 	var all []string
