@@ -57,8 +57,9 @@ var inners = map[string]inner{
 		new: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
 			return dockerDriver{docker.NewDockerDriver(ctx, logger).(containerDriver), new(sync.Map), logger}
 		},
-		beside: keepForeignContainers,
-		task:   driver.ImageAuthSpec,
+		beside:  keepForeignContainers,
+		options: dockerOptions,
+		task:    driver.ImageAuthSpec,
 	},
 	"raw_exec": {
 		new: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
@@ -105,6 +106,11 @@ func (d rawExecDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, 
 // because it is always there.
 func enableRawExec(attrs map[string]*hclspec.Spec) {
 	attrs["enabled"] = withDefault(attrs["enabled"], "true")
+}
+
+func dockerOptions(bool) map[string]*hclspec.Spec {
+	return map[string]*hclspec.Spec{"auth_registries": hclspec.NewDefault(
+		hclspec.NewAttr("auth_registries", "list(string)", false), hclspec.NewLiteral("[]"))}
 }
 
 // dockerDriver is Nomad's docker with the one field back that is lost on the way to an external plugin
