@@ -27,11 +27,11 @@ func TestLogCollectorWritesWhereTheTaskPutsNoLink(t *testing.T) {
 			}
 			_, alloc := register(t, s, shell(j, `ln -s `+target+` $NOMAD_ALLOC_DIR/logs/`+j.Name+`.stdout.1
 echo tried >&2
-head -c 2000000 /dev/zero | tr '\\0' x | fold -w 99
+head -c 2000000 /dev/zero | tr '\0' x | fold -w 99
 `+stay))
 			ctx := within(t, 2*time.Minute)
 			must.NoError(t, alloc.Running(ctx))
-			_, err := alloc.Log(ctx, j.Name, "stderr", "^tried", 1)
+			_, err := alloc.Log(ctx, j.Name, "stderr", "(?m)^tried", 1)
 			must.NoError(t, err)
 			next := alloc.Path("alloc", "logs/"+j.Name+".stdout.1")
 			must.NoError(t, stack.Eventually(ctx, func() error {

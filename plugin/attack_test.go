@@ -67,6 +67,9 @@ func TestRootOpensNothingThatIsNotItsOwn(t *testing.T) {
 			}
 			t.Setenv("TMPDIR", t.TempDir())
 			for sentence, plant := range plants {
+				if d.body != "" && sentence != "a link to a file" {
+					continue // Nomad copies the host into each of those directories
+				}
 				t.Run(sentence, func(t *testing.T) { rootOpens(t, wrappedWith(t, d.wraps, d.body), d.wraps, plant) })
 			}
 		})
