@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -222,6 +223,72 @@ func TestCommandIsNoOtherNameOfAHostsFile(t *testing.T) {
 	_, _, err := h.StartTask(cfg)
 	must.ErrorContains(t, err, "not the task's own file")
 	c.lives(t)
+}
+
+// TestRawExecTaskOfAUserOpensNoFileOfOthers: root changes the mode of what the job names, for a user who could not.
+func TestRawExecTaskOfAUserOpensNoFileOfOthers(t *testing.T) {
+	requireRoot(t)
+	t.Setenv("TMPDIR", t.TempDir())
+	for sentence, c := range map[string]struct {
+		user    string
+		command func(key canary, cfg *drivers.TaskConfig) string
+		err     string
+	}{
+		"a key":               {"nobody", func(key canary, _ *drivers.TaskConfig) string { return key.path }, "not the task's own file"},
+		"a key, by a number":  {"65534", func(key canary, _ *drivers.TaskConfig) string { return key.path }, "not the task's own file"},
+		"a link to a key":     {"nobody", linked(os.Symlink), "not the task's own file"},
+		"another name of one": {"nobody", linked(os.Link), "not the task's own file"},
+		"a program":           {"nobody", func(canary, *drivers.TaskConfig) string { return "/bin/true" }, ""},
+		"a program by name":   {"nobody", func(canary, *drivers.TaskConfig) string { return "true" }, ""},
+		"the task's own":      {"nobody", own(0), ""},
+		"the user's own":      {"nobody", own(65534), ""},
+		"root":                {"root", own(0), ""},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			h, key := wrapped(t, "raw_exec"), newCanary(t)
+			cfg := command(t, h, "raw_exec", "true")
+			cfg.User = c.user
+			options := map[string]any{}
+			must.NoError(t, cfg.DecodeDriverConfig(&options))
+			options["command"] = c.command(key, cfg)
+			must.NoError(t, cfg.EncodeConcreteDriverConfig(options))
+			for dir := cfg.AllocDir; dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
+				must.NoError(t, os.Chmod(dir, 0o755))
+			}
+			_, _, err := h.StartTask(cfg)
+			if c.err != "" {
+				must.ErrorContains(t, err, c.err)
+			} else {
+				must.NoError(t, err)
+				must.Zero(t, (<-waiting(t, h, cfg)).ExitCode)
+				must.NoError(t, h.DestroyTask(cfg.ID, false))
+			}
+			info, err := os.Stat(key.path)
+			must.NoError(t, err)
+			must.Eq(t, 0o600, info.Mode())
+		})
+	}
+}
+
+// linked makes the command another name of a key.
+func linked(link func(string, string) error) func(canary, *drivers.TaskConfig) string {
+	return func(key canary, cfg *drivers.TaskConfig) string {
+		if err := link(key.path, filepath.Join(cfg.TaskDir().LocalDir, "run")); err != nil {
+			panic(err) // Not in a directory of the test's own.
+		}
+		return "run"
+	}
+}
+
+// own makes the command a file in the task's directory, of that user's.
+func own(uid int) func(canary, *drivers.TaskConfig) string {
+	return func(_ canary, cfg *drivers.TaskConfig) string {
+		file := filepath.Join(cfg.TaskDir().LocalDir, "run")
+		if err := errors.Join(os.WriteFile(file, []byte("#!/bin/sh\nexit 0\n"), 0o600), os.Chown(file, uid, uid)); err != nil {
+			panic(err) // Not in a directory of the test's own.
+		}
+		return "run"
+	}
 }
 
 // TestDockerMountsOfAnAllocation is about what a job mounts of its allocation, where an earlier container of it has left links.

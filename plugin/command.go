@@ -3,7 +3,10 @@ package plugin
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -43,12 +46,66 @@ func (v view) find(command string) (string, error) {
 			continue
 		}
 		if info.Mode().Perm()&everyone != everyone && v.makeExecutable(file) != nil {
-			return "", fmt.Errorf("config command %q: %s is not the task's own file and not readable and executable by everyone: "+
-				"run chmod a+rx on it, or bring it with an artifact", command, c)
+			return "", notOwn(command, c)
 		}
 		return c, nil
 	}
 	return "", nil
+}
+
+func notOwn(command, path string) error {
+	return fmt.Errorf("config command %q: %s is not the task's own file and not readable and executable by everyone: "+
+		"run chmod a+rx on it, or bring it with an artifact", command, path)
+}
+
+// checkHostCommand is find for a raw_exec task, which has no root of its own. The executor of one looks in the task's local directory, in its
+// directory, on the host and in PATH (lookupBin in drivers/shared/executor/executor.go), and changes what it finds for a user who might not.
+func checkHostCommand(cfg *drivers.TaskConfig) error {
+	var options struct {
+		Command string `codec:"command"`
+	}
+	if err := cfg.DecodeDriverConfig(&options); err != nil {
+		return fmt.Errorf("decode task config: %w", err)
+	}
+	uid, known := uidOf(cfg.User)
+	if !known || uid == os.Geteuid() {
+		return nil // root changes what it likes, and a user whom nobody knows does not run
+	}
+	dirs := cfg.TaskDir()
+	candidates := []string{filepath.Join(dirs.LocalDir, options.Command), filepath.Join(dirs.Dir, options.Command)}
+	if filepath.IsAbs(options.Command) {
+		candidates = append(candidates, options.Command)
+	} else if path, err := exec.LookPath(options.Command); err == nil {
+		candidates = append(candidates, path)
+	}
+	for _, file := range candidates {
+		info, err := os.Stat(file)
+		if err != nil {
+			continue
+		}
+		own := int(info.Sys().(*syscall.Stat_t).Uid) == uid
+		if info.Mode().Perm()&everyone != everyone && !own && (view{taskDir: dirs.Dir, allocDir: dirs.SharedAllocDir}).makeExecutable(file) != nil {
+			return notOwn(options.Command, file)
+		}
+		return nil
+	}
+	return nil
+}
+
+// uidOf returns the number of a user of the host, which is the plugin's own where none is named.
+func uidOf(name string) (uid int, known bool) {
+	if name == "" {
+		return os.Geteuid(), true
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		u, err = user.LookupId(name)
+	}
+	if err != nil {
+		return 0, false
+	}
+	uid, err = strconv.Atoi(u.Uid)
+	return uid, err == nil
 }
 
 // onHost returns the host's name of what the task sees at a path: in its directory, or on the last mount that covers it.

@@ -99,6 +99,9 @@ func (d rawExecDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, 
 	if err := guard(cfg); err != nil {
 		return nil, nil, err
 	}
+	if err := checkHostCommand(cfg); err != nil {
+		return nil, nil, err
+	}
 	return d.processDriver.StartTask(cfg)
 }
 
