@@ -9,11 +9,15 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/drivers/testutils"
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/driver"
 )
 
 // What a task, a sibling of its allocation or a user of the host does to have root write, make, open or mount what it may not.
@@ -345,6 +349,62 @@ func TestDockerMountsOfAnAllocation(t *testing.T) {
 				key.lives(t)
 				must.SliceEmpty(t, glob(t, filepath.Join(cfg.AllocDir, stagePrefix+"*")))
 			}
+		})
+	}
+}
+
+// meanwhileDocker is meanwhile for docker.
+type meanwhileDocker struct {
+	containerDriver
+	do func()
+}
+
+func (d meanwhileDocker) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	d.do()
+	return d.containerDriver.StartTask(cfg)
+}
+
+// TestMountsAreNotOtherDirectoriesLater exchanges what was looked at for links to a directory of root's, as a sibling of Nomad's own docker or
+// exec does it that is root in the allocation's directory.
+func TestMountsAreNotOtherDirectoriesLater(t *testing.T) {
+	requireRoot(t)
+	for _, d := range []string{"exec", "docker"} {
+		t.Run(d, func(t *testing.T) {
+			if d == "docker" {
+				requireDocker(t)
+			}
+			t.Setenv("TMPDIR", t.TempDir())
+			h, key := wrapped(t, d), newCanary(t)
+			cfg := shell(t, h, d, "(cd /v && ls -A; cd /alloc/logs && ls -A) > /local/seen 2>/dev/null; :")
+			local := cfg.TaskDir().LocalDir
+			write(t, local, map[string]string{"dir/file": "mine"})
+			exchange := func() {
+				for _, dir := range []string{filepath.Join(local, "dir"), filepath.Join(cfg.TaskDir().SharedAllocDir, "logs")} {
+					must.NoError(t, os.Symlink(filepath.Dir(key.path), dir+"-link"))
+					must.NoError(t, unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, dir+"-link", unix.RENAME_EXCHANGE))
+				}
+			}
+			want := ""
+			switch p := h.Impl().(*Plugin); inner := p.inner.(type) {
+			case *execRoot:
+				inner.processDriver = meanwhile{inner.processDriver, exchange}
+			case dockerDriver:
+				inner.containerDriver, want = meanwhileDocker{inner.containerDriver, exchange}, "file"
+				state := t.TempDir()
+				t.Cleanup(func() { _ = unix.Unmount(state, unix.MNT_DETACH) })
+				p.inner, p.Driver = inner, driver.New(t.Context(), hclog.NewNullLogger(), p.name, inner)
+				must.NoError(t, p.Configure(driver.Config{Name: p.name, StateDir: state, StartTimeout: time.Minute, PollInterval: time.Minute, MinPollInterval: time.Second}))
+				options := map[string]any{}
+				must.NoError(t, cfg.DecodeDriverConfig(&options))
+				options["volumes"] = []string{"local/dir:/v"}
+				must.NoError(t, cfg.EncodeConcreteDriverConfig(options))
+			}
+			if _, _, err := h.StartTask(cfg); err == nil {
+				must.NotNil(t, <-waiting(t, h, cfg))
+				must.NoError(t, h.DestroyTask(cfg.ID, true))
+				must.Eq(t, want, strings.TrimSpace(read(t, local+"/seen")))
+			}
+			key.lives(t)
 		})
 	}
 }
