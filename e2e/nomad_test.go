@@ -287,7 +287,7 @@ const look = `
 // stack's agent has /bin and /etc only. Of the agent's environment ours has what the operator names.)
 var (
 	ourOwn = regexp.MustCompile(`^(root has (lib|lib32|lib64|run|sbin|usr)|` +
-		`mount /(executor.out|alloc/logs|alloc/container) ro.*|/local directory 777 0 0 0|` +
+		`mount /(executor.out|alloc/logs|alloc/container) ro.*|/local directory 777 0 0 0|env SHLVL=.*|` + // a shell counts from what it is given
 		`run has /run(/systemd|/resolvconf|/resolve|/[a-z-]*resolv.conf)*|` +
 		`mount /(bin|etc|lib|lib32|lib64|run|sbin|usr)[^ ]* ro[^ ]* [^ ]+)$`)
 	theirOwn = regexp.MustCompile(`^(writes in /(bin|etc)|writes /bin/busybox|/local directory 777 65534 65534 0|env ([^N]|N[^O]).*)$`)
