@@ -100,7 +100,7 @@ func (s *stage) shield(task *drivers.TaskConfig, at string) error {
 	for _, name := range shielded {
 		shown, err := s.show(name)
 		if err != nil {
-			return err
+			return fmt.Errorf("mount %s: %w", name, err)
 		}
 		task.Mounts = append(task.Mounts, &drivers.MountConfig{HostPath: shown, TaskPath: filepath.Join(at, filepath.Base(name)), Readonly: true})
 	}
@@ -172,11 +172,7 @@ func (s *stage) replace(task *drivers.TaskConfig, b bind) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := s.root.MkdirAll(name, 0o755); err != nil { // as Docker does
-		if _, missing := s.root.Stat(name); missing != nil {
-			return "", fmt.Errorf("config %s: mount a part of the allocation: %w: no link may lead out of it", b.field, inode.Cause(err))
-		}
-	}
+	_ = s.root.MkdirAll(name, 0o755) // as Docker does; what keeps it from that keeps follow from it, unless it is a file
 	shown, real, err := s.follow(name)
 	if err != nil {
 		return "", fmt.Errorf("config %s: mount a part of the allocation: %w: no link may lead out of it", b.field, inode.Cause(err))
