@@ -290,7 +290,7 @@ var (
 		`mount /(executor.out|alloc/logs|alloc/container) ro.*|/local directory 777 0 0 0|env SHLVL=.*|` + // a shell counts from what it is given
 		`run has /run(/systemd|/resolvconf|/resolve|/[a-z-]*resolv.conf)*|` +
 		`mount /(bin|etc|lib|lib32|lib64|run|sbin|usr)[^ ]* ro[^ ]* [^ ]+)$`)
-	theirOwn = regexp.MustCompile(`^(writes in /(bin|etc)|writes /bin/busybox|/local directory 777 65534 65534 0|env ([^N]|N[^O]).*)$`)
+	theirOwn = regexp.MustCompile(`^(writes in /(bin|etc)|writes /bin/busybox|/local directory 777 65534 65534 0|env ([^N]|N[^O]|NO[^M]|NOMAD_DRIVER_VAULT_).*)$`)
 )
 
 // TestExecTaskIsAsConfinedAsNomads has the same task look around under Nomad's exec and under ours, in one allocation.
