@@ -125,7 +125,8 @@ func TestConfigEveryField(t *testing.T) {
 		linger            = "0s"
 		poll_interval     = "10s"
 		min_poll_interval = "1s"
-		denied_users      = ["root", "www"]`)
+		denied_users      = ["root", "www"]
+		auth_registries   = ["docker.io", "registry:5000"]`)
 	must.Eq(t, driver.Config{
 		Name: "vault-docker",
 		Clusters: []vault.Cluster{
@@ -145,15 +146,18 @@ func TestConfigEveryField(t *testing.T) {
 		PollInterval:    10 * time.Second,
 		MinPollInterval: time.Second,
 		DeniedUsers:     []string{"root", "www"},
+		AuthRegistries:  []string{"docker.io", "registry:5000"},
 	}, got)
 }
 
 func TestEveryOptionIsDecoded(t *testing.T) {
+	all := ConfigSpec("exec", "vault-exec")
+	maps.Copy(all, ConfigSpec("docker", "vault-docker"))
 	for sentence, c := range map[string]struct {
 		spec map[string]*hclspec.Spec
 		into []any
 	}{
-		"the options of exec":    {ConfigSpec("exec", "vault-exec"), []any{config{}, execConfig{}}},
+		"the options of drivers": {all, []any{config{}, execConfig{}}},
 		"those of a vault block": {clusterSpec, []any{cluster{}}},
 	} {
 		t.Run(sentence, func(t *testing.T) {
