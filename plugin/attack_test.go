@@ -63,19 +63,16 @@ var plants = map[string]func(t *testing.T, c canary, at string){
 // TestRootOpensNothingThatIsNotItsOwn starts a task, and starts it again, with something in the place of what root opens by name.
 func TestRootOpensNothingThatIsNotItsOwn(t *testing.T) {
 	requireRoot(t)
-	for _, d := range []struct{ wraps, body string }{
-		{"exec", ""}, {"exec", `filesystem = "chroot"`}, {"raw_exec", ""}, {"docker", ""},
-	} {
-		t.Run(d.wraps+" "+d.body, func(t *testing.T) {
-			if d.wraps == "docker" {
+	for _, d := range []string{"exec", "raw_exec", "docker"} {
+		t.Run(d, func(t *testing.T) {
+			if d == "docker" {
 				requireDocker(t)
 			}
 			t.Setenv("TMPDIR", t.TempDir())
 			for sentence, plant := range plants {
-				if d.body != "" && sentence != "a link to a file" {
-					continue // Nomad copies the host into each of those directories
+				if d != "docker" || sentence == "a link to a file" { // a container takes seconds, and the mend is the same
+					t.Run(sentence, func(t *testing.T) { rootOpens(t, wrapped(t, d), d, plant) })
 				}
-				t.Run(sentence, func(t *testing.T) { rootOpens(t, wrappedWith(t, d.wraps, d.body), d.wraps, plant) })
 			}
 		})
 	}

@@ -78,6 +78,10 @@ func decoded(t *testing.T, p *Plugin, body string) driver.Config {
 func TestConfigDefaults(t *testing.T) {
 	for name, denied := range map[string][]string{"vault-exec": {"root"}, "vault-docker": {}, "vault-raw_exec": {}} {
 		t.Run(name, func(t *testing.T) {
+			var registries []string
+			if name == "vault-docker" {
+				registries = []string{}
+			}
 			must.Eq(t, driver.Config{
 				Name:            name,
 				StateDir:        "/run/nomad-driver-vault/" + name,
@@ -86,6 +90,7 @@ func TestConfigDefaults(t *testing.T) {
 				PollInterval:    30 * time.Second,
 				MinPollInterval: 5 * time.Second,
 				DeniedUsers:     denied,
+				AuthRegistries:  registries,
 			}, decoded(t, newPlugin(t, name[len("vault-"):], name), ""))
 		})
 	}

@@ -155,13 +155,19 @@ func TestExecRootKeepsTasksFromTheHostsProcesses(t *testing.T) {
 }
 
 func TestExecRootLeavesAChrootToNomad(t *testing.T) {
+	requireRoot(t)
 	inner, log := &recorder{}, &strings.Builder{}
 	r := newExecRoot(hclog.New(&hclog.LoggerOptions{Output: log}), inner)
 	r.execConfig = execConfig{Filesystem: "chroot", Vault: map[string]*cluster{"a": {TokenFile: "/etc/token", KeyFile: "/opt/key"}, "b": {}}}
 	cfg := testTask(t, "anything")
-	write(t, cfg.TaskDir().Dir, map[string]string{"etc/token": "t"})
+	key := newCanary(t)
+	write(t, cfg.TaskDir().Dir, map[string]string{"etc/token": "t", "executor.out": "->" + key.path})
 	_, _, err := r.StartTask(cfg)
 	must.NoError(t, err)
+	key.lives(t)
+	info, err := os.Lstat(cfg.TaskDir().Dir + "/executor.out")
+	must.NoError(t, err)
+	must.True(t, isOwn(info), must.Sprint("what root opens is root's there, too"))
 	must.EqOp(t, cfg, inner.started)
 	must.StrContains(t, log.String(), "exec tasks can read this file: chroot_env puts it into their root; move it elsewhere: vault=a token_file=/etc/token\n")
 	must.StrNotContains(t, log.String(), "key")

@@ -45,13 +45,11 @@ func requireDocker(t *testing.T) {
 }
 
 // wrapped is one of our drivers, configured as an agent does it.
-func wrapped(t *testing.T, wraps string) *testutils.DriverHarness { return wrappedWith(t, wraps, "") }
-
-func wrappedWith(t *testing.T, wraps, body string) *testutils.DriverHarness {
+func wrapped(t *testing.T, wraps string) *testutils.DriverHarness {
 	t.Helper()
 	state := t.TempDir()
 	t.Cleanup(func() { _ = unix.Unmount(state, unix.MNT_DETACH) }) // the driver keeps its state in memory
-	body += "\n state_dir = " + strconv.Quote(state)
+	body := "state_dir = " + strconv.Quote(state)
 	if wraps == "docker" {
 		body += "\n gc {\n image = false\n }"
 	}
