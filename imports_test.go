@@ -49,7 +49,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		"":         {"operator", "plugin", "sigpipe"},
 		"sigpipe":  nil,
 		"operator": {"driver", "driver/vault", "plugin"},
-		"plugin":   {"driver", "driver/vault"}, // vault for the type of a cluster's configuration
+		"plugin":   {"driver", "driver/inode", "driver/vault"}, // vault for the type of a cluster's configuration
 		"driver":   append(leaves, "driver/inode", "driver/panics"),
 
 		"driver/identity": {"driver/inode"},

@@ -20,6 +20,7 @@ type Config struct {
 	PollInterval    time.Duration // for secrets without a lease, where a template sets none
 	MinPollInterval time.Duration // what a template may ask for at the least
 	DeniedUsers     []string      // users that no task may run as
+	AuthRegistries  []string      // to which credentials of auth.vault_path may go, any where empty
 	Allow           Allow         // policies that tasks may ask for
 	DefaultUser     string        // who a task runs as that names no user, empty when the wrapped driver does not say
 }

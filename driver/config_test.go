@@ -94,3 +94,18 @@ func TestUserOfATaskThatNamesNoneIsDeniedToo(t *testing.T) {
 		})
 	}
 }
+
+// Docker reads the number of a user as this program does, and takes root where there is a group alone.
+func TestDeniedUserIsKnownByEachOfItsNames(t *testing.T) {
+	for user, allowed := range map[string]bool{
+		"root": false, "root:nogroup": false, "0": false, "00": false, "+0": false, "-0": false, "0:65534": false, "000:0": false,
+		":0": false, ":root": false, ":": false, "1": true, "nobody": true, "10": true, "of-the-image": true, "": true,
+	} {
+		for _, denied := range []string{"root", "0", "00"} {
+			err := Config{DeniedUsers: []string{denied}}.checkUser(user)
+			must.Eq(t, allowed, err == nil, must.Sprintf("user %q, denied %q: %v", user, denied, err))
+		}
+	}
+	must.ErrorContains(t, Config{}.checkUser(":0"), `user ":0" names a group and no user: write it as user:group`)
+	must.NoError(t, Config{DeniedUsers: []string{"nobody-knows"}}.checkUser("also-unknown"))
+}

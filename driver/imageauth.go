@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"slices"
 	"strings"
 
 	"nomad-driver-vault/driver/vault"
@@ -66,6 +67,28 @@ func (c *TaskConfig) validateAuth() error {
 	}
 	a.path, a.query = u.Path, u.Query()
 	return nil
+}
+
+// permittedAuth refuses to read credentials for a registry that the operator has not named: they go to whichever the image names.
+func (c *TaskConfig) permittedAuth(op Config) error {
+	if !c.Auth.fromVault() || len(op.AuthRegistries) == 0 {
+		return nil
+	}
+	if to := registry(c.Image); !slices.Contains(op.AuthRegistries, to) {
+		return fmt.Errorf("auth: vault_path: the image is pulled from %s, to which this node's operator lets no credentials go (auth_registries)", to)
+	}
+	return nil
+}
+
+// registry returns the host, with its port, that Docker pulls an image from (splitDockerDomain in github.com/distribution/reference,
+// parseDockerImage in Nomad's drivers/docker).
+func registry(image string) string {
+	const hub = "docker.io"
+	host, _, named := strings.Cut(strings.TrimPrefix(image, "https://"), "/")
+	if !named || host == "index.docker.io" || !strings.ContainsAny(host, ".:") && host != "localhost" && strings.ToLower(host) == host {
+		return hub
+	}
+	return host
 }
 
 // fromVault reports whether there is something to read. a may be nil.

@@ -155,6 +155,24 @@ func TestRegistryCredentialsThatAreLostDoNotStopARotation(t *testing.T) {
 	})
 }
 
+func TestRegistryCredentialsGoWhereTheOperatorLetsThem(t *testing.T) {
+	for image, allowed := range map[string]bool{
+		"registry.example.com/team/app:1": true, "registry.example.com:5000/app": true, "https://registry.example.com/app": true,
+		"busybox": true, "library/busybox": true, "docker.io/library/busybox": true, "index.docker.io/x/y": true,
+		"evil.example.com/app": false, "registry.example.com.evil.example/app": false, "registry.example.com:6000/app": false,
+		"localhost/app": false, "localhost:5000/app": false, "Registry/app": false, "registry.example.com@evil.example/app": false,
+	} {
+		conf := TaskConfig{Image: image, Auth: &ImageAuthConfig{VaultPath: "kv/registry"}}
+		err := conf.permitted(Config{AuthRegistries: []string{"registry.example.com", "registry.example.com:5000", "docker.io"}}, "default")
+		must.Eq(t, allowed, err == nil, must.Sprint(image, err))
+		must.NoError(t, conf.permitted(Config{}, "default"))
+		conf.Auth.VaultPath = ""
+		must.NoError(t, conf.permitted(Config{AuthRegistries: []string{"other"}}, "default"))
+	}
+	err := (&TaskConfig{Image: "evil.example.com/app", Auth: &ImageAuthConfig{VaultPath: "kv/x"}}).permittedAuth(Config{AuthRegistries: []string{"docker.io"}})
+	must.EqError(t, err, "auth: vault_path: the image is pulled from evil.example.com, to which this node's operator lets no credentials go (auth_registries)")
+}
+
 func TestRegistryCredentialsThatCannotBeHad(t *testing.T) {
 	for sentence, test := range map[string]struct{ config, says string }{
 		"not asked for, but how": {`auth { password_key = "token" }`, `auth: vault_path is missing: name the secret that has the credentials`},

@@ -24,6 +24,7 @@ type TaskConfig struct {
 	KillSignal  string                   `codec:"kill_signal"`
 	KillTimeout string                   `codec:"kill_timeout"`
 	Auth        *ImageAuthConfig         `codec:"auth"`
+	Image       string                   `codec:"image"` // the wrapped driver's, which says where the credentials go
 
 	killTimeout time.Duration
 	blocks      []*product // templates in their order, then secrets and certificates by name
@@ -225,7 +226,7 @@ func (c *TaskConfig) permitted(op Config, namespace string) error {
 				b.name, b.every, op.MinPollInterval)
 		}
 	}
-	return nil
+	return c.permittedAuth(op)
 }
 
 func (c *TaskConfig) validateVaults() error {

@@ -23,21 +23,30 @@ func lookUser(name string) (uid, gid int, err error) {
 	return uid, gid, nil
 }
 
-// checkUser refuses the users that the operator denies, by name and by number, with a group or without, as the agent does for its own exec
-// driver (client option user.denylist; the agent does not know our name and checks nothing for us). A task that names none is judged by the
-// user that the wrapped driver runs it as, where that is known.
+// checkUser refuses the users that the operator denies, by name and by number however it is written, with a group or without, as the agent does
+// for its own exec driver (client option user.denylist; the agent does not know our name and checks nothing for us). A task that names none is
+// judged by the user that the wrapped driver runs it as, where that is known. A group alone leaves the user to Docker, which takes root.
 func (c Config) checkUser(name string) error {
 	owner, _, _ := strings.Cut(cmp.Or(name, c.DefaultUser), ":")
-	if n, err := strconv.Atoi(owner); err == nil {
-		if known, err := user.LookupId(strconv.Itoa(n)); err == nil {
-			owner = known.Username
-		}
+	if owner == "" && name != "" {
+		return fmt.Errorf("user %q names a group and no user: write it as user:group", name)
 	}
-	switch denied := slices.Contains(c.DeniedUsers, owner); {
-	case denied && name == "":
-		return fmt.Errorf("the task names no user and would run as %q: this node's operator denies it (denied_users): set another user in the task", owner)
-	case denied:
+	is := func(denied string) bool { return denied == owner || owner != "" && sameUser(denied, owner) }
+	switch i := slices.IndexFunc(c.DeniedUsers, is); {
+	case i >= 0 && name == "":
+		return fmt.Errorf("the task names no user and would run as %q: this node's operator denies it (denied_users): set another user in the task", c.DeniedUsers[i])
+	case i >= 0:
 		return fmt.Errorf("user %q is not allowed: this node's operator denies it (denied_users): set another user in the task", name)
 	}
 	return nil
+}
+
+// sameUser reports whether two names or numbers are those of one user of this host.
+func sameUser(a, b string) bool {
+	one, _, err := lookUser(a)
+	if err != nil {
+		return false
+	}
+	other, _, err := lookUser(b)
+	return err == nil && one == other
 }

@@ -295,7 +295,8 @@ func eventTexts(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) st
 	return all.String()
 }
 
-// inspected is how the task's container is configured.
+// inspected is how the task's container is configured, but for what ours mounts of the allocation in another way: it has followed the paths itself,
+// and shows the container what root opens there read-only.
 func inspected(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) string {
 	t.Helper()
 	all, err := alloc.Container(ctx, j.Name)
@@ -304,9 +305,11 @@ func inspected(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) str
 	must.NoError(t, json.Unmarshal(all, &container))
 	env, _ := container.Config["Env"].([]any)
 	slices.SortFunc(env, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	mounts, _ := container.HostConfig["Mounts"].([]any)
+	container.HostConfig["Mounts"] = slices.DeleteFunc(mounts, func(m any) bool { return strings.Contains(fmt.Sprint(m), "/.mounts-") })
 	text, err := json.MarshalIndent(container, "", " ")
 	must.NoError(t, err)
-	return string(text)
+	return regexp.MustCompile(`"[^"]*/(local/conf|\.mounts-[^/]*/\d+):/etc/app`).ReplaceAllString(string(text), `"CONF:/etc/app`)
 }
 
 // getsItsSecrets runs a job with our blocks.

@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -24,8 +25,10 @@ type agent struct {
 		Args   []string       `hcl:"args"`
 		Config map[string]any `hcl:"config"`
 	} `hcl:"plugin"`
-	Client struct {
-		Options map[string]string `hcl:"options"`
+	DataDir string `hcl:"data_dir"`
+	Client  struct {
+		Options  map[string]string `hcl:"options"`
+		AllocDir string            `hcl:"alloc_dir"`
 	} `hcl:"client"`
 }
 
@@ -77,7 +80,41 @@ func (c *checker) readPlugins(ctx context.Context) (err error) {
 		}
 		c.plugins[name] = &published{name: name, wraps: wraps, conf: conf, local: true, block: block.Config}
 	}
+	c.entered(cmp.Or(c.agent.Client.AllocDir, c.agent.DataDir))
 	return nil
+}
+
+// entered tells whether the users of this host can enter the directory that tasks have theirs in, where Nomad lets everyone read and write.
+func (c *checker) entered(dir string) {
+	for d := filepath.Clean(dir); dir != ""; d = filepath.Dir(d) {
+		if info, err := os.Stat(d); err != nil || info.Mode()&0o001 == 0 {
+			return
+		}
+		if d == filepath.Dir(d) {
+			c.warn("data_dir", "run chmod 0700 "+dir, "every user of this host can enter %s, and read what tasks have in files of mode 0644 or in an identity's file", dir)
+			return
+		}
+	}
+}
+
+// chroot tells of a root of exec tasks that is Nomad's own.
+func (c *checker) chroot(about string, p *published) {
+	var on []string
+	for _, client := range c.clients {
+		if info := client.Drivers[p.name]; info != nil && info.Attributes["driver."+p.name+".filesystem"] == "chroot" {
+			on = append(on, client.Name)
+		}
+	}
+	if p.local {
+		on = nil
+		if set, _ := p.block["filesystem"].(string); set == "chroot" || set == "" && p.name == "exec" {
+			on = []string{"this client"}
+		}
+	}
+	if p.wraps == "exec" && len(on) > 0 {
+		c.warn(about, `set filesystem = "bind" in the plugin's configuration`, "with filesystem = \"chroot\" on %s, tasks can write to files of the host that are "+
+			"linked into their root, and have the log collector write to any", few(on))
+	}
 }
 
 // driver returns the published driver of a task, nil where it is none of ours: by -config, or as the clients tell it, or by its name.
@@ -178,6 +215,7 @@ func (c *checker) served(ctx context.Context, about string, p *published) {
 	default:
 		c.ok(about, "%d of %d clients have the driver %s", len(with), len(c.clients), p.name)
 	}
+	c.chroot(about, p)
 	if p.wraps == "docker" && p.name != "docker" {
 		c.dangling(ctx, p, beside)
 	}

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"bytes"
 	"os"
 	"path"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
+	"golang.org/x/sys/unix"
 )
 
 // Runs reports whether the task has a process.
@@ -26,13 +28,17 @@ type census struct {
 	mu     sync.Mutex // held while looking
 	began  time.Time
 	groups map[string]bool // names of cgroups
-	dirs   map[string]bool // what containers have mounted: the last three elements of the paths
+	envs   map[string]bool // local directories of tasks, by the environments of their processes
+	dirs   map[inodeID]bool
 }
+
+// inodeID is a directory, whatever its name: what containers have mounted that looks like a task's.
+type inodeID struct{ device, inode uint64 }
 
 var processes census
 
-// has looks for a process in the task's cgroup, or in a container that has the task's directory. It asks no docker daemon, which may be
-// what everybody waits for.
+// has looks for a process in the task's cgroup or with the task's environment, or in a container that has the task's directory. It asks no
+// docker daemon, which may be what everybody waits for.
 func (c *census) has(cfg *drivers.TaskConfig) bool {
 	asked := time.Now()
 	c.mu.Lock()
@@ -40,11 +46,16 @@ func (c *census) has(cfg *drivers.TaskConfig) bool {
 	if !c.began.After(asked) {
 		c.look()
 	}
-	return c.groups[cfg.AllocID+"."+cfg.Name] || c.dirs[filepath.Join(filepath.Base(cfg.AllocDir), cfg.Name, "local")]
+	local := cfg.TaskDir().LocalDir
+	if c.groups[cfg.AllocID+"."+cfg.Name] || c.envs[local] {
+		return true
+	}
+	id, err := idOf(local)
+	return err == nil && c.dirs[id]
 }
 
 func (c *census) look() {
-	c.began, c.groups, c.dirs = time.Now(), map[string]bool{}, map[string]bool{}
+	c.began, c.groups, c.envs, c.dirs = time.Now(), map[string]bool{}, map[string]bool{}, map[inodeID]bool{}
 	host, _ := os.Readlink("/proc/self/ns/mnt")
 	seen := map[string]bool{host: true} // mount namespaces
 	entries, _ := os.ReadDir("/proc")
@@ -58,30 +69,47 @@ func (c *census) look() {
 		for _, name := range groupNames(string(groups)) {
 			c.groups[name] = true
 		}
+		environ, _ := os.ReadFile(proc + "/environ")
+		c.envs[localDir(environ)] = true
 		namespace, err := os.Readlink(proc + "/ns/mnt")
 		if err != nil || seen[namespace] {
 			continue
 		}
 		seen[namespace] = true
 		mounts, _ := os.ReadFile(proc + "/mountinfo")
-		for _, dir := range mounted(string(mounts)) {
-			c.dirs[dir] = true
+		for _, at := range mounted(string(mounts)) {
+			if id, err := idOf(proc + "/root" + at); err == nil {
+				c.dirs[id] = true
+			}
 		}
 	}
 }
 
-// mounted returns the last three elements of the directories that are mounted (proc_pid_mountinfo(5): the fourth field is the path in its
-// filesystem, with spaces as octal numbers).
-func mounted(mounts string) (dirs []string) {
+// mounted returns where directories are mounted that are named like a task's local one (proc_pid_mountinfo(5): the fourth field is the path in
+// its filesystem, the fifth where it is mounted). The name alone says nothing: anyone makes a directory of that name.
+func mounted(mounts string) (at []string) {
 	for line := range strings.Lines(mounts) {
-		fields := strings.Fields(line)
-		if len(fields) < 4 {
-			continue
+		if fields := strings.Fields(line); len(fields) > 4 && path.Base(fields[3]) == "local" {
+			at = append(at, unescape(fields[4]))
 		}
-		dir := strings.ReplaceAll(fields[3], `\040`, " ")
-		above, last := path.Split(path.Clean(dir))
-		above, middle := path.Split(path.Clean(above))
-		dirs = append(dirs, path.Join(path.Base(above), middle, last))
 	}
-	return dirs
+	return at
+}
+
+func idOf(dir string) (inodeID, error) {
+	var stat unix.Stat_t
+	err := unix.Stat(dir, &stat)
+	return inodeID{stat.Dev, stat.Ino}, err
+}
+
+// localDir is the host's path of the local directory of a task without a root of its own, of which a process's environment tells
+// (proc_pid_environ(5)): a raw_exec task can have asked for a cgroup of another name (cgroup_v2_override, cgroup_v1_override). It is empty
+// for every other process.
+func localDir(environ []byte) string {
+	for entry := range bytes.SplitSeq(environ, []byte{0}) {
+		if dir, ok := bytes.CutPrefix(entry, []byte("NOMAD_TASK_DIR=")); ok {
+			return string(dir)
+		}
+	}
+	return ""
 }

@@ -1,14 +1,21 @@
 package plugin
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/nomad/client/lib/cgroupslib"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver"
 )
 
 func TestGroupsAndMountsOfTasksAreFound(t *testing.T) {
@@ -20,9 +27,95 @@ func TestGroupsAndMountsOfTasksAreFound(t *testing.T) {
 		must.False(t, inGroup(groups, "f.web"))
 	}
 	must.True(t, inGroup("0::/nomad.slice/share.slice/1f.a b.scope\n", "1f.a b"))
-	must.Eq(t, []string{"1f/web/local", "1f/a b/local", "/1"}, mounted(
+	must.Eq(t, []string{"/local", "/a b"}, mounted(
 		"36 35 98:0 /nomad/alloc/1f/web/local /local rw,noatime master:1 - ext3 /dev/root rw\n"+
-			"37 35 98:0 /nomad/alloc/1f/a\\040b/local /local rw,noatime master:1 - ext3 /dev/root rw\n38 35 98:0 /1 / rw - x x x\nshort\n"))
+			"37 35 98:0 /nomad/alloc/1f/a\\040b/local /a\\040b rw,noatime master:1 - ext3 /dev/root rw\n38 35 98:0 /1 / rw - x x x\nshort\n"))
+}
+
+// TestTaskIsFoundInACgroupOfAnotherName starts a raw_exec task in the cgroup that it asks for, as an operator's job may.
+func TestTaskIsFoundInACgroupOfAnotherName(t *testing.T) {
+	requireRoot(t)
+	t.Setenv("TMPDIR", t.TempDir())
+	h := wrapped(t, "raw_exec")
+	cfg := shell(t, h, "raw_exec", "(sleep 600 &)\n"+stays)
+	options := map[string]any{}
+	must.NoError(t, cfg.DecodeDriverConfig(&options))
+	for option, value := range anotherCgroup(t) {
+		options[option] = value
+	}
+	must.NoError(t, cfg.EncodeConcreteDriverConfig(options))
+	ready(t, h, cfg)
+	groups := read(t, fmt.Sprintf("/proc/%d/cgroup", pidOf(t, cfg)))
+	must.False(t, inGroup(groups, cfg.AllocID+"."+cfg.Name), must.Sprint(groups))
+
+	known := &drivers.TaskConfig{ID: cfg.ID, AllocID: cfg.AllocID, Name: cfg.Name, AllocDir: cfg.AllocDir} // to the next plugin
+	inner := h.Impl().(*Plugin).inner.(driver.Sweeper)
+	must.True(t, inner.Runs(known))
+	must.False(t, inner.Runs(&drivers.TaskConfig{AllocID: cfg.AllocID, Name: "other", AllocDir: cfg.AllocDir}))
+	must.NoError(t, inner.Sweep(known))
+	must.SliceEmpty(t, running(cfg))
+	must.False(t, inner.Runs(known))
+}
+
+// anotherCgroup makes cgroups with another name than Nomad's, and returns what a job says to be in them.
+func anotherCgroup(t *testing.T) map[string]any {
+	t.Helper()
+	name := fmt.Sprintf("nomad-driver-vault-test-%d", os.Getpid())
+	if cgroupslib.GetMode() == cgroupslib.CG2 {
+		makeCgroup(t, filepath.Join("/sys/fs/cgroup", name))
+		return map[string]any{"cgroup_v2_override": name}
+	}
+	override := map[string]string{}
+	mounts, err := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
+	must.NoError(t, err)
+	for _, procs := range mounts {
+		controller := filepath.Base(filepath.Dir(procs))
+		if controller == "cpuset" || controller == "unified" { // the one takes processes only after more was said of it
+			continue
+		}
+		makeCgroup(t, filepath.Join("/sys/fs/cgroup", controller, name))
+		override[controller] = name
+	}
+	return map[string]any{"cgroup_v1_override": []map[string]string{override}}
+}
+
+func makeCgroup(t *testing.T, dir string) {
+	t.Helper()
+	must.NoError(t, os.MkdirAll(dir, 0o755))
+	t.Cleanup(func() { _ = os.Remove(dir) })
+}
+
+// pidOf is a process of the task.
+func pidOf(t *testing.T, cfg *drivers.TaskConfig) int {
+	t.Helper()
+	for _, process := range running(cfg) {
+		if strings.Contains(process, "sleep 600") || strings.Contains(process, "sleep\x00600") {
+			pid, err := strconv.Atoi(strings.TrimPrefix(strings.Fields(process)[0], "/proc/"))
+			must.NoError(t, err)
+			return pid
+		}
+	}
+	t.Fatal("the task has no process")
+	return 0
+}
+
+// TestContainerOfAnotherTaskIsNotTheTasks mounts a directory that is named like another task's local one.
+func TestContainerOfAnotherTaskIsNotTheTasks(t *testing.T) {
+	requireRoot(t)
+	requireDocker(t)
+	t.Setenv("TMPDIR", t.TempDir())
+	h := wrapped(t, "docker")
+	victim := &drivers.TaskConfig{AllocID: "1f", Name: "web", AllocDir: filepath.Join(t.TempDir(), "1f")}
+	must.NoError(t, os.MkdirAll(victim.TaskDir().LocalDir, 0o755))
+	cfg := shell(t, h, "docker", stays)
+	options := map[string]any{}
+	must.NoError(t, cfg.DecodeDriverConfig(&options))
+	options["volumes"] = []string{"../alloc/data/1f/web/local:/v"}
+	must.NoError(t, cfg.EncodeConcreteDriverConfig(options))
+	ready(t, h, cfg)
+	inner := h.Impl().(*Plugin).inner.(driver.Sweeper)
+	must.True(t, inner.Runs(cfg))
+	must.False(t, inner.Runs(victim))
 }
 
 // Those who ask while somebody looks share the next look, and none gets an answer that is older than its question.

@@ -3,99 +3,162 @@ package plugin
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
+
+	"nomad-driver-vault/driver/inode"
 )
 
 // commandDirs is where a command without a slash is looked for, in the task's root: the executor's own list
 // (lookupTaskBin in drivers/shared/executor/executor_linux_cgo.go) and the directories for administrators.
 var commandDirs = []string{"/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"}
 
-// view is what the executor will look at when it starts the task's command.
+// view is what a task sees, with the host's names of it.
 //
-// The executor runs as root, outside of the task's root, follows symbolic links there and makes what it finds executable
-// for everyone. In a chroot that is the task's own copy; here it could be the host's file: a job whose command is the path
-// of a private key would make that key world-readable. So the same search is made here first, and a command is accepted
-// only where the executor has no mode to change or the file is the task's.
+// The executor looks for the task's command as root, outside of the task's root, follows links there and makes what it finds executable for
+// everyone: also a private key that the job names, or that somebody puts in the place of the command at that moment. So the command is found
+// and made executable here, and the executor is shown another file: see decoy.
 type view struct {
 	taskDir, allocDir string // on the host
 	mounts            []*drivers.MountConfig
 }
 
 // find returns the absolute path in the task's root of the command, which is a path from that root or from the task's
-// local directory, or a name to be looked for in commandDirs. It is empty when there is no such file.
+// local directory, or a name to be looked for in commandDirs. It is empty when there is no such file. A file of the task's own is
+// readable and executable by everyone afterwards.
 func (v view) find(command string) (string, error) {
-	candidates := []string{filepath.Join("/", command)}
+	candidates := []string{filepath.Join("/local", command), filepath.Join("/", command)}
 	if !strings.Contains(command, "/") {
 		for _, dir := range commandDirs {
 			candidates = append(candidates, filepath.Join(dir, command))
 		}
 	}
 	for _, c := range candidates {
-		file := v.executors(c)
-		if file == "" || !v.exists(c, file) {
+		file := v.onHost(c)
+		info, err := os.Stat(file)
+		if err != nil || !info.Mode().IsRegular() {
 			continue
 		}
-		if !v.harmless(file) {
-			return "", fmt.Errorf("config command %q: %s is not the task's own file and not readable and executable by everyone: "+
-				"run chmod a+rx on it, or bring it with an artifact", command, c)
+		if info.Mode().Perm()&everyone != everyone && v.makeExecutable(file) != nil {
+			return "", notOwn(command, c)
 		}
 		return c, nil
 	}
 	return "", nil
 }
 
-// executors returns the host's name of the file that the executor takes for a path, empty when it finds none. Mounts
-// match any path, also one that is not below them.
-func (v view) executors(path string) string {
-	files := []string{filepath.Join(v.taskDir, "local", path), filepath.Join(v.taskDir, path)}
-	for _, m := range v.mounts {
-		if rel, err := filepath.Rel(m.TaskPath, path); err == nil {
-			files = append(files, filepath.Join(m.HostPath, rel))
-		}
-	}
-	for _, file := range files {
-		if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() {
-			return file
-		}
-	}
-	return ""
+func notOwn(command, path string) error {
+	return fmt.Errorf("config command %q: %s is not the task's own file and not readable and executable by everyone: "+
+		"run chmod a+rx on it, or bring it with an artifact", command, path)
 }
 
-// exists reports whether the task finds the path: it is in the task's directory or on the last mount that covers it.
-func (v view) exists(path, found string) bool {
-	if below(found, v.taskDir) {
-		return true
+// checkHostCommand is find for a raw_exec task, which has no root of its own. The executor of one looks in the task's local directory, in its
+// directory, on the host and in PATH (lookupBin in drivers/shared/executor/executor.go), and changes what it finds for a user who might not.
+func checkHostCommand(cfg *drivers.TaskConfig) error {
+	var options struct {
+		Command string `codec:"command"`
 	}
-	for i := len(v.mounts) - 1; i >= 0; i-- {
-		if m := v.mounts[i]; below(path, filepath.Join("/", m.TaskPath)) {
-			info, err := os.Stat(filepath.Join(m.HostPath, path[len(filepath.Join("/", m.TaskPath)):]))
-			return err == nil && info.Mode().IsRegular()
-		}
+	if err := cfg.DecodeDriverConfig(&options); err != nil {
+		return fmt.Errorf("decode task config: %w", err)
 	}
-	return false
-}
-
-// harmless reports whether the executor leaves the file's mode alone or the file is the task's own, reached without a
-// link that leads out of the task's directories.
-func (v view) harmless(file string) bool {
-	const everyone = 0o555
-	if info, err := os.Stat(file); err == nil && info.Mode().Perm()&everyone == everyone {
-		return true
+	uid, known := uidOf(cfg.User)
+	if !known || uid == os.Geteuid() {
+		return nil // root changes what it likes, and a user whom nobody knows does not run
 	}
-	for _, dir := range []string{v.taskDir, v.allocDir} {
-		if !below(file, dir) {
+	dirs := cfg.TaskDir()
+	candidates := []string{filepath.Join(dirs.LocalDir, options.Command), filepath.Join(dirs.Dir, options.Command)}
+	if filepath.IsAbs(options.Command) {
+		candidates = append(candidates, options.Command)
+	} else if path, err := exec.LookPath(options.Command); err == nil {
+		candidates = append(candidates, path)
+	}
+	for _, file := range candidates {
+		info, err := os.Stat(file)
+		if err != nil {
 			continue
 		}
-		root, err := os.OpenRoot(dir)
-		if err != nil {
-			return false
+		own := int(info.Sys().(*syscall.Stat_t).Uid) == uid
+		if info.Mode().Perm()&everyone != everyone && !own && (view{taskDir: dirs.Dir, allocDir: dirs.SharedAllocDir}).makeExecutable(file) != nil {
+			return notOwn(options.Command, file)
 		}
-		defer root.Close()
-		_, err = root.Stat(file[len(dir)+1:])
-		return err == nil
+		return nil
 	}
-	return false
+	return nil
+}
+
+// uidOf returns the number of a user of the host, which is the plugin's own where none is named.
+func uidOf(name string) (uid int, known bool) {
+	if name == "" {
+		return os.Geteuid(), true
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		u, err = user.LookupId(name)
+	}
+	if err != nil {
+		return 0, false
+	}
+	uid, err = strconv.Atoi(u.Uid)
+	return uid, err == nil
+}
+
+// onHost returns the host's name of what the task sees at a path: in its directory, or on the last mount that covers it.
+func (v view) onHost(path string) string {
+	for i := len(v.mounts) - 1; i >= 0; i-- {
+		if at := filepath.Join("/", v.mounts[i].TaskPath); below(path, at) {
+			return filepath.Join(v.mounts[i].HostPath, path[len(at):])
+		}
+	}
+	return filepath.Join(v.taskDir, path)
+}
+
+// everyone is the mode that the executor gives to a command.
+const everyone = 0o555
+
+// makeExecutable is for a file in the task's directories, reached without a link that leads out of them and without another name, which may
+// be one of the host's files. What is looked at is what is changed.
+func (v view) makeExecutable(file string) error {
+	dir := v.taskDir
+	if !below(file, dir) {
+		dir = v.allocDir
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	name, err := filepath.Rel(dir, file)
+	if err != nil {
+		return err
+	}
+	if name, err = inode.Follow(root, name); err != nil {
+		return err
+	}
+	at, info, err := openName(root, name)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	if !info.Mode().IsRegular() || info.Sys().(*syscall.Stat_t).Nlink != 1 {
+		return os.ErrPermission
+	}
+	return os.Chmod(inode.Path(at), info.Mode().Perm()|everyone)
+}
+
+// decoy returns what to give the executor as the command, so that it starts path in the task's root and touches no file that anyone but root
+// can replace. It looks in the task's local directory, in the task's directory, and on the mounts in their order, the first of which is to be
+// at bait. With three directories more upwards than there are from the root, the first two are names beside the allocations and in the data
+// directory, which are the agent's; on the first mount it is a file beside that of the mount, in which there is nothing to change.
+func decoy(path, bait string) (command string, err error) {
+	file := filepath.Join(filepath.Dir(bait), path)
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return "", err
+	}
+	return "/../../.." + path, os.WriteFile(file, nil, 0o755)
 }

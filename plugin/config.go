@@ -25,7 +25,8 @@ type config struct {
 	MinPollInterval string              `codec:"min_poll_interval"`
 	DeniedUsers     []string            `codec:"denied_users"`
 
-	Filesystem string `codec:"filesystem"` // exec only, see execConfig
+	Filesystem     string   `codec:"filesystem"`      // exec only, see execConfig
+	AuthRegistries []string `codec:"auth_registries"` // docker only
 }
 
 // ConfigSpec returns the options that this plugin adds to those of the driver it wraps when it is published as name: what
@@ -136,7 +137,8 @@ func decode(raw []byte) (config, error) {
 
 // forDriver is what package driver needs of it. An error names the field.
 func (c config) forDriver(name string) (driver.Config, error) {
-	out := driver.Config{Name: name, Clusters: c.clusters(), StateDir: c.StateDir, DeniedUsers: c.DeniedUsers, Allow: c.allowed()}
+	out := driver.Config{Name: name, Clusters: c.clusters(), StateDir: c.StateDir, DeniedUsers: c.DeniedUsers,
+		AuthRegistries: c.AuthRegistries, Allow: c.allowed()}
 	for _, d := range []struct {
 		field, value string
 		to           *time.Duration

@@ -78,6 +78,10 @@ func decoded(t *testing.T, p *Plugin, body string) driver.Config {
 func TestConfigDefaults(t *testing.T) {
 	for name, denied := range map[string][]string{"vault-exec": {"root"}, "vault-docker": {}, "vault-raw_exec": {}} {
 		t.Run(name, func(t *testing.T) {
+			var registries []string
+			if name == "vault-docker" {
+				registries = []string{}
+			}
 			must.Eq(t, driver.Config{
 				Name:            name,
 				StateDir:        "/run/nomad-driver-vault/" + name,
@@ -86,6 +90,7 @@ func TestConfigDefaults(t *testing.T) {
 				PollInterval:    30 * time.Second,
 				MinPollInterval: 5 * time.Second,
 				DeniedUsers:     denied,
+				AuthRegistries:  registries,
 			}, decoded(t, newPlugin(t, name[len("vault-"):], name), ""))
 		})
 	}
@@ -125,7 +130,8 @@ func TestConfigEveryField(t *testing.T) {
 		linger            = "0s"
 		poll_interval     = "10s"
 		min_poll_interval = "1s"
-		denied_users      = ["root", "www"]`)
+		denied_users      = ["root", "www"]
+		auth_registries   = ["docker.io", "registry:5000"]`)
 	must.Eq(t, driver.Config{
 		Name: "vault-docker",
 		Clusters: []vault.Cluster{
@@ -145,15 +151,18 @@ func TestConfigEveryField(t *testing.T) {
 		PollInterval:    10 * time.Second,
 		MinPollInterval: time.Second,
 		DeniedUsers:     []string{"root", "www"},
+		AuthRegistries:  []string{"docker.io", "registry:5000"},
 	}, got)
 }
 
 func TestEveryOptionIsDecoded(t *testing.T) {
+	all := ConfigSpec("exec", "vault-exec")
+	maps.Copy(all, ConfigSpec("docker", "vault-docker"))
 	for sentence, c := range map[string]struct {
 		spec map[string]*hclspec.Spec
 		into []any
 	}{
-		"the options of exec":    {ConfigSpec("exec", "vault-exec"), []any{config{}, execConfig{}}},
+		"the options of drivers": {all, []any{config{}, execConfig{}}},
 		"those of a vault block": {clusterSpec, []any{cluster{}}},
 	} {
 		t.Run(sentence, func(t *testing.T) {

@@ -7,11 +7,10 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
+	"sync"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/nomad/command/agent/host"
 	"github.com/hashicorp/nomad/plugins/base"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/drivers/fsisolation"
@@ -28,6 +27,7 @@ const (
 type execConfig struct {
 	Filesystem string   `codec:"filesystem"`
 	Paths      []string `codec:"paths"`
+	HostEnv    []string `codec:"host_env"`
 	StateDir   string   `codec:"state_dir"`
 
 	Vault map[string]*cluster `codec:"vault"`
@@ -41,6 +41,10 @@ var execPaths = []string{
 	"/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64",
 }
 
+// execEnv are the variables of the agent's environment that a task has. Nomad gives a task in a chroot all but those of the client's
+// env.denylist, which no plugin sees, and one in an image none.
+var execEnv = []string{"PATH", "LANG", "LC_ALL", "TZ"}
+
 func execOptions(beside bool) map[string]*hclspec.Spec {
 	filesystem := filesystemBind
 	if !beside {
@@ -50,6 +54,8 @@ func execOptions(beside bool) map[string]*hclspec.Spec {
 		"filesystem": text("filesystem", filesystem),
 		"paths": hclspec.NewDefault(hclspec.NewAttr("paths", "list(string)", false),
 			hclspec.NewLiteral(`["`+strings.Join(execPaths, `", "`)+`"]`)),
+		"host_env": hclspec.NewDefault(hclspec.NewAttr("host_env", "list(string)", false),
+			hclspec.NewLiteral(`["`+strings.Join(execEnv, `", "`)+`"]`)),
 	}
 }
 
@@ -79,14 +85,14 @@ func (c execConfig) validate() error {
 type execRoot struct {
 	processDriver
 	execConfig
-	pidMode   string            // of tasks that do not say, Nomad's own option default_pid_mode
-	env       map[string]string // the host's, as Nomad adds it for a chroot and leaves it out for an image
+	pidMode   string // of tasks that do not say, Nomad's own option default_pid_mode
 	ownerless ownerless
+	roots     sync.Map // directories of the tasks that were started, by ID
 	logger    hclog.Logger
 }
 
 func newExecRoot(logger hclog.Logger, inner processDriver) *execRoot {
-	return &execRoot{processDriver: inner, env: hostEnv(os.Environ()), ownerless: ownerless{logger: logger}, logger: logger}
+	return &execRoot{processDriver: inner, ownerless: ownerless{logger: logger}, logger: logger}
 }
 
 // SetConfig reads filesystem and paths. An error names the field.
@@ -155,12 +161,15 @@ func (r *execRoot) judge(report *drivers.Fingerprint) bool {
 // StartTask starts the task in a root of read-only mounts. The handle has the configuration as it was given, so that what
 // is added here is made anew, from the host of that day, whenever the task is started again.
 func (r *execRoot) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	err := guard(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
 	if r.Filesystem != filesystemBind {
 		r.warn(cfg)
 		return r.processDriver.StartTask(cfg)
 	}
-	err := r.checkPIDMode(cfg)
-	if err != nil {
+	if err = r.checkPIDMode(cfg); err != nil {
 		return nil, nil, err
 	}
 	l := &layout{visible: r.Paths, claims: claims(cfg)}
@@ -171,6 +180,7 @@ func (r *execRoot) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 		return nil, nil, err
 	}
 	defer r.ownerless.remove(l.ownerless) // by then the task has its own
+	r.roots.Store(cfg.ID, cfg.TaskDir().Dir)
 	task, err := r.rooted(cfg, l)
 	if err != nil {
 		return nil, nil, err
@@ -180,6 +190,29 @@ func (r *execRoot) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 		handle.Config = cfg
 	}
 	return handle, network, err
+}
+
+// RecoverTask takes over a task that another plugin has started.
+func (r *execRoot) RecoverTask(handle *drivers.TaskHandle) error {
+	err := r.processDriver.RecoverTask(handle)
+	if err == nil && r.Filesystem == filesystemBind && handle != nil && handle.Config != nil {
+		r.roots.Store(handle.Config.ID, handle.Config.TaskDir().Dir)
+	}
+	return err
+}
+
+// DestroyTask removes the task, and the mount points that the executor has made in its directory.
+func (r *execRoot) DestroyTask(id string, force bool) error {
+	err := r.processDriver.DestroyTask(id, force)
+	if err != nil && !errors.Is(err, drivers.ErrTaskNotFound) {
+		return err
+	}
+	if dir, started := r.roots.LoadAndDelete(id); started {
+		if err := removeMountPoints(dir.(string), r.Paths); err != nil {
+			r.logger.Warn("cannot remove the mount points of a task", "path", dir, "error", err)
+		}
+	}
+	return err
 }
 
 // checkPIDMode refuses the host's processes to a task unless the operator shows them to all: with CAP_SETUID, which Nomad's exec gives it, a task
@@ -212,8 +245,7 @@ func (r *execRoot) warn(cfg *drivers.TaskConfig) {
 }
 
 // rooted returns a copy of the task with what makes up for the chroot: mounts, environment and an absolute command.
-// Volumes come after ours, so that a job can mount over any of them. The allocation's directory, which Nomad leaves to
-// drivers with image isolation, comes first: the executor looks for a command in the order of mounts.
+// Volumes come after ours, so that a job can mount over any of them.
 func (r *execRoot) rooted(cfg *drivers.TaskConfig, l *layout) (*drivers.TaskConfig, error) {
 	task := cfg.Copy()
 	dirs := cfg.TaskDir()
@@ -224,7 +256,9 @@ func (r *execRoot) rooted(cfg *drivers.TaskConfig, l *layout) (*drivers.TaskConf
 	defer root.Close()
 
 	l.root = root
-	l.mounts = []*drivers.MountConfig{{HostPath: dirs.SharedAllocDir, TaskPath: "/alloc"}}
+	if err := l.own(dirs); err != nil {
+		return nil, fmt.Errorf("lay out the allocation's directory in the task's root: %w", err)
+	}
 	for _, p := range r.Paths {
 		if err := l.add(p); err != nil {
 			return nil, fmt.Errorf("lay out %s in the task's root: %w", p, err)
@@ -232,12 +266,12 @@ func (r *execRoot) rooted(cfg *drivers.TaskConfig, l *layout) (*drivers.TaskConf
 	}
 	task.Mounts = append(l.mounts, task.Mounts...)
 
-	task.Env = maps.Clone(r.env)
+	task.Env = hostEnv(r.HostEnv)
 	maps.Copy(task.Env, cfg.Env)
 	return task, r.setCommand(task)
 }
 
-// setCommand replaces the task's command by the path at which the executor is to find it.
+// setCommand replaces the task's command by the name with which the executor is to start it.
 func (r *execRoot) setCommand(task *drivers.TaskConfig) error {
 	var options map[string]any
 	if err := task.DecodeDriverConfig(&options); err != nil {
@@ -246,14 +280,16 @@ func (r *execRoot) setCommand(task *drivers.TaskConfig) error {
 	name, _ := options["command"].(string)
 	dirs := task.TaskDir()
 	v := view{taskDir: dirs.Dir, allocDir: dirs.SharedAllocDir, mounts: task.Mounts}
-	command, err := v.find(name)
+	path, err := v.find(name)
 	if err != nil {
 		return err
 	}
-	if command == "" {
+	if path == "" {
 		return fmt.Errorf("config command %q not found: looked in %s", name, r.searched(name))
 	}
-	options["command"] = command
+	if options["command"], err = decoy(path, task.Mounts[0].HostPath); err != nil {
+		return fmt.Errorf("lay out the command in the task's root: %w", err)
+	}
 	if err := task.EncodeConcreteDriverConfig(options); err != nil {
 		return fmt.Errorf("encode task config: %w", err)
 	}
@@ -272,20 +308,12 @@ func (r *execRoot) searched(command string) string {
 // defaultPath is for an agent without a PATH of its own, as systemd sets it.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// hostEnv returns what Nomad would add to the environment of a task in a chroot (setEnvvars in
-// client/allocrunner/taskrunner/task_dir_hook.go) from that of the agent, which the plugin inherits: all but the client's
-// default env.denylist; a denylist of the operator's own cannot be seen from here. What go-plugin added and what is about
-// the agent's Vault is left out, HOME is set by the executor.
-func hostEnv(environ []string) map[string]string {
+// hostEnv returns the agent's variables of those names, which the plugin inherits, and a PATH in any case.
+func hostEnv(names []string) map[string]string {
 	env := map[string]string{"PATH": defaultPath}
-	for _, entry := range environ {
-		key, value, _ := strings.Cut(entry, "=")
-		switch {
-		case slices.Contains(host.DefaultEnvDenyList, key):
-		case key == "HOME", key == base.Handshake.MagicCookieKey:
-		case strings.HasPrefix(key, "PLUGIN_"), strings.HasPrefix(key, "VAULT_"):
-		default:
-			env[key] = value
+	for _, name := range names {
+		if value, ok := os.LookupEnv(name); ok {
+			env[name] = value
 		}
 	}
 	return env

@@ -2,6 +2,8 @@ package plugin
 
 import (
 	"context"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -149,6 +151,47 @@ func TestExecTaskIsAsConfinedAsInAChroot(t *testing.T) {
 	}
 	must.StrContains(t, seen[0], "CapBnd:")
 	must.Eq(t, seen[1], seen[0])
+}
+
+// TestExecTaskLeavesNoMountPoints is about what the executor makes in a task's directory: for files such as those of systemd-resolved, which are
+// on a tmpfs of the host's, and for the entries of a directory that a volume is mounted in.
+func TestExecTaskLeavesNoMountPoints(t *testing.T) {
+	requireRoot(t)
+	host, err := os.MkdirTemp("/var/lib", "nomad-driver-vault-test-")
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, os.RemoveAll(host)) })
+	must.NoError(t, os.Chmod(host, 0o755))
+	write(t, host, map[string]string{"run/resolve/stub.conf": "nameserver 127.0.0.53", "run/resolve/resolv.conf": "nameserver 192.0.2.1",
+		"conf/a": "a", "conf/dir/b": "b", "conf/link": "->a"})
+	h := execDriver(t, fmt.Sprintf("paths = [%q, %q, %q, \"/usr\", \"/bin\", \"/lib\", \"/lib64\"]", host+"/run/resolve/stub.conf", host+"/run/resolve/resolv.conf", host+"/conf"))
+	cfg := execTask(t, h, sleeper)
+	write(t, cfg.TaskDir().Dir, map[string]string{host[1:] + "/conf/mine": "of the job", host[1:] + "/conf/empty": ""})
+	cfg.Mounts = []*drivers.MountConfig{{HostPath: t.TempDir(), TaskPath: host + "/conf/volume"}}
+	handle := start(t, h, cfg)
+	must.Eq(t, "nameserver 127.0.0.53", run(t, h, cfg, "cat "+host+"/run/resolve/stub.conf"))
+	must.Eq(t, "b", run(t, h, cfg, "cat "+host+"/conf/dir/b"))
+	must.SliceNotEmpty(t, filesIn(t, cfg.TaskDir().Dir+host+"/run"))
+
+	inner := h.Impl().(*execRoot)
+	must.NoError(t, inner.RecoverTask(handle))
+	must.Error(t, h.DestroyTask(cfg.ID, false), must.Sprint("it runs"))
+	must.SliceNotEmpty(t, filesIn(t, cfg.TaskDir().Dir+host+"/run"))
+	must.NoError(t, h.DestroyTask(cfg.ID, true))
+	must.Eq(t, []string{"empty", "mine"}, filesIn(t, cfg.TaskDir().Dir+host), must.Sprint("the host has neither"))
+	_, err = os.Lstat(cfg.TaskDir().Dir + host + "/run")
+	must.ErrorIs(t, err, os.ErrNotExist)
+}
+
+// filesIn are the names of the files below a directory.
+func filesIn(t *testing.T, dir string) (all []string) {
+	t.Helper()
+	must.NoError(t, filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			all = append(all, e.Name())
+		}
+		return err
+	}))
+	return all
 }
 
 func TestExecTaskStreaming(t *testing.T) {

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -65,7 +66,7 @@ func commandOf(t *testing.T, cfg *drivers.TaskConfig) string {
 	}
 	must.NoError(t, cfg.DecodeDriverConfig(&options))
 	must.Eq(t, []string{"-x"}, options.Args)
-	return options.Command
+	return filepath.Clean(options.Command)
 }
 
 // paths lists where mounts go, relative to a host directory where they are below it.
@@ -82,7 +83,7 @@ func bound(t *testing.T, inner *recorder, paths ...string) *execRoot {
 	t.Helper()
 	requireRoot(t)
 	r := newExecRoot(hclog.NewNullLogger(), inner)
-	r.execConfig, r.env, r.ownerless.stateDir = execConfig{Filesystem: "bind", Paths: paths}, hostEnv(nil), t.TempDir()
+	r.execConfig, r.ownerless.stateDir = execConfig{Filesystem: "bind", Paths: paths}, t.TempDir()
 	t.Cleanup(func() {
 		left, err := os.ReadDir(r.ownerless.stateDir)
 		must.NoError(t, err)
@@ -96,7 +97,10 @@ func TestExecRootAddsWhatAChrootHas(t *testing.T) {
 	write(t, host, map[string]string{"etc/passwd": "root", "usr/bin/app": "binary", "key": "k"})
 	inner := &recorder{}
 	r := bound(t, inner, host+"/etc", host+"/lib32", host+"/usr", host+"/key")
-	r.env = map[string]string{"A": "host", "LANG": "C"}
+	for _, name := range []string{"A", "LANG", "PATH", "NOTIFY_SOCKET", "DENIED_BY_THE_OPERATOR"} {
+		t.Setenv(name, "host")
+	}
+	r.HostEnv = []string{"A", "LANG", "NOT_SET"}
 	cfg := testTask(t, host+"/usr/bin/app")
 	cfg.Mounts = []*drivers.MountConfig{{HostPath: "/srv/data", TaskPath: "/data"}}
 	before := cfg.Copy()
@@ -105,16 +109,19 @@ func TestExecRootAddsWhatAChrootHas(t *testing.T) {
 	must.NoError(t, err)
 	must.EqOp(t, cfg, handle.Config)
 	must.Eq(t, before, cfg)
-	shown := strings.TrimSuffix(inner.started.Mounts[1].HostPath, host+"/etc")
+	shown := strings.TrimSuffix(inner.started.Mounts[4].HostPath, host+"/etc")
 	must.StrHasPrefix(t, r.ownerless.stateDir+"/", shown)
 	must.Eq(t, []*drivers.MountConfig{
+		{HostPath: shown + "/.task/root/executor.out", TaskPath: "/executor.out", Readonly: true},
 		{HostPath: cfg.AllocDir + "/alloc", TaskPath: "/alloc"},
+		{HostPath: shown + "/.task/logs", TaskPath: "/alloc/logs", Readonly: true},
+		{HostPath: shown + "/.task/container", TaskPath: "/alloc/container", Readonly: true},
 		{HostPath: shown + host + "/etc", TaskPath: host + "/etc", Readonly: true},
 		{HostPath: shown + host + "/usr", TaskPath: host + "/usr", Readonly: true},
 		{HostPath: host + "/key", TaskPath: host + "/key", Readonly: true},
 		{HostPath: "/srv/data", TaskPath: "/data"},
 	}, inner.started.Mounts)
-	must.Eq(t, map[string]string{"A": "task", "LANG": "C"}, inner.started.Env)
+	must.Eq(t, map[string]string{"A": "task", "LANG": "host", "PATH": defaultPath}, inner.started.Env)
 	must.Eq(t, host+"/usr/bin/app", commandOf(t, inner.started))
 }
 
@@ -148,23 +155,22 @@ func TestExecRootKeepsTasksFromTheHostsProcesses(t *testing.T) {
 }
 
 func TestExecRootLeavesAChrootToNomad(t *testing.T) {
+	requireRoot(t)
 	inner, log := &recorder{}, &strings.Builder{}
 	r := newExecRoot(hclog.New(&hclog.LoggerOptions{Output: log}), inner)
 	r.execConfig = execConfig{Filesystem: "chroot", Vault: map[string]*cluster{"a": {TokenFile: "/etc/token", KeyFile: "/opt/key"}, "b": {}}}
 	cfg := testTask(t, "anything")
-	write(t, cfg.TaskDir().Dir, map[string]string{"etc/token": "t"})
+	key := newCanary(t)
+	write(t, cfg.TaskDir().Dir, map[string]string{"etc/token": "t", "executor.out": "->" + key.path})
 	_, _, err := r.StartTask(cfg)
 	must.NoError(t, err)
+	key.lives(t)
+	info, err := os.Lstat(cfg.TaskDir().Dir + "/executor.out")
+	must.NoError(t, err)
+	must.True(t, isOwn(info), must.Sprint("what root opens is root's there, too"))
 	must.EqOp(t, cfg, inner.started)
 	must.StrContains(t, log.String(), "exec tasks can read this file: chroot_env puts it into their root; move it elsewhere: vault=a token_file=/etc/token\n")
 	must.StrNotContains(t, log.String(), "key")
-}
-
-func TestHostEnv(t *testing.T) {
-	must.Eq(t, map[string]string{"PATH": "/bin", "LANG": "C", "NOMAD_ADDR": "http://n"}, hostEnv([]string{
-		"PATH=/bin", "LANG=C", "HOME=/root", "NOMAD_ADDR=http://n", "NOMAD_TOKEN=t", "AWS_SECRET_ACCESS_KEY=k",
-		"VAULT_TOKEN=t", "VAULT_ADDR=https://v", "PLUGIN_MIN_PORT=1", "NOMAD_PLUGIN_MAGIC_COOKIE=c"}))
-	must.Eq(t, map[string]string{"PATH": defaultPath}, hostEnv(nil))
 }
 
 func TestLayout(t *testing.T) {
@@ -216,6 +222,39 @@ func TestLayout(t *testing.T) {
 			}
 			_, err = root.Lstat(host[1:] + "/etc/resolv.conf")
 			must.Eq(t, slices.Contains(c.claims, host+"/etc/resolv.conf") || len(c.want) == 0 || c.want[0] == "/etc", err != nil)
+		})
+	}
+}
+
+// One destination in a directory such as /usr/share/doc, or a file of the job's there, is not to cost every task on the node its start.
+func TestLayoutHasABoundOnMounts(t *testing.T) {
+	for sentence, c := range map[string]struct {
+		claims []string
+		task   map[string]string
+		says   string
+	}{
+		"a volume":          {claims: []string{"/usr/doc/mine"}, says: `destination "HOST/usr/doc/mine" would take a mount for each of the 1001 entries of HOST/usr/doc`},
+		"a file of the job": {task: map[string]string{"usr/doc/mine": "x"}, says: `what the job has in "HOST/usr/doc" of its own directory would take`},
+		"nothing":           {},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			host, dir := t.TempDir(), t.TempDir()
+			for i := range 1001 {
+				write(t, host, map[string]string{fmt.Sprintf("usr/doc/%d", i): "x"})
+			}
+			write(t, dir+host, c.task)
+			root, err := os.OpenRoot(dir)
+			must.NoError(t, err)
+			l := &layout{root: root, visible: []string{host + "/usr"}}
+			for _, claim := range c.claims {
+				l.claims = append(l.claims, host+claim)
+			}
+			if err = l.add(host + "/usr"); c.says == "" {
+				must.NoError(t, err)
+				must.SliceLen(t, 1, l.mounts)
+			} else {
+				must.ErrorContains(t, err, strings.ReplaceAll(c.says, "HOST", host))
+			}
 		})
 	}
 }
@@ -281,8 +320,8 @@ func TestCommand(t *testing.T) {
 		"a path that is not clean":                {command: "HOST/usr/../usr/bin/app", want: "HOST/usr/bin/app"},
 		"a path in the task's directory":          {command: "local/run", task: map[string]string{"app/local/run": "x"}, want: "/local/run"},
 		"the same with ${NOMAD_TASK_DIR}":         {command: "/local/run", task: map[string]string{"app/local/run": "x"}, want: "/local/run"},
-		"a path in the task's local directory":    {command: "bin/run", task: map[string]string{"app/local/bin/run": "x"}, want: "/bin/run"},
-		"a name in the task's local directory":    {command: "run", task: map[string]string{"app/local/run": "x"}, want: "/run"},
+		"a path in the task's local directory":    {command: "bin/run", task: map[string]string{"app/local/bin/run": "x"}, want: "/local/bin/run"},
+		"a name in the task's local directory":    {command: "run", task: map[string]string{"app/local/run": "x"}, want: "/local/run"},
 		"a path in the allocation's directory":    {command: "/alloc/data/run", task: map[string]string{"alloc/data/run": "x"}, want: "/alloc/data/run"},
 		"a path in a volume":                      {command: "/v/bin/tool", want: "/v/bin/tool"},
 		"a path above the task's directory":       {command: "../../../../RELATIVE/etc/secret", err: "not the task's own file"},

@@ -55,10 +55,11 @@ var inners = map[string]inner{
 	},
 	"docker": {
 		new: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
-			return dockerDriver{docker.NewDockerDriver(ctx, logger).(containerDriver), new(sync.Map)}
+			return dockerDriver{docker.NewDockerDriver(ctx, logger).(containerDriver), new(sync.Map), logger}
 		},
-		beside: keepForeignContainers,
-		task:   driver.ImageAuthSpec,
+		beside:  keepForeignContainers,
+		options: dockerOptions,
+		task:    driver.ImageAuthSpec,
 	},
 	"raw_exec": {
 		new: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
@@ -95,6 +96,12 @@ func (d rawExecDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, 
 		return nil, nil, fmt.Errorf("volume_mount %q: raw_exec tasks see the host's own files and cannot mount volumes; "+
 			"remove the block or use vault-exec or vault-docker", cfg.Mounts[0].TaskPath)
 	}
+	if err := guard(cfg); err != nil {
+		return nil, nil, err
+	}
+	if err := checkHostCommand(cfg); err != nil {
+		return nil, nil, err
+	}
 	return d.processDriver.StartTask(cfg)
 }
 
@@ -104,18 +111,43 @@ func enableRawExec(attrs map[string]*hclspec.Spec) {
 	attrs["enabled"] = withDefault(attrs["enabled"], "true")
 }
 
+func dockerOptions(bool) map[string]*hclspec.Spec {
+	return map[string]*hclspec.Spec{"auth_registries": hclspec.NewDefault(
+		hclspec.NewAttr("auth_registries", "list(string)", false), hclspec.NewLiteral("[]"))}
+}
+
 // dockerDriver is Nomad's docker with the one field back that is lost on the way to an external plugin
 // (plugins/drivers/utils.go) and that extra_labels can ask for.
 type dockerDriver struct {
 	containerDriver
 	stopped *sync.Map // IDs of the tasks that were told to end
+	logger  hclog.Logger
 }
 
-// StartTask starts the task with the ID of its parent job, which a dispatched or periodic job has.
+// StartTask starts the task with the ID of its parent job, which a dispatched or periodic job has, and with its own mounts: see stage.
 func (d dockerDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
-	task := *cfg
+	if err := guard(cfg); err != nil {
+		return nil, nil, err
+	}
+	s, err := newStage(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err := s.strike(cfg); err != nil {
+			d.logger.Warn("cannot remove the mounts of a start", "task", cfg.Name, "error", err)
+		}
+	}()
+	task := cfg.Copy()
 	task.ParentJobID = cfg.Env["NOMAD_JOB_PARENT_ID"]
-	return d.containerDriver.StartTask(&task)
+	if err := s.mountAll(task); err != nil {
+		return nil, nil, err
+	}
+	handle, network, err := d.containerDriver.StartTask(task)
+	if handle != nil {
+		handle.Config = cfg
+	}
+	return handle, network, err
 }
 
 // StopTask stops the task, whose container has nobody else to end it then.

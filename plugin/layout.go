@@ -8,8 +8,11 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/hashicorp/nomad/client/allocdir"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/driver/inode"
 )
 
 // layout collects the mounts of one start. Where a job puts something of its own below a host directory it wins, as it
@@ -35,6 +38,51 @@ func claims(cfg *drivers.TaskConfig) []string {
 	return all
 }
 
+// own lays out what the task has of the allocation, and keeps from it what root opens there by name: the executor's log, the container
+// library's directory, and the logs, which it can read. No task, whatever its capabilities, removes or renames what is a mount in its own
+// root (mount_namespaces(7)). The executor's log is the first mount, for the sake of the command: see decoy.
+func (l *layout) own(dirs *allocdir.TaskDir) error {
+	logs, err := openLogs(dirs)
+	if err != nil {
+		return err
+	}
+	defer logs.Close()
+	at := filepath.Join(l.ownerless, ".task")
+	for _, dir := range []string{at, at + "/root", at + "/container"} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(at+"/root/executor.out", nil, everyone); err != nil {
+		return err
+	}
+	if err := bindAt(logs, at+"/logs"); err != nil {
+		return err
+	}
+	l.mounts = []*drivers.MountConfig{
+		{HostPath: at + "/root/executor.out", TaskPath: "/executor.out", Readonly: true},
+		{HostPath: dirs.SharedAllocDir, TaskPath: "/alloc"},
+		{HostPath: at + "/logs", TaskPath: "/alloc/logs", Readonly: true},
+		{HostPath: at + "/container", TaskPath: "/alloc/container", Readonly: true},
+	}
+	return nil
+}
+
+// openLogs opens the directory of an allocation's logs for its name alone. Where a task has put something else in its place, that is an error.
+func openLogs(dirs *allocdir.TaskDir) (*os.File, error) {
+	shared, err := os.OpenRoot(dirs.SharedAllocDir)
+	if err != nil {
+		return nil, err
+	}
+	defer shared.Close()
+	logs, info, err := openName(shared, "logs")
+	if err == nil && !info.IsDir() {
+		logs.Close()
+		err = fmt.Errorf("alloc/logs is %s", inode.Kind(info.Mode()))
+	}
+	return logs, err
+}
+
 // add lays out a path of the operator's: nothing when it does not exist or the task has something else there. A file is shown as it is: the
 // operator has named it.
 func (l *layout) add(path string) error {
@@ -50,14 +98,22 @@ func (l *layout) add(path string) error {
 	return nil
 }
 
+// mountsMost is how many mounts a task may have of the host's directories. Each takes the kernel and the executor about a millisecond.
+const mountsMost = 1000
+
 // directory lays out a directory of the host: one mount when nothing else is to be seen below it.
 func (l *layout) directory(path string) error {
-	if !l.crowded(path) {
+	crowd := l.crowd(path)
+	if crowd == "" {
 		return l.bind(path)
 	}
 	entries, err := os.ReadDir(path)
 	if err != nil {
 		return err
+	}
+	if len(l.mounts)+len(entries) > mountsMost {
+		return fmt.Errorf("%s would take a mount for each of the %d entries of %s, and a task has %d at most: put it elsewhere, "+
+			"or below a directory with fewer", crowd, len(entries), path, mountsMost)
 	}
 	for _, e := range entries {
 		if err := l.entry(filepath.Join(path, e.Name()), e); err != nil {
@@ -82,21 +138,23 @@ func (l *layout) entry(path string, e os.DirEntry) error {
 	return nil
 }
 
-// crowded reports whether a mount of the whole directory would hide something of the job's, or leave no place for it: a
-// mount point cannot be made in a read-only directory.
-func (l *layout) crowded(dir string) bool {
+// crowd names what a mount of the whole directory would hide or leave no place for, since a mount point cannot be made in a read-only
+// directory: a place where something of the job's will be mounted, or files of the job's. It is empty where there is nothing.
+func (l *layout) crowd(dir string) string {
 	for _, claim := range l.claims {
 		if below(claim, dir) && claim != dir && !l.seen(claim) {
-			return true
+			return fmt.Sprintf("destination %q", claim)
 		}
 	}
 	d, err := l.root.OpenFile(dir[1:], unix.O_DIRECTORY|unix.O_NONBLOCK, 0) // a task can have made a pipe of that name
 	if err != nil {
-		return false
+		return ""
 	}
 	defer d.Close()
-	names, _ := d.Readdirnames(1)
-	return len(names) > 0
+	if names, _ := d.Readdirnames(1); len(names) > 0 {
+		return fmt.Sprintf("what the job has in %q of its own directory", dir)
+	}
+	return ""
 }
 
 // seen reports whether the task finds something of the host at this path, symbolic links followed.
@@ -170,6 +228,58 @@ func (l *layout) mount(real, at string) {
 		from = real
 	}
 	l.mounts = append(l.mounts, &drivers.MountConfig{HostPath: from, TaskPath: at, Readonly: true})
+}
+
+// removeMountPoints removes from a task's directory, in which nothing is mounted any more, what was made to mount the host's paths on: empty files
+// and directories. What has something in it is the job's.
+func removeMountPoints(taskDir string, paths []string) error {
+	root, err := os.OpenRoot(taskDir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, path := range paths {
+		removeEmpty(root, path)
+		for above := filepath.Dir(path); above != "/" && root.Remove(above[1:]) == nil; {
+			above = filepath.Dir(above)
+		}
+	}
+	return nil
+}
+
+// removeEmpty removes what is empty below a path that the host has, too, and links that are the host's.
+func removeEmpty(root *os.Root, path string) {
+	if _, err := os.Lstat(path); err != nil {
+		return
+	}
+	info, err := root.Lstat(path[1:])
+	switch {
+	case err != nil:
+		return
+	case info.IsDir():
+		for _, name := range names(root, path[1:]) {
+			removeEmpty(root, filepath.Join(path, name))
+		}
+	case info.Mode()&os.ModeSymlink != 0:
+		ours, _ := root.Readlink(path[1:])
+		if theirs, err := os.Readlink(path); err != nil || theirs != ours {
+			return
+		}
+	case !info.Mode().IsRegular() || info.Size() > 0:
+		return
+	}
+	_ = root.Remove(path[1:]) // not where something is left in it
+}
+
+// names are those of a directory's entries.
+func names(root *os.Root, dir string) []string {
+	d, err := root.OpenFile(dir, unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	all, _ := d.Readdirnames(-1)
+	return all
 }
 
 // directories returns those of the operator's paths that are directories, without links in their paths.

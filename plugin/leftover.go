@@ -43,6 +43,9 @@ func (d dockerDriver) Sweep(cfg *drivers.TaskConfig) error {
 	if err != nil {
 		return fmt.Errorf("remove a lost container: %w", err)
 	}
+	if err := strikeStage(cfg); err != nil {
+		return err
+	}
 	return sweepProcesses(cfg)
 }
 
@@ -119,7 +122,11 @@ func leftover(pid int, cfg *drivers.TaskConfig) bool {
 		return hasOpen(proc+"/fd", logs+".stdout.fifo", logs+".stderr.fifo")
 	}
 	groups, err := os.ReadFile(proc + "/cgroup")
-	return err == nil && inGroup(string(groups), cfg.AllocID+"."+cfg.Name)
+	if err == nil && inGroup(string(groups), cfg.AllocID+"."+cfg.Name) {
+		return true
+	}
+	environ, err := os.ReadFile(proc + "/environ")
+	return err == nil && localDir(environ) == cfg.TaskDir().LocalDir
 }
 
 // zombie reports that a process has ended and waits for its parent to notice (proc_pid_stat(5): the state follows the

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -145,6 +146,8 @@ func (o *ownerless) mapping() (*os.File, error) {
 	if o.users != nil {
 		return o.users, nil
 	}
+	runtime.LockOSThread() // whose child and tracee the process is: it is killed when the thread ends (ptrace(2), PR_SET_PDEATHSIG in prctl(2))
+	defer runtime.UnlockOSThread()
 	only := []syscall.SysProcIDMap{{ContainerID: noOne, HostID: noOne, Size: 1}}
 	process, err := os.StartProcess("/proc/self/exe", []string{"nomad-driver-vault"}, &os.ProcAttr{Env: []string{},
 		Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: only, GidMappings: only, Ptrace: true, Pdeathsig: unix.SIGKILL}})

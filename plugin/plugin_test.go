@@ -243,8 +243,9 @@ func (d *parented) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 }
 
 func TestDockerLearnsTheParentJob(t *testing.T) {
-	inner := &parented{}
-	cfg := &drivers.TaskConfig{Env: map[string]string{"NOMAD_JOB_PARENT_ID": "nightly"}}
+	requireRoot(t)
+	inner, cfg := &parented{}, testTask(t, "")
+	cfg.Env["NOMAD_JOB_PARENT_ID"] = "nightly"
 	_, _, err := dockerDriver{containerDriver: inner}.StartTask(cfg)
 	must.NoError(t, err)
 	must.Eq(t, "nightly", inner.started.ParentJobID)
