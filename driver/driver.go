@@ -23,15 +23,16 @@ import (
 // Driver implements the task RPCs of a Nomad driver plugin around a wrapped one. Package plugin adds what the agent asks
 // of the plugin as such.
 type Driver struct {
-	ctx    context.Context // of the plugin: its end is not the end of any task
-	logger hclog.Logger
-	name   string
-	inner  drivers.DriverPlugin
-	events *eventer.Eventer
-	outbox chan *drivers.TaskEvent // ours, on their way to events
-	idled  chan struct{}           // closed when ctx has ended and nothing is asked of Vault any more
-	serve  sync.Once
-	pumped sync.Once
+	ctx     context.Context // of the plugin: its end is not the end of any task
+	logger  hclog.Logger
+	name    string
+	inner   drivers.DriverPlugin
+	events  *eventer.Eventer
+	outbox  chan *drivers.TaskEvent // ours, on their way to events
+	idled   chan struct{}           // closed when ctx has ended and nothing is asked of Vault any more
+	serve   sync.Once
+	pumping sync.Mutex // guards pumped
+	pumped  bool
 
 	mu      sync.Mutex // guards what follows
 	config  Config
@@ -353,15 +354,15 @@ func (d *Driver) TaskStats(ctx context.Context, id string, interval time.Duratio
 
 // TaskEvents streams our events and the wrapped driver's.
 func (d *Driver) TaskEvents(ctx context.Context) (<-chan *drivers.TaskEvent, error) {
-	var err error
-	d.pumped.Do(func() {
-		var inner <-chan *drivers.TaskEvent
-		if inner, err = d.inner.TaskEvents(d.ctx); err == nil {
-			go d.pump(inner)
+	d.pumping.Lock()
+	defer d.pumping.Unlock()
+	if !d.pumped {
+		inner, err := d.inner.TaskEvents(d.ctx)
+		if err != nil {
+			return nil, err // and the next call tries again
 		}
-	})
-	if err != nil {
-		return nil, err
+		go d.pump(inner)
+		d.pumped = true
 	}
 	return d.events.TaskEvents(ctx)
 }

@@ -67,6 +67,7 @@ type wrapped struct {
 	fails map[string]error         // by method
 	takes map[string]time.Duration // by method
 	out   map[string]bool          // methods that panic
+	logs  *drivers.TaskConfig      // with the log pipes of the last process
 	deaf  bool                     // its processes do not stop before they are killed, when the timeout of a stop is over
 	exec  func(cmd []string) (*drivers.ExecTaskResult, error)
 }
@@ -136,6 +137,7 @@ func (w *wrapped) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *driv
 	if err := w.call("start", ""); err != nil {
 		return nil, nil, err
 	}
+	w.logs = cfg
 	if w.process(cfg.ID) != nil {
 		return nil, nil, errors.New("wrapped: already started")
 	}
@@ -163,6 +165,7 @@ func (w *wrapped) RecoverTask(handle *drivers.TaskHandle) error {
 	if err := w.call("recover", ""); err != nil {
 		return err
 	}
+	w.logs = handle.Config
 	var state wrappedState
 	if err := handle.GetDriverState(&state); err != nil {
 		return err

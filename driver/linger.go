@@ -94,10 +94,10 @@ func (d *Driver) own(l *left) {
 
 // sweep ends what may still run of a task whose plugin process died, so that no task ever has two processes: the agent asks
 // the next plugin for the same start once more where it had no answer, and the handle of a process can be lost with the
-// plugin.
+// plugin. So it does of a process of this plugin that could not be ended.
 func (d *Driver) sweep(l *left) error {
 	inner, can := d.inner.(Sweeper)
-	if !l.old || !can {
+	if !(l.old || l.record.Launching) || !can {
 		return nil
 	}
 	if err := inner.Sweep(l.record.task()); err != nil {

@@ -28,6 +28,7 @@ type pipes struct {
 type pipe struct {
 	dir, path string   // that of the allocation, and one below it
 	file      *os.File // nil while the end is not held
+	at        *os.File // names the pipe whatever is put in its place (O_PATH); nil until it was asked for
 }
 
 // errNoReader means that Nomad's log collector of the task is gone. Nomad starts a new one with the next start.
@@ -88,16 +89,51 @@ func (e *pipe) open(closed bool) error {
 
 // write opens the pipe within the allocation's directory, where a task may have made anything of it.
 func (e *pipe) write() (*os.File, error) {
-	root, err := os.OpenRoot(e.dir)
-	if err != nil {
-		return nil, inode.Cause(err)
-	}
-	defer root.Close()
-	name, err := filepath.Rel(e.dir, e.path)
+	root, name, err := e.root()
 	if err != nil {
 		return nil, err
 	}
+	defer root.Close()
 	return inode.OpenPipe(root, name)
+}
+
+// paths are what the pipes can be opened by from any process of this host, for as long as the pipes are not closed: a name in an allocation's
+// directory may lead anywhere by the time at which it is opened.
+func (p *pipes) paths() (stdout, stderr string, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if stdout, err = p.stdout.name(); err == nil {
+		stderr, err = p.stderr.name()
+	}
+	return stdout, stderr, err
+}
+
+func (e *pipe) name() (string, error) {
+	if e.path == "" || e.path == os.DevNull {
+		return e.path, nil
+	}
+	if e.at == nil {
+		root, name, err := e.root()
+		if err != nil {
+			return "", fmt.Errorf("open log pipe %s: %w", e.path, err)
+		}
+		defer root.Close()
+		if e.at, err = inode.Pipe(root, name); err != nil {
+			return "", fmt.Errorf("open log pipe %s: %w", e.path, err)
+		}
+	}
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), e.at.Fd()), nil
+}
+
+// root is the allocation's directory, and the pipe's name below it.
+func (e *pipe) root() (root *os.Root, name string, err error) {
+	if name, err = filepath.Rel(e.dir, e.path); err != nil {
+		return nil, "", err
+	}
+	if root, err = os.OpenRoot(e.dir); err != nil {
+		return nil, "", inode.Cause(err)
+	}
+	return root, name, nil
 }
 
 // say writes one line to the task's stderr log. A line that the pipe has no room or no reader for is dropped: no task waits
@@ -160,6 +196,10 @@ func (p *pipes) close() {
 		if end.file != nil {
 			_ = end.file.Close()
 			end.file = nil
+		}
+		if end.at != nil {
+			_ = end.at.Close()
+			end.at = nil
 		}
 	}
 	p.closed = true

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"time"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
@@ -48,7 +49,11 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	}
 	t.record.InnerVersion, t.record.Inner = handle.Version, handle.DriverState
 	_ = t.pipes.hold() // as long as somebody reads: a log collector that sees the end of the log now may not notice the next start
-	if left, err := t.reattach(); err != nil {
+	var left *left
+	if err := t.guard("taking it over", func() (err error) {
+		left, err = t.reattach()
+		return err
+	}); err != nil {
 		t.say("not taken over after the end of the plugin before: %v", err)
 		t.cancel()
 		t.putBack(left)
@@ -56,18 +61,18 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 		return err
 	}
 	go t.run()
-	go t.takenOver()
+	go func() { _ = t.guard("taking it over", t.takenOver) }()
 	return nil
 }
 
 // takenOver holds the log pipes and says with what the task goes on, where it has something of ours. An agent that was
 // restarted recovers tasks before it starts their log collectors (client/allocrunner/taskrunner/task_runner.go, Restore).
-func (t *task) takenOver() {
+func (t *task) takenOver() error {
 	for end := time.Now().Add(unreadFor); t.pipes.hold() != nil && time.Now().Before(end); {
 		select {
 		case <-time.After(time.Second / 2):
 		case <-t.ctx.Done():
-			return
+			return nil
 		}
 	}
 	switch sessions := t.secrets.describe(); {
@@ -76,6 +81,7 @@ func (t *task) takenOver() {
 	case len(t.conf.blocks) > 0:
 		t.say("taken over after the end of the plugin before, which kept no session: its secrets are read anew")
 	}
+	return nil
 }
 
 // putBack leaves for the next start what reattach has claimed, nil where there was nothing, and with it the ends of the log pipes.
@@ -96,7 +102,12 @@ func (t *task) reattach() (*left, error) {
 		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner
 		t.record.Told, t.record.Once, t.record.Doubted = old.record.Told, old.record.Once, old.record.Doubted
 	}
-	err := t.d.inner.RecoverTask(&drivers.TaskHandle{Version: t.record.InnerVersion, Config: t.cfg, DriverState: t.record.Inner})
+	cfg, err := t.wrappedConfig()
+	if err != nil { // a task goes on without its log, whatever has become of that
+		t.d.logger.Warn("the output of the task is lost", "task", t.record.Key, "error", err)
+		cfg.StdoutPath, cfg.StderrPath = os.DevNull, os.DevNull
+	}
+	err = t.d.inner.RecoverTask(&drivers.TaskHandle{Version: t.record.InnerVersion, Config: cfg, DriverState: t.record.Inner})
 	if err == nil {
 		err = t.watch()
 	}
@@ -127,13 +138,13 @@ func (t *task) ask() {
 // unasked ends a task of which the agent does not know, because it died while the task started, and which it does not start anew either,
 // because the job was stopped meanwhile. It asks about a task that it knows as soon as it has stored the answer to the start
 // (client/allocrunner/taskrunner/task_runner.go, Run).
-func (t *task) unasked() {
+func (t *task) unasked() error {
 	for waited := unclaimedAfter; ; waited += unclaimedAfter {
 		select {
 		case <-t.asked:
-			return
+			return nil
 		case <-t.d.ctx.Done():
-			return
+			return nil
 		case <-time.After(unclaimedAfter):
 		}
 		if waited < claimedWithin && !gone(t.cfg.AllocDir) {
@@ -142,7 +153,7 @@ func (t *task) unasked() {
 		t.say("ended: the agent has not asked about the task since its start")
 		err := t.d.destroy(t, t.conf.killTimeout, t.conf.KillSignal)
 		if err == nil {
-			return
+			return nil
 		}
 		t.d.logger.Warn("a process may be left behind", "task", t.record.Key, "error", err)
 	}

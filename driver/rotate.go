@@ -190,7 +190,8 @@ func (t *task) tried(rest []action, so attempt, err error) state {
 	}
 	failed := fmt.Sprintf("%s failed: %v", a, err)
 	if a.script != nil && a.script.FailOnError {
-		t.report(failed)
+		t.warn("%s changed; %s", t.pending, failed)
+		t.event("Secrets changed: %s; %s", t.pending, failed)
 		return t.fail(fmt.Errorf("%s: %w", a, err))
 	}
 	so.did = append(so.did, failed)
@@ -212,7 +213,8 @@ func (t *task) acted(so attempt) state {
 		return t.running
 	}
 	if t.untold.begins(strings.Join(so.failed, ", ")) {
-		t.report(did + "; trying again")
+		t.warn("%s changed; %s; trying again", t.pending, did)
+		t.event("Secrets changed: %s; %s; trying again", t.pending, did)
 	}
 	t.remember(func(r *record) { r.Told = t.current.knownBut(so.undone, r.Told, &t.conf) })
 	t.pending = t.current.against(t.record.Told, &t.conf)
@@ -239,25 +241,38 @@ type scriptError string
 
 func (e scriptError) Error() string { return string(e) }
 
-// script runs a change_script in the task, and leaves it running when its timeout is over. The timeout is ours: of the wrapped
+// script runs a change_script in the task, and leaves it running when its timeout is over: it is not run again before it has ended. One action is done
+// at a time, so that nobody else looks at hanging. The timeout is ours: of the wrapped
 // drivers docker waits for the end of the output all the same, and exec's executor panics when the script ends later, which
 // ends the task (Nomad v1.11.3: drivers/docker/handle.go, Exec; drivers/shared/executor/executor_linux_cgo.go, handleExecWait).
 func (t *task) script(s *ChangeScriptConfig) error {
-	const unlimited = 24 * time.Hour
-	ended := make(chan error, 1)
-	go func() {
-		result, err := t.d.inner.ExecTask(t.cfg.ID, append([]string{s.Command}, s.Args...), unlimited)
-		if err == nil && !result.ExitResult.Successful() {
-			err = scriptError(fmt.Sprintf("exit code %d", result.ExitResult.ExitCode))
+	select {
+	case <-t.hanging[s]:
+	default:
+		if t.hanging[s] != nil {
+			return errors.New("the last one is still running")
 		}
-		ended <- err
-	}()
+	}
+	delete(t.hanging, s)
+	ended := make(chan error, 1)
+	go func() { ended <- t.guard("change_script", func() error { return t.exec(s) }) }()
 	select {
 	case err := <-ended:
 		return err
 	case <-time.After(s.timeout):
+		t.hanging[s] = ended
 		return scriptError(fmt.Sprintf("it did not end within its timeout of %s", s.timeout))
 	}
+}
+
+// exec runs a change_script to its end.
+func (t *task) exec(s *ChangeScriptConfig) error {
+	const unlimited = 24 * time.Hour
+	result, err := t.d.inner.ExecTask(t.cfg.ID, append([]string{s.Command}, s.Args...), unlimited)
+	if err == nil && !result.ExitResult.Successful() {
+		err = scriptError(fmt.Sprintf("exit code %d", result.ExitResult.ExitCode))
+	}
+	return err
 }
 
 // restart stops the process and starts it with the current generation. Nomad does not notice: the task runs on, its log

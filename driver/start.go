@@ -1,11 +1,11 @@
 package driver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"nomad-driver-vault/driver/identity"
@@ -13,6 +13,7 @@ import (
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/nomad/structs"
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
@@ -41,8 +42,13 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 		d.refuse(cfg, log, err)
 		return nil, nil, err
 	}
-	handle, network, err := t.start()
-	if t.ctx.Err() != nil && d.ctx.Err() == nil {
+	var handle *drivers.TaskHandle
+	var network *drivers.DriverNetwork
+	err = t.guard("the start", func() (err error) {
+		handle, network, err = t.start()
+		return err
+	})
+	if t.replaced() {
 		err = errReplaced
 	}
 	if err != nil {
@@ -52,9 +58,12 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 		return nil, nil, err
 	}
 	go t.run()
-	go t.unasked()
+	go func() { _ = t.guard("waiting for the agent", t.unasked) }()
 	return handle, network, nil
 }
+
+// replaced reports that another start of the task has taken the place of this run.
+func (t *task) replaced() bool { return t.ctx.Err() != nil && t.d.ctx.Err() == nil }
 
 // errReplaced is for a start whose answer nobody waits for any more.
 var errReplaced = errors.New("the agent has asked for another start of the task")
@@ -75,11 +84,22 @@ func (d *Driver) log(cfg *drivers.TaskConfig) *pipes {
 	return newPipes("["+d.name+"] ", cfg.AllocDir, cfg.StdoutPath, cfg.StderrPath)
 }
 
+// checkName refuses a task whose directory would not be its own: Nomad accepts names that lead to that of another task or to all allocations.
+func checkName(cfg *drivers.TaskConfig) error {
+	if cfg.Name == "" || cfg.Name == "." || cfg.Name == ".." || strings.ContainsAny(cfg.Name, `/\`) {
+		return fmt.Errorf("task name %q would lead to a directory that is not the task's: name the task otherwise", cfg.Name)
+	}
+	return nil
+}
+
 // newTask decodes what the job's author wrote. It asks nobody and takes nothing.
 func (d *Driver) newTask(cfg *drivers.TaskConfig, log *pipes) (*task, error) {
+	if err := checkName(cfg); err != nil {
+		return nil, err
+	}
 	t := &task{d: d, cfg: cfg, op: d.configured(), pipes: log, retry: vault.Backoff{First: time.Second, Most: time.Minute},
 		begun: make(chan struct{}), asked: make(chan struct{}),
-		stops: make(chan stopRequest), signals: make(chan signalRequest), broken: make(chan error, 1), done: make(chan struct{})}
+		stops: make(chan stopRequest), signals: make(chan signalRequest), broken: make(chan error, 1), done: make(chan struct{}), hanging: map[*ChangeScriptConfig]<-chan error{}}
 	if err := cfg.DecodeDriverConfig(&t.conf); err != nil {
 		return nil, fmt.Errorf("decode config block: %w", err)
 	}
@@ -101,7 +121,10 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *pipes) (*task, error) {
 // error there is no run. The log pipes are held before another run lets go of them: the log collector stops for good when nobody does.
 func (t *task) admit() error {
 	t.record.Unasked = true
-	err := cmp.Or(t.check(), t.replace())
+	err := t.check()
+	if unended := t.replace(); err == nil { // whatever check says: the agent does not know of another run any more
+		err = unended
+	}
 	if err == nil {
 		err = t.claim()
 	}
@@ -257,7 +280,10 @@ func (t *task) write(g *generation) error {
 
 // launch starts the wrapped task with the current generation.
 func (t *task) launch() (*drivers.DriverNetwork, error) {
-	cfg := t.cfg.Copy()
+	cfg, err := t.wrappedConfig()
+	if err != nil {
+		return nil, err
+	}
 	cfg.Env = t.current.taskEnv(t.cfg)
 	if err := t.current.auth.give(cfg); err != nil {
 		return nil, err
@@ -276,6 +302,24 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 	})
 	t.reached("known")
 	return network, t.watch()
+}
+
+// wrappedConfig is what the wrapped driver gets of the task's configuration. It opens the log pipes by these paths, as root, and the tasks of the
+// allocation can put anything in the place of those that Nomad has named.
+func (t *task) wrappedConfig() (cfg *drivers.TaskConfig, err error) {
+	cfg = t.cfg.Copy()
+	cfg.StdoutPath, cfg.StderrPath, err = t.pipes.paths()
+	return cfg, err
+}
+
+// destroyProcess ends what the task may have left running. Where that fails, it says so, and the next start of the task tries again before all else.
+func (t *task) destroyProcess() (err error) {
+	err = t.guard("ending the process", func() error { return ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)) })
+	if err != nil {
+		t.remember(func(r *record) { r.Launching = true })
+		t.speak(hclog.Error, fmt.Sprintf("a process may be left running, until the task's next start or for %s: %v", t.op.Linger, err))
+	}
+	return err
 }
 
 // watch lets exit have the result of the process that runs now.
@@ -332,17 +376,17 @@ func withoutEnv(inner []byte) (map[string]any, error) {
 
 // undo takes back a start that failed: no process, no file, no token, no lease is left. Where Vault does not answer, what
 // is left to revoke is tried again in the background. When the plugin ends, the next one finds what there is, and when the
-// start is replaced, its successor does.
+// start is replaced, or the process cannot be ended, its successor does.
 func (t *task) undo() {
 	if t.d.ctx.Err() != nil {
 		return
 	}
-	replaced := t.ctx.Err() != nil
-	_ = t.d.inner.DestroyTask(t.cfg.ID, true) // in case it was started; unknown otherwise
+	replaced := t.replaced()
+	unended := t.destroyProcess()
 	t.cancel()
 	t.pipes.close()
 	l := t.leaves()
-	if replaced {
+	if replaced || unended != nil {
 		t.d.leave(l, t.op.Linger)
 		return
 	}

@@ -63,15 +63,18 @@ type task struct {
 	rendered chan rendered              // of the attempt under way, nil when there is none
 	unreadAt time.Time                  // since when a restart waits for a log collector
 	retry    vault.Backoff
-	trouble  trouble // what kept the last attempt from becoming a generation
-	untold   trouble // what kept the process from being told
-	panicked bool    // the task ends because of that
-	stopped  bool    // Nomad asked for the end
+	hanging  map[*ChangeScriptConfig]<-chan error // scripts whose timeout is over and that have not ended
+	trouble  trouble                              // what kept the last attempt from becoming a generation
+	untold   trouble                              // what kept the process from being told
+	panicked bool                                 // the task ends because of that
+	stopped  bool                                 // Nomad asked for the end
 
 	tookOver  time.Time // from a plugin process before this one; zero: this one has started it
 	recovered bool      // taken over from a plugin process before this one, whose death may have ended the log collector's work
 
-	saving  sync.Mutex // guards what follows; run alone changes the record, but for ask, and others save it too
+	// saving guards what follows, which others save too. The record is changed by run alone, which may read it without the lock, but for Unasked,
+	// which is ask's.
+	saving  sync.Mutex
 	record  record
 	unsaved bool // what the state directory has of it is not the present record
 	warned  bool // of that
@@ -185,7 +188,7 @@ func (t *task) ended(result *drivers.ExitResult) state {
 
 // fail ends the task with an error of ours.
 func (t *task) fail(err error) state {
-	_ = t.d.inner.DestroyTask(t.cfg.ID, true) // there may be no process any more
+	_ = t.destroyProcess() // there may be no process any more; what is left is said, and swept later
 	return t.ended(&drivers.ExitResult{ExitCode: -1, Err: err})
 }
 

@@ -61,6 +61,12 @@ func OpenPipe(root *os.Root, name string) (*os.File, error) {
 	return file, err
 }
 
+// Pipe returns a descriptor that is good for naming the named pipe of that name below root, and for nothing else.
+func Pipe(root *os.Root, name string) (*os.File, error) {
+	at, _, err := look(root, name, fs.ModeNamedPipe)
+	return at, err
+}
+
 // Socket returns a descriptor that is good for naming the socket of that name below root, and for nothing else.
 func Socket(root *os.Root, name string) (*os.File, error) {
 	at, _, err := look(root, name, fs.ModeSocket)
