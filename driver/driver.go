@@ -20,22 +20,18 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// workers bounds how many revocations are under way at once.
-const workers = 16
-
 // Driver implements the task RPCs of a Nomad driver plugin around a wrapped one. Package plugin adds what the agent asks
 // of the plugin as such.
 type Driver struct {
-	ctx      context.Context // of the plugin: its end is not the end of any task
-	logger   hclog.Logger
-	name     string
-	inner    drivers.DriverPlugin
-	events   *eventer.Eventer
-	outbox   chan *drivers.TaskEvent // ours, on their way to events
-	revoking chan struct{}           // holds one for each revocation under way: a stopped node is no storm for Vault
-	idled    chan struct{}           // closed when ctx has ended and nothing is asked of Vault any more
-	serve    sync.Once
-	pumped   sync.Once
+	ctx    context.Context // of the plugin: its end is not the end of any task
+	logger hclog.Logger
+	name   string
+	inner  drivers.DriverPlugin
+	events *eventer.Eventer
+	outbox chan *drivers.TaskEvent // ours, on their way to events
+	idled  chan struct{}           // closed when ctx has ended and nothing is asked of Vault any more
+	serve  sync.Once
+	pumped sync.Once
 
 	mu      sync.Mutex // guards what follows
 	config  Config
@@ -62,7 +58,7 @@ type Sweeper interface {
 // it is: the tasks go on, and the next plugin process takes them over.
 func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.DriverPlugin) *Driver {
 	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
-		outbox: make(chan *drivers.TaskEvent, 64), revoking: make(chan struct{}, workers),
+		outbox: make(chan *drivers.TaskEvent, 64),
 		config: Config{Name: name}, clients: map[string]*vault.Client{}, tasks: map[string]*task{}, idle: map[string]*left{},
 		news: make(chan struct{}), idled: make(chan struct{})}
 	context.AfterFunc(ctx, func() {
@@ -96,8 +92,8 @@ func (d *Driver) End() {
 	}
 }
 
-// Configure sets what the operator configured. It does not talk to Vault and may be called again: nobody looks after the same token of a cluster
-// twice.
+// Configure sets what the operator configured. It does not talk to Vault and may be called again: a cluster that is configured as before keeps
+// its client, with all that this knows and bounds.
 func (d *Driver) Configure(c Config) error {
 	if err := c.Validate(); err != nil {
 		return err
@@ -106,7 +102,7 @@ func (d *Driver) Configure(c Config) error {
 	defer d.mu.Unlock()
 	clients := map[string]*vault.Client{}
 	for _, cluster := range c.Clusters {
-		if old := d.clients[cluster.Name]; old != nil && cluster.Issues() && reflect.DeepEqual(old.Cluster(), cluster) {
+		if old := d.clients[cluster.Name]; old != nil && alike(old.Cluster(), cluster) {
 			clients[cluster.Name] = old
 			continue
 		}
@@ -122,6 +118,12 @@ func (d *Driver) Configure(c Config) error {
 		d.serveClients()
 	}
 	return nil
+}
+
+// alike reports whether two clusters are configured alike.
+func alike(a, b vault.Cluster) bool {
+	a.Dial, b.Dial = nil, nil // no part of what can be configured
+	return reflect.DeepEqual(a, b)
 }
 
 // serveClients has the clusters' own tokens looked after. Call with mu held.
@@ -161,20 +163,16 @@ func (d *Driver) Serve() {
 		d.serving = true
 		d.serveClients()
 		d.mu.Unlock()
-		dir := d.configured().StateDir
-		store, err := openStore(dir, d.logger)
-		if err != nil {
-			d.logger.Warn("sessions will not survive a restart of this plugin", "state_dir", dir, "error", err)
-			return
-		}
-		context.AfterFunc(d.ctx, store.close)
-		d.mu.Lock()
-		d.store = store
-		d.mu.Unlock()
-		for _, r := range store.all() {
-			d.inherit(r)
-		}
+		d.openState()
+		go d.tendState()
 	})
+}
+
+// Serving reports whether Serve was called.
+func (d *Driver) Serving() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.serving
 }
 
 func (d *Driver) configured() Config {

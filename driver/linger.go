@@ -28,6 +28,7 @@ const (
 type left struct {
 	record  record
 	secrets *secrets // nil: not restored yet from what another plugin process has saved
+	save    func()   // saves it, where that has not succeeded yet; nil for another process's
 	seal    func()   // ends what the run itself still saves of its sessions; nil for another process's
 	pipes   *pipes   // still held after a recovery that failed: the log collector reads on until the next start holds them; else nil
 	timer   *time.Timer
@@ -42,21 +43,16 @@ func (l *left) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[what %s has left]"
 
 // leave keeps l for that long.
 func (d *Driver) leave(l *left, wait time.Duration) {
-	l.late = make(chan struct{})
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.idle[l.record.Key] = l
-	l.timer = time.AfterFunc(wait, func() { d.expire(l) })
+	d.park(l, wait)
 }
 
-// inherit takes over what is in the state directory.
-func (d *Driver) inherit(r record) {
-	if l := (&left{record: r, old: true, found: time.Now()}); r.aside {
-		l.secrets = d.restore(r)
-		go d.revokeAll(l)
-	} else {
-		d.leave(l, unclaimedAfter)
-	}
+// park is leave with mu held.
+func (d *Driver) park(l *left, wait time.Duration) {
+	l.late = make(chan struct{})
+	d.idle[l.record.Key] = l
+	l.timer = time.AfterFunc(wait, func() { d.expire(l) })
 }
 
 // claim takes what the last run of a task has left, nil when there is nothing. Whoever stops the timer has it; one that is
@@ -147,6 +143,7 @@ func (d *Driver) expire(l *left) {
 	}
 	if l.secrets == nil {
 		d.logger.Info("revoking the session of a task that is gone", "task", l.record.Key)
+		l.secrets = d.unpack(l.record)
 	}
 	d.own(l)
 	if l.stray() {
@@ -179,22 +176,29 @@ func (d *Driver) clear(l *left) {
 	}
 }
 
+// setAside keeps what is to be revoked in a file of its own.
 func (d *Driver) setAside(l *left) {
-	l.record.Sessions = l.secrets.save()
 	store := d.kept()
-	if store == nil || len(l.record.Sessions) == 0 {
+	if store == nil || !l.secrets.holds() {
 		return
 	}
-	var err error
-	if l.record.file, err = store.setAside(l.record); err != nil {
+	r := l.record
+	r.Once, r.Told, r.Inner = nil, nil, nil // which only a run needs
+	l.secrets.save(&r)
+	file, err := store.setAside(r)
+	if err != nil && !l.warned {
 		d.logger.Warn("a crash now would lose what is to be revoked", "task", l.record.Key, "error", err)
 	}
+	l.record.file = file
 }
 
 // revokeAll tries until everything is revoked or the plugin ends.
 func (d *Driver) revokeAll(l *left) {
 	pause := vault.Backoff{First: time.Second, Most: time.Minute}
 	for !d.revoke(d.ctx, l) {
+		if l.record.file == "" {
+			d.setAside(l)
+		}
 		select {
 		case <-time.After(pause.Next()):
 		case <-d.ctx.Done():
@@ -203,28 +207,24 @@ func (d *Driver) revokeAll(l *left) {
 	}
 }
 
-// revoke tries once and reports whether nothing is left to revoke.
+// revoke tries once and reports whether nothing is left to revoke. How many are revoked at once is each cluster's to bound.
 func (d *Driver) revoke(ctx context.Context, l *left) bool {
-	select {
-	case d.revoking <- struct{}{}:
-		defer func() { <-d.revoking }()
-	case <-ctx.Done():
-		return false
-	}
 	ctx, cancel := context.WithTimeout(ctx, revokeWithin)
 	defer cancel()
-	switch err := l.secrets.close(ctx); {
-	case err == nil && l.warned:
-		d.logger.Info("revoked at last, or ended by its TTL", "task", l.record.Key)
-	case err == nil:
-	case errors.Is(err, vault.ErrUnavailable), ctx.Err() != nil:
+	unknown := l.secrets.reclaim()
+	waiting, lost := l.secrets.close(ctx)
+	if lost != nil {
+		d.logger.Warn("left to end by its TTL", "task", l.record.Key, "error", lost)
+	}
+	if waiting = errors.Join(unknown, waiting); waiting != nil {
 		if !l.warned && d.ctx.Err() == nil {
-			d.logger.Warn("cannot revoke yet", "task", l.record.Key, "error", err)
+			d.logger.Warn("cannot revoke yet", "task", l.record.Key, "error", waiting)
 		}
 		l.warned = true
 		return false
-	default:
-		d.logger.Warn("left to end by its TTL", "task", l.record.Key, "error", err)
+	}
+	if l.warned {
+		d.logger.Info("revoked at last, or ended by its TTL", "task", l.record.Key)
 	}
 	if store := d.kept(); store != nil && l.record.file != "" {
 		reached(l.record.Key, "revoked")

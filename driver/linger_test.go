@@ -420,17 +420,44 @@ func TestRunWhileTheOneBeforeIsStillBeingRevoked(t *testing.T) {
 	})
 }
 
-func TestRevocationsAreBounded(t *testing.T) {
+// west adds another Vault to the configuration.
+func (h *host) west() *vaulttest.Server {
+	other := vaulttest.New(h.T)
+	other.JWT, other.Creds["app"] = h.JWT, vaulttest.Creds{TTL: time.Hour}
+	cluster := other.Cluster()
+	cluster.Name, cluster.Address = "west", "http://127.0.0.1:8201"
+	h.config.Clusters = append(h.config.Clusters, cluster)
+	must.NoError(h, h.Configure(h.config))
+	return other
+}
+
+// A Vault that hangs delays no revocation but its own.
+func TestRevocationDoesNotWaitForAnotherCluster(t *testing.T) {
 	bubble(t, func(h *host) {
-		r := h.start(whole)
-		for range workers {
-			h.revoking <- struct{}{}
+		west := h.west()
+		inWest := "vault {\n name = \"west\"\n role = \"app\"\n cluster = \"west\"\n}\n" + block("secrets/west", creds, "vault = \"west\"")
+		all := h.crowd(180, asApp+block("secrets/db", creds, ""))
+		for i, cfg := range all {
+			switch {
+			case i == 0:
+				must.NoError(t, encode(t, cfg, asApp+block("secrets/db", creds, "")+inWest))
+			case i%9 == 0:
+				must.NoError(t, encode(t, cfg, inWest))
+			}
 		}
-		r.stop()
-		after(time.Hour)
-		must.Len(t, 1, h.Users())
-		<-h.revoking
-		after(0)
+		h.startAll(all)
+		must.Len(t, 20, west.Tokens())
+		must.Len(t, 161, h.Tokens())
+		mend := h.Break(vaulttest.Fault{Hang: true})
+		for _, cfg := range all {
+			must.NoError(t, h.StopTask(cfg.ID, 0, ""))
+		}
+		after(stopLinger + 100*time.Millisecond)
+		must.SliceEmpty(t, west.Tokens())
+		must.SliceEmpty(t, west.Users())
+		must.Len(t, 161, h.records())
+		mend()
+		after(5 * time.Minute)
 		h.nothingLeft()
 	})
 }
@@ -448,7 +475,7 @@ func TestManyStopsAtOnceAllEnd(t *testing.T) {
 			all.Go(func() { must.NoError(t, h.StopTask(cfg.ID, 0, "")) })
 		}
 		all.Wait()
-		after(stopLinger + 15*time.Second) // a second each, workers at a time
+		after(stopLinger + 15*time.Second) // a second each, several at a time
 		h.nothingLeft()
 		must.Eq(t, tasks, h.Calls("PUT auth/token/revoke-self"))
 	})

@@ -154,20 +154,35 @@ func (t *task) remember(change func(*record)) {
 	defer t.saving.Unlock()
 	change(&t.record)
 	store := t.d.kept()
+	t.unsaved = store == nil
 	if store == nil || t.over {
 		return
 	}
 	r := t.record
-	r.Sessions = t.secrets.save()
+	t.secrets.save(&r)
 	err := store.save(r)
-	if err != nil && !t.unsaved {
-		t.d.logger.Warn("state is not saved", "task", r.Key, "error", err)
-	}
 	t.unsaved = err != nil
+	switch {
+	case t.unsaved && !t.warned:
+		t.d.logger.Warn("state is not saved", "task", r.Key, "error", err)
+	case t.warned && !t.unsaved:
+		t.d.logger.Info("state is saved again", "task", r.Key)
+	}
+	t.warned = t.unsaved
 }
 
 // save is for when a session has something new that must not be lost.
 func (t *task) save() { t.remember(func(*record) {}) }
+
+// saveAgain saves the task where that has not succeeded.
+func (t *task) saveAgain() {
+	t.saving.Lock()
+	unsaved := t.unsaved
+	t.saving.Unlock()
+	if unsaved {
+		t.save()
+	}
+}
 
 // use remembers that the process has what is in g.
 func (r *record) use(g *generation, blocks []*product) {
@@ -180,9 +195,20 @@ func (r *record) use(g *generation, blocks []*product) {
 	}
 }
 
+// bounded returns an error where more would have to be remembered of the task with that generation than fits into a record.
+func (t *task) bounded(g *generation) error {
+	t.saving.Lock()
+	r := t.record
+	t.saving.Unlock()
+	r.use(g, t.conf.blocks)
+	t.secrets.save(&r)
+	_, err := r.encode()
+	return err
+}
+
 // leaves returns what the run leaves for the next one. Until somebody has claimed it, what becomes of its sessions is saved.
 func (t *task) leaves() *left {
-	l := &left{secrets: t.secrets, seal: t.seal}
+	l := &left{secrets: t.secrets, save: t.saveAgain, seal: t.seal}
 	t.remember(func(r *record) {
 		r.Ended = true
 		l.record = *r

@@ -31,8 +31,9 @@ type secrets struct {
 	notify  func(vault.Notice)
 	opened  func() // called after each login: what a crash must not lose
 
-	mu       sync.Mutex                // guards what follows; nobody holds it while Vault is asked, but at the very end
+	mu       sync.Mutex                // guards what follows; nobody holds it while Vault is asked
 	sessions map[string]*vault.Session // by the vault block's name
+	kept     []savedSession            // as they were saved: the operator's configuration does not have their Vault now
 	watch    *taskapi.Watch
 	paused   bool // the run is over
 }
@@ -66,6 +67,9 @@ func (s *secrets) session(ctx context.Context, name string) (*vault.Session, err
 	if options.Login.Given != nil && block.File {
 		return nil, fmt.Errorf("vault %q: file = true: the task's token is the one that Nomad derived and writes to secrets/vault_token itself: "+
 			"leave file out here, or name a role", name)
+	}
+	if session := s.revive(client, block, options); session != nil {
+		return session, nil
 	}
 	session, err := client.Open(ctx, options)
 	if err != nil {
@@ -119,7 +123,21 @@ func (s *secrets) adopt(old *secrets) (others *secrets) {
 		session.Listen(s.options(block))
 		s.sessions[name] = session
 	}
+	for _, one := range old.kept {
+		if s.sessions[one.Name] == nil && s.conf.vault(one.Name).login() == one.Login {
+			s.kept = append(s.kept, one)
+		} else {
+			others.kept = append(others.kept, one)
+		}
+	}
 	return others
+}
+
+// holds reports whether there is anything to revoke.
+func (s *secrets) holds() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sessions)+len(s.kept) > 0
 }
 
 // login is what a session stands for: a task that asks for something else must not be served by it.
@@ -130,43 +148,6 @@ type login struct {
 
 func (v VaultConfig) login() login {
 	return login{v.Cluster, v.Role, v.Namespace, v.Identity, v.IdentityFile, strings.Join(v.Policies, ",")}
-}
-
-// save returns the sessions for a record.
-func (s *secrets) save() map[string]savedSession {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := map[string]savedSession{}
-	for name, session := range s.sessions {
-		state, err := session.Save()
-		if err != nil {
-			s.d.logger.Warn("a session is not saved", "task", s.key, "error", err)
-			continue
-		}
-		out[name] = savedSession{Login: s.conf.vault(name).login(), State: state}
-	}
-	return out
-}
-
-// restore brings the sessions of a record back to life, for a run that adopts them or for their revocation.
-func (d *Driver) restore(r record) *secrets {
-	s := newSecrets(d, r.task(), TaskConfig{})
-	for name, saved := range r.Sessions {
-		l := saved.Login
-		block := VaultConfig{Name: name, Cluster: l.Cluster, Role: l.Role, Namespace: l.Namespace, Identity: l.Identity,
-			IdentityFile: l.IdentityFile, Policies: strings.FieldsFunc(l.Policies, func(r rune) bool { return r == ',' })}
-		client, err := d.client(block.Cluster)
-		if err == nil {
-			s.sessions[name], err = client.Adopt(saved.State, s.options(block))
-		}
-		if err != nil {
-			delete(s.sessions, name)
-			d.logger.Warn("a session is lost", "task", r.Key, "vault", name, "error", err)
-			continue
-		}
-		s.conf.Vaults = append(s.conf.Vaults, block)
-	}
-	return s
 }
 
 // describe says for each session which token it has, in the order of their names.
@@ -181,6 +162,9 @@ func (s *secrets) describe() (text string) {
 			whose = "Nomad's "
 		}
 		text += fmt.Sprintf(", vault %q %stoken %s with policies %v", name, whose, accessor, session.Policies())
+	}
+	for _, one := range s.kept {
+		text += fmt.Sprintf(", the session of vault %q has to wait: %v", one.Name, s.d.whyKept(one))
 	}
 	return text
 }
@@ -224,19 +208,35 @@ func (s *secrets) pause() {
 	}
 }
 
-// close revokes everything. After an error it may be called again for what is left: Vault could not be asked for all of it.
-func (s *secrets) close(ctx context.Context) error {
+// close revokes everything, of all clusters side by side. It may be called again for waiting, the sessions whose Vault could not be asked;
+// lost are those that nobody can revoke.
+func (s *secrets) close(ctx context.Context) (waiting, lost error) {
+	s.mu.Lock()
+	sessions := maps.Clone(s.sessions)
+	s.mu.Unlock()
+	var all sync.WaitGroup
+	var errs sync.Map // by name
+	for name, session := range sessions {
+		all.Go(func() {
+			if err := session.Close(ctx); err != nil {
+				errs.Store(name, fmt.Errorf("vault %q: %w", name, err))
+			}
+		})
+	}
+	all.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var errs []error
-	for name, session := range s.sessions {
-		if err := session.Close(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("vault %q: %w", name, err))
+	for _, name := range slices.Sorted(maps.Keys(sessions)) {
+		failed, _ := errs.Load(name)
+		err, _ := failed.(error)
+		if err != nil && (errors.Is(err, vault.ErrUnavailable) || ctx.Err() != nil) {
+			waiting = errors.Join(waiting, err)
 			continue
 		}
+		lost = errors.Join(lost, err)
 		delete(s.sessions, name)
 	}
-	return errors.Join(errs...)
+	return waiting, lost
 }
 
 // pass is one consistent look at all that a task's templates ask: a reading of each session and of the watch.

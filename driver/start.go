@@ -208,7 +208,7 @@ func (t *task) unstarted() (*drivers.TaskHandle, *drivers.DriverNetwork, error) 
 // adopt takes over what the run before has left. What the job does not ask for any more is revoked.
 func (t *task) adopt(old *left) {
 	others := &left{record: record{Key: t.secrets.key}, secrets: t.secrets.adopt(old.secrets)}
-	if len(others.secrets.sessions) > 0 {
+	if others.secrets.holds() {
 		t.d.setAside(others)
 		go t.d.revokeAll(others)
 	}
@@ -222,6 +222,9 @@ func (t *task) renderFirst() error {
 	t.starting.Store(true)
 	defer t.starting.Store(false)
 	first, err := t.make.render(ctx, nil, true)
+	if err == nil {
+		err = t.bounded(first)
+	}
 	if err != nil {
 		return err
 	}

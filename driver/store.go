@@ -40,10 +40,11 @@ type record struct {
 	Unasked      bool   // the agent has not asked about the task since its start: it may not know of it
 	Ended        bool   // the process has ended, for good
 
-	Told     map[string]checksum // of the generation that the process was started with or told of
-	Doubted  bool                // a script failed since: whether the process uses what is new is not known
-	Once     map[string][]byte   // output of blocks that are rendered once
-	Sessions map[string]savedSession
+	Told     map[string]checksum     // of the generation that the process was started with or told of
+	Doubted  bool                    // a script failed since: whether the process uses what is new is not known
+	Once     map[string][]byte       // output of blocks that are rendered once
+	Sessions map[string]savedSession // by the vault block's name
+	Kept     []savedSession          `json:",omitempty"` // which the plugin process could not adopt
 	AllocDir string
 	Files    []string // below AllocDir, to be removed in the end
 
@@ -60,14 +61,6 @@ func (r record) task() *drivers.TaskConfig {
 	return &drivers.TaskConfig{AllocID: alloc, Name: name, AllocDir: r.AllocDir}
 }
 
-type savedSession struct {
-	Login login
-	State []byte // vault.Session.Save
-}
-
-// Format keeps the session out of logs, errors and panics.
-func (s savedSession) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[saved session of %+v]", s.Login) }
-
 const (
 	tmpfsMagic = 0x01021994
 	ramfsMagic = 0x858458f6
@@ -75,7 +68,10 @@ const (
 	liveSuffix = ".json"
 	asideName  = ".revoke"
 	tempSuffix = ".new"
-	recordMost = 64 << 20
+	// recordMost bounds what one task takes of the directory, in bytes, so that none takes the place of another's.
+	recordMost = 2 << 20
+	// readMost is for records of a version that did not bound them.
+	readMost = 64 << 20
 )
 
 // openStore makes the directory if need be, puts it into memory if it is not, and locks it. The error says why sessions
@@ -137,7 +133,14 @@ func inMemory(dir string) error {
 	if fs.Type == tmpfsMagic || fs.Type == ramfsMagic {
 		return nil
 	}
-	err := unix.Mount("nomad-driver-vault", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOSUID, "mode=0700,size=256m")
+	options := "mode=0700,size=25%" // of the memory, as far as it is used: a few hundred records of recordMost on a small host
+	mount := func(options string) error {
+		return unix.Mount("nomad-driver-vault", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOSUID, options)
+	}
+	err := mount(options + ",noswap")
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.4
+		err = mount(options)
+	}
 	if err != nil {
 		return fmt.Errorf("state_dir is on a disk and no tmpfs can be mounted there: %w", err)
 	}
@@ -155,14 +158,30 @@ func (s *store) save(r record) error { return s.write(fileOf(r.Key), r) }
 // setAside keeps a record, which no run may claim any more, until what is in it has been revoked. It returns the file.
 func (s *store) setAside(r record) (string, error) {
 	name := stem(r.Key) + "." + rand.Text() + asideName
-	return name, s.write(name, r)
+	if err := s.write(name, r); err != nil {
+		return "", err
+	}
+	return name, nil
 }
 
-func (s *store) write(name string, r record) error {
+// encode returns the record as a file has it. The error names the bound where there is too much of it.
+func (r record) encode() ([]byte, error) {
 	r.Version = recordVersion
 	data, err := json.Marshal(r)
 	if err != nil {
-		return fmt.Errorf("encode state: %w", err)
+		return nil, fmt.Errorf("encode state: %w", err)
+	}
+	if len(data) > recordMost {
+		return nil, fmt.Errorf("what must be kept of the task for the plugin's next process takes %d KiB, and %d KiB is the most: "+
+			"make what its blocks read of Vault, or what its blocks with once = true make, smaller", len(data)>>10, recordMost>>10)
+	}
+	return data, nil
+}
+
+func (s *store) write(name string, r record) error {
+	data, err := r.encode()
+	if err != nil {
+		return err
 	}
 	temp := name + tempSuffix
 	if err = s.root.WriteFile(temp, data, 0o600); err == nil {
@@ -190,7 +209,7 @@ func (s *store) read(name string) (r record, err error) {
 		return record{}, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, recordMost))
+	data, err := io.ReadAll(io.LimitReader(f, readMost))
 	if err != nil {
 		return record{}, err
 	}

@@ -73,7 +73,8 @@ type task struct {
 
 	saving  sync.Mutex // guards what follows; run alone changes the record, but for ask, and others save it too
 	record  record
-	unsaved bool // the last attempt to save it did not succeed
+	unsaved bool // what the state directory has of it is not the present record
+	warned  bool // of that
 	over    bool // it is another's to save
 }
 

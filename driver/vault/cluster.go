@@ -124,7 +124,7 @@ func NewClient(c Cluster, logger hclog.Logger) (*Client, error) {
 // Serve begins to look after the cluster's own token, where it has one. It calls changed, which must not block, when Status says something else.
 func (c *Client) Serve(changed func()) {
 	if c.issuer != nil {
-		c.issuer.changed = changed
+		c.issuer.tell(changed)
 		c.issuer.chore.Wake(time.Now())
 	}
 }

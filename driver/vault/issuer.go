@@ -26,14 +26,14 @@ const (
 type issuer struct {
 	client  *Client
 	chore   *chore
-	changed func()          // told when status says something else
 	advised map[string]bool // what was logged of the present token and role; the chore's own
 
-	mu     sync.Mutex // guards what follows
-	token  string     // the cluster's own, as looked at last
-	off    error      // why no task gets a token; nil: they do
-	looked time.Time  // when that was found out
-	upkeep upkeep
+	mu      sync.Mutex // guards what follows
+	changed func()     // told when status says something else
+	token   string     // the cluster's own, as looked at last
+	off     error      // why no task gets a token; nil: they do
+	looked  time.Time  // when that was found out
+	upkeep  upkeep
 
 	settled chan struct{} // closed when it is found out anew
 }
@@ -48,6 +48,13 @@ func newIssuer(c *Client) *issuer {
 		settled: make(chan struct{})}
 	i.chore = c.sched.add(i.step)
 	return i
+}
+
+// tell has changed called when status says something else.
+func (i *issuer) tell(changed func()) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.changed = changed
 }
 
 // status is one line for the operator.
@@ -124,7 +131,7 @@ func (i *issuer) settle(ctx context.Context, own string, l Lease, err error) {
 	i.looked = now
 	close(i.settled)
 	i.settled = make(chan struct{})
-	after := i.said()
+	after, changed := i.said(), i.changed
 	i.mu.Unlock()
 	switch log := i.client.logger; {
 	case after == before:
@@ -134,7 +141,7 @@ func (i *issuer) settle(ctx context.Context, own string, l Lease, err error) {
 	default:
 		log.Warn("tasks get no tokens", "error", after)
 	}
-	i.changed()
+	changed()
 }
 
 // advise logs once what is not wrong but could be better.

@@ -1,0 +1,177 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"nomad-driver-vault/driver/vault"
+)
+
+// A session outlives the plugin process as bytes. It is brought back to life by a client of the Vault that has issued its token, and by no other.
+// Where the operator's configuration has no such Vault, for one boot or for longer, the bytes are kept: by the task as long as it runs, and then with
+// what is to be revoked.
+
+// savedSession is a session at rest.
+type savedSession struct {
+	Name  string `json:",omitempty"` // of the vault block, where it is not a key of the record's
+	Login login
+	State []byte // vault.Session.Save
+
+	seen time.Time // by this process, at first
+}
+
+// Format keeps the session out of logs, errors and panics.
+func (one savedSession) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "[saved session of %+v]", one.Login)
+}
+
+// block is the vault block that the session is for.
+func (one savedSession) block() VaultConfig {
+	l := one.Login
+	return VaultConfig{Name: one.Name, Cluster: l.Cluster, Role: l.Role, Namespace: l.Namespace, Identity: l.Identity,
+		IdentityFile: l.IdentityFile, Policies: strings.FieldsFunc(l.Policies, func(r rune) bool { return r == ',' })}
+}
+
+// save puts the sessions into a record.
+func (s *secrets) save(r *record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.Sessions, r.Kept = map[string]savedSession{}, slices.Clone(s.kept)
+	for name, session := range s.sessions {
+		state, err := session.Save()
+		if err != nil {
+			s.d.logger.Warn("a session is not saved", "task", s.key, "error", err)
+			continue
+		}
+		r.Sessions[name] = savedSession{Login: s.conf.vault(name).login(), State: state}
+	}
+}
+
+// unpack returns the sessions of a record as they are. One that cannot be read is lost.
+func (d *Driver) unpack(r record) *secrets {
+	s := newSecrets(d, r.task(), TaskConfig{})
+	var all []savedSession
+	for _, name := range slices.Sorted(maps.Keys(r.Sessions)) {
+		one := r.Sessions[name]
+		one.Name = name
+		all = append(all, one)
+	}
+	for _, one := range append(all, r.Kept...) {
+		one.seen = time.Now()
+		if _, err := vault.OriginOf(one.State, one.seen); err != nil {
+			d.logger.Warn("a session is lost", "task", r.Key, "vault", one.Name, "error", err)
+			continue
+		}
+		s.kept = append(s.kept, one)
+	}
+	return s
+}
+
+// restore brings the sessions of a record back to life, for a run that adopts them or for their revocation, and keeps the others.
+func (d *Driver) restore(r record) *secrets {
+	s := d.unpack(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = slices.DeleteFunc(s.kept, func(one savedSession) bool {
+		if s.sessions[one.Name] != nil {
+			return false
+		}
+		block := one.block()
+		if client, err := d.client(block.Cluster); err == nil {
+			if session, err := client.Adopt(one.State, s.options(block)); err == nil {
+				s.sessions[one.Name] = session
+				s.conf.Vaults = append(s.conf.Vaults, block)
+				return true
+			}
+		}
+		d.logger.Warn("a session is kept for later", "task", r.Key, "vault", one.Name, "error", d.whyKept(one))
+		return false
+	})
+	return s
+}
+
+// revive returns the session of a vault block that was kept, nil where there is none of that client's.
+func (s *secrets) revive(client *vault.Client, block VaultConfig, options vault.Options) *vault.Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, one := range s.kept {
+		if one.Name != block.Name || one.Login != block.login() || s.paused || s.d.ctx.Err() != nil {
+			continue
+		}
+		if session, err := client.Adopt(one.State, options); err == nil {
+			s.sessions[block.Name] = session
+			s.kept = slices.Delete(s.kept, i, i+1)
+			return session
+		}
+	}
+	return nil
+}
+
+// reclaim makes sessions to close of those that were kept, as far as there is a client for them, and forgets those whose tokens
+// have ended. The error says of the others what to do.
+func (s *secrets) reclaim() (waiting error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = slices.DeleteFunc(s.kept, func(one savedSession) bool {
+		origin, err := vault.OriginOf(one.State, one.seen)
+		if err != nil || !origin.Ends.IsZero() && time.Now().After(origin.Ends) {
+			return true
+		}
+		client := s.d.clientOf(origin)
+		if client == nil {
+			waiting = errors.Join(waiting, fmt.Errorf("vault %q: %w", one.Name, s.d.whyKept(one)))
+			return false
+		}
+		session, err := client.Reclaim(one.State)
+		if err != nil {
+			waiting = errors.Join(waiting, fmt.Errorf("vault %q: %w", one.Name, err))
+			return false
+		}
+		name := one.Name
+		for n := 2; s.sessions[name] != nil; n++ {
+			name = fmt.Sprintf("%s (%d)", one.Name, n)
+		}
+		s.sessions[name] = session
+		return true
+	})
+	return waiting
+}
+
+// clientOf returns a client of the Vault that has issued a session, by whatever name it is configured now; nil: there is none.
+func (d *Driver) clientOf(o vault.Origin) *vault.Client {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if named := d.clients[o.Cluster]; named != nil && (o.Address == "" || named.Cluster().Address == o.Address) {
+		return named
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.clients)) {
+		if client := d.clients[name]; client.Cluster().Address == o.Address {
+			return client
+		}
+	}
+	return nil
+}
+
+// whyKept says why a session is not in use, and what the operator can do.
+func (d *Driver) whyKept(one savedSession) error {
+	origin, err := vault.OriginOf(one.State, one.seen)
+	if err != nil {
+		return err
+	}
+	_, unnamed := d.client(one.Login.Cluster)
+	switch plugin := d.configured().Name; {
+	case d.clientOf(origin) == nil && origin.Address == "":
+		return fmt.Errorf("its token is from vault %q, which plugin %q does not have: add that block again", origin.Cluster, plugin)
+	case d.clientOf(origin) == nil:
+		return fmt.Errorf("its token is from %s, and no vault block of plugin %q has that address: correct vault %q, or add a block with the address",
+			origin.Address, plugin, origin.Cluster)
+	case unnamed != nil:
+		return fmt.Errorf("%w: correct the name of its vault block of plugin %q", unnamed, plugin)
+	default:
+		return fmt.Errorf("vault %q of plugin %q has another address, role or namespace now than its token is from: correct it", one.Login.Cluster, plugin)
+	}
+}

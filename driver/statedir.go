@@ -1,0 +1,105 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// lockedFor is how long a start waits for the plugin process before this one to let go of the state directory: it has endWithin, and
+	// is killed after two seconds.
+	lockedFor = 5 * time.Second
+	// tendEvery is how often is tried again what did not succeed with the state directory.
+	tendEvery = time.Minute
+)
+
+// openState opens the state directory, for which it waits where another process still has it.
+func (d *Driver) openState() {
+	dir := d.configured().StateDir
+	store, err := openStore(dir, d.logger)
+	for end := time.Now().Add(lockedFor); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-d.ctx.Done():
+			return
+		}
+		store, err = openStore(dir, d.logger)
+	}
+	if err != nil {
+		d.logger.Warn("sessions will not survive a restart of this plugin until this is mended", "state_dir", dir, "error", err)
+		return
+	}
+	d.keepIn(store)
+}
+
+// tendState tries again what did not succeed with the state directory: to open it, or to save a task there.
+func (d *Driver) tendState() {
+	for {
+		select {
+		case <-time.After(tendEvery):
+		case <-d.ctx.Done():
+			return
+		}
+		if d.kept() == nil {
+			dir := d.configured().StateDir
+			store, err := openStore(dir, d.logger)
+			if err != nil {
+				continue
+			}
+			d.logger.Info("sessions survive a restart of this plugin again", "state_dir", dir)
+			d.keepIn(store)
+		}
+		d.saveAgain()
+	}
+}
+
+// keepIn takes over what a plugin process before this one has left, and has the sessions kept there from now on. A task that this process
+// serves already, because the directory could not be opened before, cannot adopt any more: what is there of it is revoked.
+func (d *Driver) keepIn(s *store) {
+	context.AfterFunc(d.ctx, s.close)
+	var late []*left
+	records := s.all()
+	d.mu.Lock()
+	d.store = s
+	for _, r := range records {
+		l := &left{record: r, old: true, found: time.Now()}
+		switch known := d.tasks[r.Key] != nil || d.idle[r.Key] != nil; {
+		case r.aside:
+			late = append(late, l)
+		case known:
+			l.record.file = "" // which is the task's
+			late = append(late, l)
+		default:
+			d.park(l, unclaimedAfter)
+		}
+	}
+	d.mu.Unlock()
+	for _, l := range late {
+		l.secrets = d.unpack(l.record)
+		if l.record.file == "" {
+			d.setAside(l)
+		}
+		go d.revokeAll(l)
+	}
+}
+
+// saveAgain saves each task for which that has not succeeded.
+func (d *Driver) saveAgain() {
+	var saves []func()
+	d.mu.Lock()
+	for _, t := range d.tasks {
+		saves = append(saves, t.saveAgain)
+	}
+	for _, l := range d.idle {
+		if l.save != nil {
+			saves = append(saves, l.save)
+		}
+	}
+	d.mu.Unlock()
+	for _, save := range saves {
+		save()
+	}
+}
