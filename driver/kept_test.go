@@ -186,6 +186,7 @@ func TestClusterThatMovedIsOneRotation(t *testing.T) {
 		h.Creds["app"] = vaulttest.Creds{TTL: 24 * time.Hour}
 		next := vaulttest.New(h.T)
 		next.JWT, next.Creds["app"] = h.JWT, vaulttest.Creds{TTL: time.Hour}
+		next.RevokeToken(next.Issue("app")) // so that its first user has another name
 		moved := next.Cluster()
 		moved.Address = "http://127.0.0.1:9999"
 		r := h.start(asApp + block("secrets/db", creds, ""))
