@@ -29,6 +29,7 @@ import (
 )
 
 func main() {
+	parent := os.Getppid()
 	if code, known := operator.Run(os.Args[1:], published, operator.Terminal{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}); known {
 		os.Exit(code)
 	}
@@ -50,6 +51,7 @@ func main() {
 	var served *plugin.Plugin
 	plugins.ServeCtx(func(ctx context.Context, logger hclog.Logger) any {
 		served = plugin.New(ctx, logger, o.driver, o.name)
+		go served.EndOrphan(parent)
 		return served
 	})
 	served.End()
