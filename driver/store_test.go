@@ -200,6 +200,14 @@ func TestStateDirOnADiskGetsATmpfs(t *testing.T) {
 		must.Len(t, 1, s.all())
 		s.close()
 	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	must.NoError(t, err)
+	_, options, _ := strings.Cut(string(mounts), " "+dir+" tmpfs ")
+	options, _, _ = strings.Cut(options, "\n")
+	other := t.TempDir()
+	never := unix.Mount("test", other, "tmpfs", 0, "noswap") == nil // from Linux 6.4 on
+	t.Cleanup(func() { _ = unix.Unmount(other, 0) })
+	must.Eq(t, never, strings.Contains(options, "noswap"), must.Sprint(options))
 	must.NoError(t, unix.Unmount(dir, 0))
 	entries, err := os.ReadDir(dir)
 	must.NoError(t, err)
