@@ -11,9 +11,9 @@ import (
 	"nomad-driver-vault/driver/vault"
 )
 
-// A session outlives the plugin process as bytes. It is brought back to life by a client of the Vault that has issued its token, and by no other.
-// Where the operator's configuration has no such Vault, for one boot or for longer, the bytes are kept: by the task as long as it runs, and then with
-// what is to be revoked.
+// A session outlives the plugin process as bytes. It is brought back to life by a client of the Vault that has issued
+// its token, and by no other. Where the operator's configuration has no such Vault, for one boot or for longer, the
+// bytes are kept: by the task as long as it runs, and then with what is to be revoked.
 
 // savedSession is a session at rest.
 type savedSession struct {
@@ -71,7 +71,8 @@ func (d *Driver) unpack(r record) *secrets {
 	return s
 }
 
-// restore brings the sessions of a record back to life, for a run that adopts them or for their revocation, and keeps the others.
+// restore brings the sessions of a record back to life, for a run that adopts them or for their revocation, and keeps
+// the others.
 func (d *Driver) restore(r record) *secrets {
 	s := d.unpack(r)
 	s.mu.Lock()
@@ -111,8 +112,8 @@ func (s *secrets) revive(client *vault.Client, block VaultConfig, options vault.
 	return nil
 }
 
-// reclaim makes sessions to close of those that were kept, as far as there is a client for them, and forgets those whose tokens
-// have ended. The error says of the others what to do.
+// reclaim makes sessions to close of those that were kept, as far as there is a client for them, and forgets those
+// whose tokens have ended. The error says of the others what to do.
 func (s *secrets) reclaim() (waiting error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,7 +142,8 @@ func (s *secrets) reclaim() (waiting error) {
 	return waiting
 }
 
-// clientOf returns a client of the Vault that has issued a session, by whatever name it is configured now; nil: there is none.
+// clientOf returns a client of the Vault that has issued a session, by whatever name it is configured now; nil: there
+// is none.
 func (d *Driver) clientOf(o vault.Origin) *vault.Client {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -165,13 +167,15 @@ func (d *Driver) whyKept(one savedSession) error {
 	_, unnamed := d.client(one.Login.Cluster)
 	switch plugin := d.configured().Name; {
 	case d.clientOf(origin) == nil && origin.Address == "":
-		return fmt.Errorf("its token is from vault %q, which plugin %q does not have: add that block again", origin.Cluster, plugin)
+		return fmt.Errorf("its token is from vault %q, which plugin %q does not have: add that block again",
+			origin.Cluster, plugin)
 	case d.clientOf(origin) == nil:
-		return fmt.Errorf("its token is from %s, and no vault block of plugin %q has that address: correct vault %q, or add a block with the address",
-			origin.Address, plugin, origin.Cluster)
+		return fmt.Errorf("its token is from %s, and no vault block of plugin %q has that address: "+
+			"correct vault %q, or add a block with the address", origin.Address, plugin, origin.Cluster)
 	case unnamed != nil:
 		return fmt.Errorf("%w: correct the name of its vault block of plugin %q", unnamed, plugin)
 	default:
-		return fmt.Errorf("vault %q of plugin %q has another address, role or namespace now than its token is from: correct it", one.Login.Cluster, plugin)
+		return fmt.Errorf("vault %q of plugin %q has another address, role or namespace now than its token is from: correct it",
+			one.Login.Cluster, plugin)
 	}
 }

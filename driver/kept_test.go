@@ -81,8 +81,8 @@ func TestTaskKeepsItsSessionOverAMistakeOfTheOperators(t *testing.T) {
 	}
 }
 
-// What a task has left when it ended under a mistake, or before it, is revoked when its Vault is configured: at once where only the name of the
-// block is another. No other Vault is shown the token.
+// What a task has left when it ended under a mistake, or before it, is revoked when its Vault is configured: at once
+// where only the name of the block is another. No other Vault is shown the token.
 func TestWhatIsToBeRevokedWaitsForItsVault(t *testing.T) {
 	config := asApp + block("secrets/db", creds, "")
 	for name, mistake := range mistakes {
@@ -178,8 +178,8 @@ func TestWhatWasKeptIsForgottenWhenItsTokensHaveEnded(t *testing.T) {
 	})
 }
 
-// A cluster's name that means another Vault for good: the task has its secrets from there, and what it had of the one before is revoked
-// when somebody says where that is.
+// A cluster's name that means another Vault for good: the task has its secrets from there, and what it had of the one
+// before is revoked when somebody says where that is.
 func TestClusterThatMovedIsOneRotation(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.SetRole("app", vaulttest.Role{TTL: 24 * time.Hour})

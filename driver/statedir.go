@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// lockedFor is how long a start waits for the plugin process before this one to let go of the state directory: it has endWithin, and
-	// is killed after two seconds.
+	// lockedFor is how long a start waits for the plugin process before this one to let go of the state directory: it
+	// has endWithin, and is killed after two seconds.
 	lockedFor = 5 * time.Second
 	// tendEvery is how often is tried again what did not succeed with the state directory.
 	tendEvery = time.Minute
@@ -56,8 +56,9 @@ func (d *Driver) tendState() {
 	}
 }
 
-// keepIn takes over what a plugin process before this one has left, and has the sessions kept there from now on. A task that this process
-// serves already, because the directory could not be opened before, cannot adopt any more: what is there of it is revoked.
+// keepIn takes over what a plugin process before this one has left, and has the sessions kept there from now on. A task
+// that this process serves already, because the directory could not be opened before, cannot adopt any more: what is
+// there of it is revoked.
 func (d *Driver) keepIn(s *store) {
 	context.AfterFunc(d.ctx, s.close)
 	var late []*left

@@ -40,7 +40,8 @@ func TestStateDirThatIsStillLockedIsWaitedFor(t *testing.T) {
 	})
 }
 
-// One that is locked for longer is taken over later: what is there then is revoked or adopted, and what runs meanwhile is saved.
+// One that is locked for longer is taken over later: what is there then is revoked or adopted, and what runs meanwhile
+// is saved.
 func TestStateDirThatIsLockedForLongIsTakenOverLate(t *testing.T) {
 	bubble(t, func(h *host) {
 		parked := h.crowd(2, whole)

@@ -13,7 +13,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// TestAgentThatRefusesItsConfigurationLeavesNoProcess starts an agent with what an operator may mistype, as systemd does it: again and again.
+// TestAgentThatRefusesItsConfigurationLeavesNoProcess starts an agent with what an operator may mistype, as systemd
+// does it: again and again.
 func TestAgentThatRefusesItsConfigurationLeavesNoProcess(t *testing.T) {
 	needMachine(t)
 	for name, config := range map[string]string{

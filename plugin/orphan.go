@@ -8,9 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// EndOrphan ends this process when the agent that started it, parent, has gone before it had the plugin serve. An agent that refuses its configuration does
-// not end the process that it validated it with (helper/pluginutils/loader/loader.go, Dispense), and an agent that is killed ends none. A process that
-// serves outlives its agent, whose successor finds it again: then EndOrphan returns.
+// EndOrphan ends this process when the agent that started it, parent, has gone before it had the plugin serve. An agent
+// that refuses its configuration does not end the process that it validated it with
+// (helper/pluginutils/loader/loader.go, Dispense), and an agent that is killed ends none. A process that serves
+// outlives its agent, whose successor finds it again: then EndOrphan returns.
 func (p *Plugin) EndOrphan(parent int) {
 	for !p.Serving() {
 		if os.Getppid() != parent {
@@ -21,7 +22,8 @@ func (p *Plugin) EndOrphan(parent int) {
 	}
 }
 
-// removeSockets removes the files of the unix sockets that this process listens at, as go-plugin does where it ends by itself.
+// removeSockets removes the files of the unix sockets that this process listens at, as go-plugin does where it ends by
+// itself.
 func removeSockets() {
 	open, _ := os.ReadDir("/proc/self/fd")
 	for fd := range len(open) + 3 { // they are numbered from zero, with few gaps

@@ -12,7 +12,8 @@ type Origin struct {
 	Ends    time.Time // of its last token; zero: one of them does not end
 }
 
-// OriginOf reads a state that was first seen at that time: what was renewed after the state was saved is counted from then.
+// OriginOf reads a state that was first seen at that time: what was renewed after the state was saved is counted from
+// then.
 func OriginOf(state []byte, seen time.Time) (Origin, error) {
 	in, err := decode(state)
 	if err != nil {
@@ -39,8 +40,8 @@ func OriginOf(state []byte, seen time.Time) (Origin, error) {
 	return o, nil
 }
 
-// Reclaim returns the session that Save described for nothing but its Close, whatever the cluster's name, role and namespace are
-// now. The error is ErrElsewhere where another address has issued its tokens.
+// Reclaim returns the session that Save described for nothing but its Close, whatever the cluster's name, role and
+// namespace are now. The error is ErrElsewhere where another address has issued its tokens.
 func (c *Client) Reclaim(state []byte) (*Session, error) {
 	in, err := decode(state)
 	if err != nil {
