@@ -37,6 +37,9 @@ type Spec struct {
 	// ErrorOnMissingKey makes a map key that does not exist an error. Without
 	// it such a key renders as "<no value>", as in Nomad.
 	ErrorOnMissingKey bool
+
+	// Values are what may have been written into Data before it came here, by name. None of them may be a part of its code.
+	Values map[string]string
 }
 
 // Template is a template whose syntax and functions have been checked. It
@@ -67,6 +70,9 @@ func Parse(s Spec) (*Template, error) {
 	t := &Template{spec: s, functions: make(map[string]bool)}
 	if actions(s) > maxActions {
 		return nil, fmt.Errorf("parse template %q: %w", s.Name, errTooComplex)
+	}
+	if err := s.checkValues(); err != nil {
+		return nil, err
 	}
 	trees, err := s.parse()
 	if err != nil {
