@@ -75,7 +75,7 @@ func (t *TemplateConfig) prepare(r *renderer) (maker, error) {
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := t.parse(data, r.cfg.Env)
+	parsed, err := t.parse(data, r.cfg.Env, r.budget)
 	return func(ctx context.Context, from *source, in template.Input) ([][]byte, error) {
 		in.Source = from
 		output, err := parsed.Execute(ctx, in)

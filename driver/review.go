@@ -69,7 +69,7 @@ func (t *TemplateConfig) questions(env map[string]string) ([]Question, error) {
 	if t.Source != "" {
 		return []Question{{Block: fmt.Sprintf("template %q", t.Destination), Text: fmt.Sprintf("source %q, a file of the task", t.Source)}}, nil
 	}
-	parsed, err := t.parse(t.Data, env)
+	parsed, err := t.parse(t.Data, env, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -100,9 +100,9 @@ func (p *PKIConfig) questions(map[string]string) ([]Question, error) {
 }
 
 // parse checks the template's text. In data the agent has replaced ${...} by values of the task's environment; a source is as it was.
-func (t *TemplateConfig) parse(text string, env map[string]string) (*template.Template, error) {
+func (t *TemplateConfig) parse(text string, env map[string]string, all *template.Budget) (*template.Template, error) {
 	spec := template.Spec{Name: t.Destination, Data: text, LeftDelim: t.LeftDelimiter, RightDelim: t.RightDelimiter,
-		ErrorOnMissingKey: t.ErrorOnMissingKey}
+		ErrorOnMissingKey: t.ErrorOnMissingKey, Budget: all}
 	if t.Source == "" {
 		spec.Values = env
 	}

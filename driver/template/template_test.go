@@ -253,7 +253,7 @@ func TestLimits(t *testing.T) {
 		`{{ loop "-9223372036854775808" "9223372036854775807" }}`,
 	} {
 		_, err := render(t, Spec{Data: text}, Input{})
-		must.ErrorContains(t, err, "loop: it takes more than the 67108864 bytes that one template may")
+		must.ErrorContains(t, err, "loop: it takes more than the 67108864 bytes that the templates of one task may")
 	}
 }
 
