@@ -54,7 +54,7 @@ type renderer struct {
 	ready  bool    // what follows is set: see prepare
 	makers []maker // in the order of conf.blocks
 	budget *template.Budget
-	owner  owner   // of token files and of what secret and pki blocks make
+	owner  owner // of token files and of what secret and pki blocks make
 }
 
 // Format keeps the secrets out of logs, errors and panics.
