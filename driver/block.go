@@ -35,8 +35,8 @@ type blockConfig interface {
 	check() error
 	// prepare reads and checks what can be wrong before Vault is asked.
 	prepare(*renderer) (maker, error)
-	// questions are what it asks Vault, as far as that can be told without a task.
-	questions() ([]Question, error)
+	// questions are what it asks Vault, as far as that can be told without a task but for its environment.
+	questions(env map[string]string) ([]Question, error)
 }
 
 // maker makes the bytes of each part of a block. None, without an error, means that there is nothing yet.
@@ -75,7 +75,7 @@ func (t *TemplateConfig) prepare(r *renderer) (maker, error) {
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := t.parse(data)
+	parsed, err := t.parse(data, r.cfg.Env, r.budget)
 	return func(ctx context.Context, from *source, in template.Input) ([][]byte, error) {
 		in.Source = from
 		output, err := parsed.Execute(ctx, in)

@@ -53,7 +53,8 @@ type renderer struct {
 
 	ready  bool    // what follows is set: see prepare
 	makers []maker // in the order of conf.blocks
-	owner  owner   // of token files and of what secret and pki blocks make
+	budget *template.Budget
+	owner  owner // of token files and of what secret and pki blocks make
 }
 
 // Format keeps the secrets out of logs, errors and panics.
@@ -83,6 +84,7 @@ func (r *renderer) prepare() error {
 		return nil
 	}
 	var makers []maker
+	r.budget = template.NewBudget()
 	for _, b := range r.conf.blocks {
 		m, err := b.config.prepare(r)
 		if err != nil {
@@ -188,13 +190,15 @@ func (r *renderer) execute(ctx context.Context, g, last *generation) error {
 	}
 	defer task.Close()
 	defer alloc.Close()
+	r.budget.Begin()
+	in := template.Input{Env: r.cfg.Env, Root: task, Alloc: alloc, Budget: r.budget}
 	var all sync.WaitGroup
 	outputs := make([][][]byte, len(r.makers))
 	errs := make([]error, len(r.makers))
 	for i, b := range r.conf.blocks {
 		all.Go(func() {
 			errs[i] = r.secrets.d.guard(r.secrets.key, b.name, func() (err error) {
-				outputs[i], err = r.makers[i](ctx, g.pass.source(b.Vault, b.every), template.Input{Env: r.cfg.Env, Root: task, Alloc: alloc})
+				outputs[i], err = r.makers[i](ctx, g.pass.source(b.Vault, b.every), in)
 				return err
 			})
 			if rendered, ok := last.once(b); ok { // it was executed all the same: what nobody asks for any more is revoked
@@ -239,6 +243,23 @@ func (r *renderer) paths() []string {
 		}
 	}
 	return paths
+}
+
+// removeMoved removes at the end of a run what Nomad may move to the allocation that comes after this one, as soon as this one has ended:
+// local/ and, of all tasks, alloc/data/ (client/allocdir/alloc_dir.go, Move). The next run of the same task makes its files anew before
+// anything runs. Where it ended by itself, another task of the allocation may still read alloc/data/.
+func (t *task) removeMoved() {
+	moved := slices.DeleteFunc(t.make.paths(), func(p string) bool {
+		return !strings.HasPrefix(p, t.cfg.Name+"/local/") && !(t.stopped && strings.HasPrefix(p, "alloc/data/"))
+	})
+	root, err := os.OpenRoot(t.cfg.AllocDir)
+	if err != nil {
+		return // the allocation is gone, and its files with it
+	}
+	defer root.Close()
+	if err := template.Remove(root, t.cfg.Name, moved); err != nil {
+		t.d.logger.Warn("rendered files are left behind", "task", t.record.Key, "error", err)
+	}
 }
 
 // first returns the first error: when Vault is away, every block has the same one to tell.

@@ -39,7 +39,7 @@ func Review(op Config, cfg *drivers.TaskConfig, conf TaskConfig) ([]Use, error) 
 	}
 	asked := map[string][]Question{}
 	for _, b := range conf.blocks {
-		questions, err := b.config.questions()
+		questions, err := b.config.questions(cfg.Env)
 		if err != nil {
 			return nil, err
 		}
@@ -65,11 +65,11 @@ func Review(op Config, cfg *drivers.TaskConfig, conf TaskConfig) ([]Use, error) 
 }
 
 // questions are those of one template, without executing it.
-func (t *TemplateConfig) questions() ([]Question, error) {
+func (t *TemplateConfig) questions(env map[string]string) ([]Question, error) {
 	if t.Source != "" {
 		return []Question{{Block: fmt.Sprintf("template %q", t.Destination), Text: fmt.Sprintf("source %q, a file of the task", t.Source)}}, nil
 	}
-	parsed, err := t.parse(t.Data)
+	parsed, err := t.parse(t.Data, env, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -87,11 +87,11 @@ func (t *TemplateConfig) questions() ([]Question, error) {
 	return all, nil
 }
 
-func (s *SecretConfig) questions() ([]Question, error) {
+func (s *SecretConfig) questions(map[string]string) ([]Question, error) {
 	return []Question{{Block: s.String(), Request: s.request()}}, nil
 }
 
-func (p *PKIConfig) questions() ([]Question, error) {
+func (p *PKIConfig) questions(map[string]string) ([]Question, error) {
 	all := []Question{{Block: p.String(), Request: p.request()}}
 	if p.Revoke {
 		all = append(all, Question{Block: p.String(), Request: vault.Request{Op: vault.Write, Path: p.revokedAt()}})
@@ -99,8 +99,12 @@ func (p *PKIConfig) questions() ([]Question, error) {
 	return all, nil
 }
 
-// parse checks the template's text.
-func (t *TemplateConfig) parse(text string) (*template.Template, error) {
-	return template.Parse(template.Spec{Name: t.Destination, Data: text, LeftDelim: t.LeftDelimiter,
-		RightDelim: t.RightDelimiter, ErrorOnMissingKey: t.ErrorOnMissingKey})
+// parse checks the template's text. In data the agent has replaced ${...} by values of the task's environment; a source is as it was.
+func (t *TemplateConfig) parse(text string, env map[string]string, all *template.Budget) (*template.Template, error) {
+	spec := template.Spec{Name: t.Destination, Data: text, LeftDelim: t.LeftDelimiter, RightDelim: t.RightDelimiter,
+		ErrorOnMissingKey: t.ErrorOnMissingKey, Budget: all}
+	if t.Source == "" {
+		spec.Values = env
+	}
+	return template.Parse(spec)
 }

@@ -197,6 +197,7 @@ func (t *task) fail(err error) state {
 func (t *task) finish() {
 	t.reached("ended")
 	t.secrets.pause()
+	t.removeMoved()
 	t.pipes.close()
 	linger := t.op.Linger
 	switch {

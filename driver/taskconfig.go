@@ -168,6 +168,9 @@ func attr(name, kind, value string) *hclspec.Spec {
 	return hclspec.NewDefault(hclspec.NewAttr(name, kind, false), hclspec.NewLiteral(value))
 }
 
+// maxBlocks bounds what one task asks of the plugin that all tasks of a node share. A block has at least a file or a variable of its own.
+const maxBlocks = 256
+
 // validate checks every value by itself and fills in what it means; every is the poll interval of a block that sets
 // none. The error names the field.
 func (c *TaskConfig) validate(every time.Duration) error {
@@ -193,6 +196,10 @@ func (c *TaskConfig) validate(every time.Duration) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.PKIs)) {
 		c.blocks = append(c.blocks, c.PKIs[name].product(name))
+	}
+	if n := len(c.blocks); n > maxBlocks {
+		return fmt.Errorf("%d template, secret and pki blocks, where a task may have %d: put what belongs together into one template, or into "+
+			"another task", n, maxBlocks)
 	}
 	for _, b := range c.blocks {
 		if err := c.validateBlock(b, every); err != nil {

@@ -9,8 +9,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path"
+	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	nomad "github.com/hashicorp/nomad/api"
 	"github.com/hashicorp/nomad/plugins/drivers"
@@ -58,9 +61,20 @@ type finding struct {
 }
 
 func (c *checker) add(status, about, fix, format string, args ...any) {
-	line := func(text string) string { return strings.Join(strings.Fields(text), " ") }
+	line := func(text string) string { return printable(strings.Join(strings.Fields(text), " ")) }
 	c.findings = append(c.findings, finding{status, about, line(fmt.Sprintf(format, args...)), line(fix)})
 }
+
+// printable escapes what could change the terminal: others write what Vault and Nomad answer.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, text)
+}
+
 func (c *checker) ok(about, format string, args ...any) { c.add("ok", about, "", format, args...) }
 func (c *checker) warn(about, fix, format string, args ...any) {
 	c.add("warning", about, fix, format, args...)
@@ -215,6 +229,7 @@ func (c *checker) task(ctx context.Context, p *published, group *nomad.TaskGroup
 		return
 	}
 	c.ok(about, "its vault and template blocks are right")
+	c.dispatched(about, task)
 	for _, use := range uses {
 		about := fmt.Sprintf("task %q, vault %q", task.Name, use.Name)
 		if other := p.other[use.Cluster]; other != "" {
@@ -233,6 +248,29 @@ func (c *checker) task(ctx context.Context, p *published, group *nomad.TaskGroup
 			subject: strings.Join([]string{claims["nomad_namespace"], claims["nomad_job_id"], *group.Name, task.Name, identity.Name}, ":")})
 	}
 }
+
+// dispatched warns of what whoever dispatches the job may write into a template.
+func (c *checker) dispatched(about string, task *nomad.Task) {
+	var conf struct {
+		Template []struct{ Data, Source string }
+	}
+	text, err := json.Marshal(task.Config)
+	if err != nil || c.job.ParameterizedJob == nil || json.Unmarshal(text, &conf) != nil {
+		return
+	}
+	for _, t := range conf.Template {
+		if name := metaInText.FindStringSubmatch(t.Data); name != nil {
+			c.warn(about, fmt.Sprintf("write {{ env %q }}", name[1]), "template: data has ${%s}, which whoever dispatches the job chooses: a value that would "+
+				"become template code is refused", name[1])
+		}
+		if payload := task.DispatchPayload; payload != nil && payload.File != "" && path.Base(t.Source) == path.Base(payload.File) {
+			c.warn(about, fmt.Sprintf("write the template into data, with {{ file %q }}", "local/"+payload.File),
+				"template: source %q is the payload of a dispatch: whoever dispatches the job writes the template", t.Source)
+		}
+	}
+}
+
+var metaInText = regexp.MustCompile(`\$\{[^}]*\b(NOMAD_META_\w+)`)
 
 // review reads a task's config block as a start does.
 func (c *checker) review(ctx context.Context, p *published, group *nomad.TaskGroup, task *nomad.Task) ([]driver.Use, error) {

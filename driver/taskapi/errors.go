@@ -43,6 +43,9 @@ func (f *fault) Unwrap() []error {
 	return []error{f.class, f.cause}
 }
 
+var errTooMany = &fault{class: ErrInvalid, final: true, detail: fmt.Sprintf("a task may ask Nomad %d different questions: "+
+	"ask for fewer services and variables, or keep what belongs together in one variable", maxQuestions)}
+
 var errNoAnswer = &fault{class: ErrUnavailable, detail: "no answer in time"}
 
 func final(err error) bool {

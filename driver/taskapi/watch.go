@@ -19,6 +19,8 @@ const (
 	leastInterval = time.Second
 	firstBackoff  = time.Second
 	longBackoff   = time.Minute
+	// maxQuestions bounds what one task asks: a blocking query is a connection and a goroutine, here and in the agent, which all tasks share.
+	maxQuestions = 64
 )
 
 // Options are what a Watch needs to know of its task.
@@ -171,6 +173,9 @@ func (r *Reading) ask(ctx context.Context, q question) (any, error) {
 	defer w.mu.Unlock()
 	if answer := r.seen[q]; answer != nil {
 		return answer, nil
+	}
+	if _, asked := r.seen[q]; !asked && len(r.seen) >= maxQuestions {
+		return nil, errTooMany
 	}
 	r.seen[q] = nil
 	f := w.follow(q)

@@ -74,6 +74,31 @@ func changed(w *Watch) bool {
 	}
 }
 
+func TestQuestionsOfATaskAreBounded(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *nomad, w *Watch) {
+		for pass := range 3 {
+			r := w.Begin()
+			for i := range 200 {
+				name := fmt.Sprintf("s%d-%d", pass, i)
+				n.set("/v1/service/"+name+"?namespace=ns", 0, "[]")
+				_, err := r.Service(t.Context(), ServiceQuery{Name: name})
+				if i < 64 {
+					must.NoError(t, err, must.Sprint("others than before: those are given up"))
+					continue
+				}
+				must.ErrorIs(t, err, ErrInvalid)
+				must.EqError(t, err, fmt.Sprintf("read Nomad service %q: refused by Nomad: a task may ask Nomad 64 different questions: ask for fewer services "+
+					"and variables, or keep what belongs together in one variable", name))
+			}
+			_, err := r.Service(t.Context(), ServiceQuery{Name: fmt.Sprintf("s%d-0", pass)})
+			must.NoError(t, err)
+			r.Commit()
+			synctest.Wait()
+			must.LessEq(t, 64, n.connections())
+		}
+	})
+}
+
 func TestAChangeIsSignalledAndRead(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *nomad, w *Watch) {
 		n.set(askedVariable, 0, variableJSON("one"))

@@ -19,7 +19,7 @@ import (
 // value itself is not changed.
 
 const (
-	maxHeld  = 4 * MaxOutput // of all that the functions of one execution return, and of what the next one may take
+	maxHeld  = 4 * MaxOutput // of all that functions return in one pass of a task's templates, and of what the next one may take
 	maxTurns = 1 << 20       // of all {{ range }} together
 	maxCalls = 1 << 16       // of {{ template }}
 	// maxDeep is how often templates may be called where one calls itself. It
@@ -28,8 +28,6 @@ const (
 	maxDeep = 512
 	// maxNested bounds the actions with an end that are within each other: each takes a part of the stack, and so do the calls.
 	maxNested = 200
-	// maxActions bounds the text within delimiters: a byte of it can take a hundred when it is parsed.
-	maxActions = 1 << 20
 )
 
 // The functions that are put into trees. What an author reads of them is the
@@ -44,13 +42,12 @@ const (
 )
 
 var (
-	errTooMuch    = fmt.Errorf("the result has more than the %d bytes allowed: split the template", MaxOutput)
-	errTooLarge   = fmt.Errorf("it takes more than the %d bytes that one template may: give it less, or split the template", maxHeld)
-	errTooLong    = fmt.Errorf("more than %d turns of range in one template", maxTurns)
-	errTooMany    = fmt.Errorf("more than %d calls of templates in one template", maxCalls)
-	errTooDeep    = fmt.Errorf("more than %d calls of templates where one calls itself", maxDeep)
-	errTooNested  = fmt.Errorf("more than %d actions within each other: split the template", maxNested)
-	errTooComplex = fmt.Errorf("more than %d bytes in its actions: split the template", maxActions)
+	errTooMuch   = fmt.Errorf("the result has more than the %d bytes allowed: split the template", MaxOutput)
+	errTooLarge  = fmt.Errorf("it takes more than the %d bytes that the templates of one task may: give it less", maxHeld)
+	errTooLong   = fmt.Errorf("more than %d turns of range in one template", maxTurns)
+	errTooMany   = fmt.Errorf("more than %d calls of templates in one template", maxCalls)
+	errTooDeep   = fmt.Errorf("more than %d calls of templates where one calls itself", maxDeep)
+	errTooNested = fmt.Errorf("more than %d actions within each other: split the template", maxNested)
 )
 
 // actions is at least how many bytes of the text are within delimiters, and some for each action. What is between two left
@@ -187,16 +184,12 @@ func (x *execution) counters() template.FuncMap {
 }
 
 // over is an error once there is no time left.
-func (x *execution) over() error {
-	if err := x.ctx.Err(); err != nil {
-		return &failed{err: err}
-	}
-	return nil
-}
+func (x *execution) over() error { return x.place.over(x.ctx) }
 
 func (x *execution) hold(bytes float64) error {
-	x.held += bytes
-	if !(x.held <= maxHeld) { // nor no number
+	b := x.in.Budget
+	b.made += bytes
+	if !(b.made <= maxHeld) { // nor no number
 		return &failed{err: errTooLarge}
 	}
 	return x.over()
@@ -255,8 +248,13 @@ type output struct {
 }
 
 func (o *output) Write(data []byte) (int, error) {
-	if o.Len()+len(data) > MaxOutput {
+	all := &o.x.in.Budget.out
+	*all += len(data)
+	switch {
+	case o.Len()+len(data) > MaxOutput:
 		return 0, &failed{err: errTooMuch}
+	case *all > maxOutputs:
+		return 0, &failed{err: errAllOutput}
 	}
 	if err := o.x.over(); err != nil {
 		return 0, err

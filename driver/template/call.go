@@ -38,7 +38,7 @@ func (x *execution) guarded(c class, f reflect.Value) any {
 	guarded := reflect.FuncOf(in, []reflect.Type{t.Out(0), errorType}, t.IsVariadic())
 	return reflect.MakeFunc(guarded, func(args []reflect.Value) []reflect.Value {
 		most := c.cost(each(args, t.IsVariadic()))
-		if !(x.held+most <= maxHeld) { // which is true of no number, too
+		if !(x.in.Budget.made+most <= maxHeld) { // which is true of no number, too
 			return fails(t, &failed{err: errTooLarge})
 		}
 		if err := x.over(); err != nil {
@@ -49,7 +49,10 @@ func (x *execution) guarded(c class, f reflect.Value) any {
 			return fails(t, shortened(err))
 		}
 		if most > 0 {
-			x.held += min(most, measure(result, most).bytes)
+			x.in.Budget.made += min(most, measure(result, most).bytes)
+		}
+		if x.in.Budget.made > maxHeld { // others may have had their turn meanwhile
+			return fails(t, &failed{err: errTooLarge})
 		}
 		return []reflect.Value{result, reflect.Zero(errorType)}
 	}).Interface()
@@ -83,24 +86,34 @@ func shortened(err error) error {
 	return short
 }
 
-// invoke calls f. What is slow cannot be ended: it goes on by itself where the time is over before.
+// invoke calls f. What is slow has no place meanwhile, and cannot be ended: it goes on by itself where the time is over before.
 func (x *execution) invoke(c class, f reflect.Value, args []reflect.Value) (result reflect.Value, err error) {
 	if !c.slow {
 		return invoke(f, args)
 	}
-	done := make(chan struct{})
-	var late reflect.Value
-	var lateErr error
-	go func() {
-		defer close(done)
-		late, lateErr = invoke(f, args)
-	}()
-	select {
-	case <-done:
-		return late, lateErr
-	case <-x.ctx.Done():
-		return result, x.over()
-	}
+	return outside(x, func() (result reflect.Value, err error) {
+		select {
+		case slowCalls <- struct{}{}:
+		case <-x.ctx.Done():
+			return result, &failed{err: x.ctx.Err()}
+		}
+		type outcome struct {
+			result reflect.Value
+			err    error
+		}
+		done := make(chan outcome, 1)
+		go func() {
+			result, err := invoke(f, args)
+			<-slowCalls
+			done <- outcome{result, err}
+		}()
+		select {
+		case o := <-done:
+			return o.result, o.err
+		case <-x.ctx.Done():
+			return result, &failed{err: x.ctx.Err()}
+		}
+	})
 }
 
 // invoke takes a panic for an error, as text/template does.

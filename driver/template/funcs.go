@@ -25,9 +25,9 @@ type execution struct {
 	ctx context.Context
 	in  Input
 
-	held           float64 // bytes that its functions have returned
-	turned, called int     // so far: turns of ranges, calls of templates
-	recursive      bool    // a template calls itself
+	place          *place
+	turned, called int  // so far: turns of ranges, calls of templates
+	recursive      bool // a template calls itself
 	scratch        scratch
 
 	secrets []readSecret
@@ -35,7 +35,10 @@ type execution struct {
 }
 
 func newExecution(ctx context.Context, in Input) *execution {
-	return &execution{ctx: ctx, in: in, hidden: make(map[string]bool)}
+	if in.Budget == nil {
+		in.Budget = NewBudget()
+	}
+	return &execution{ctx: ctx, in: in, place: &place{budget: in.Budget}, hidden: make(map[string]bool)}
 }
 
 // readSecret is a secret the template was given, by the path it asked for.
@@ -77,7 +80,7 @@ func (x *execution) secret(args ...string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := x.in.Source.Read(x.ctx, path, query)
+	s, err := outside(x, func() (*Secret, error) { return x.in.Source.Read(x.ctx, path, query) })
 	if err != nil {
 		return nil, &failed{err, path}
 	}
@@ -95,7 +98,7 @@ func (x *execution) write(args []string) (*Secret, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := x.in.Source.Write(x.ctx, path, data)
+	s, err := outside(x, func() (*Secret, error) { return x.in.Source.Write(x.ctx, path, data) })
 	if err != nil {
 		return nil, &failed{err, path}
 	}
@@ -127,7 +130,7 @@ func (x *execution) list(path string) ([]string, error) {
 	if path == "" {
 		return nil, nil
 	}
-	names, err := x.in.Source.List(x.ctx, path)
+	names, err := outside(x, func() ([]string, error) { return x.in.Source.List(x.ctx, path) })
 	if err != nil {
 		return nil, &failed{err, path}
 	}

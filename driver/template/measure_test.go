@@ -17,7 +17,7 @@ import (
 
 // Each of these would take gigabytes, a stack without end, or for ever: the plugin and with it all tasks of the node.
 func TestTemplateWithoutEndFailsAlone(t *testing.T) {
-	const tooLarge = "it takes more than the 67108864 bytes that one template may: give it less, or split the template"
+	const tooLarge = "it takes more than the 67108864 bytes that the templates of one task may: give it less"
 	const tooMuch = "the result has more than the 16777216 bytes allowed: split the template"
 	double := func(f string) string {
 		return `{{ $x := "0123456789abcdef" }}` + strings.Repeat(`{{ $x = `+f+` $x $x }}`, 40)
@@ -124,15 +124,15 @@ func TestTemplateWithoutEndFailsAlone(t *testing.T) {
 func TestTextWithoutEndIsRefused(t *testing.T) {
 	before := memory()
 	for name, c := range map[string]struct{ text, says string }{
-		"actions in actions":      {strings.Repeat("{{if 1}}", 2<<20), "more than 1048576 bytes in its actions: split the template"},
+		"actions in actions":      {strings.Repeat("{{if 1}}", 2<<20), "more than 1048576 bytes in their actions"},
 		"as many as there may be": {strings.Repeat("{{if 1}}", 80<<10), `unexpected EOF`},
 		"and with their ends":     {strings.Repeat("{{if 1}}", 40<<10) + strings.Repeat("{{end}}", 40<<10), "more than 200 actions within each other"},
 		"one else after another":  {"{{if 1}}" + strings.Repeat("{{else if 1}}", 300) + "{{end}}", "more than 200 actions within each other"},
-		"small actions":           {strings.Repeat("{{.}}", 2<<20), "more than 1048576 bytes in its actions"},
-		"small words":             {"{{ print" + strings.Repeat(" 1", 2<<20) + " }}", "more than 1048576 bytes in its actions"},
-		"after a quotation":       {`{{ "}}"` + strings.Repeat("|print 1", 1<<20) + " }}", "more than 1048576 bytes in its actions"},
+		"small actions":           {strings.Repeat("{{.}}", 2<<20), "more than 1048576 bytes in their actions"},
+		"small words":             {"{{ print" + strings.Repeat(" 1", 2<<20) + " }}", "more than 1048576 bytes in their actions"},
+		"after a quotation":       {`{{ "}}"` + strings.Repeat("|print 1", 1<<20) + " }}", "more than 1048576 bytes in their actions"},
 		"parentheses":             {"{{ " + strings.Repeat("(", 500000) + strings.Repeat(")", 500000) + " }}", "max expression depth"},
-		"other delimiters":        {strings.Repeat("<.>", 2<<20), "more than 1048576 bytes in its actions"},
+		"other delimiters":        {strings.Repeat("<.>", 2<<20), "more than 1048576 bytes in their actions"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			runtime.GC()

@@ -19,7 +19,7 @@ func (x *execution) nomadServices(args ...string) ([]*dependency.NomadServicesSn
 	if err != nil {
 		return nil, err
 	}
-	names, err := x.in.Source.Services(x.ctx, m["region"])
+	names, err := outside(x, func() ([]ServiceName, error) { return x.in.Source.Services(x.ctx, m["region"]) })
 	if err != nil {
 		return nil, &failed{err, strings.Join(args, "")}
 	}
@@ -54,7 +54,8 @@ func (x *execution) nomadService(args ...any) ([]*dependency.NomadService, error
 	if err != nil {
 		return nil, err
 	}
-	found, err := x.in.Source.Service(x.ctx, ServiceQuery{Name: m["name"], Region: m["region"], Choose: choose})
+	query := ServiceQuery{Name: m["name"], Region: m["region"], Choose: choose}
+	found, err := outside(x, func() ([]Service, error) { return x.in.Source.Service(x.ctx, query) })
 	if err != nil {
 		return nil, &failed{err, name}
 	}
@@ -115,7 +116,8 @@ func (x *execution) variable(path string) (*Variable, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := x.in.Source.Variable(x.ctx, VariableQuery{Path: m["path"], Namespace: m["namespace"], Region: m["region"]})
+	query := VariableQuery{Path: m["path"], Namespace: m["namespace"], Region: m["region"]}
+	v, err := outside(x, func() (*Variable, error) { return x.in.Source.Variable(x.ctx, query) })
 	if err != nil {
 		return nil, &failed{err, path}
 	}
@@ -133,7 +135,8 @@ func (x *execution) nomadVarList(prefix ...string) ([]*dependency.NomadVarMeta, 
 	if strings.Trim(m["prefix"], "/") == "" {
 		m["prefix"] = ""
 	}
-	found, err := x.in.Source.Variables(x.ctx, VariableQuery{Path: m["prefix"], Namespace: m["namespace"], Region: m["region"]})
+	query := VariableQuery{Path: m["prefix"], Namespace: m["namespace"], Region: m["region"]}
+	found, err := outside(x, func() ([]Variable, error) { return x.in.Source.Variables(x.ctx, query) })
 	if err != nil {
 		return nil, &failed{err, strings.Join(prefix, "")}
 	}

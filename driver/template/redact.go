@@ -8,7 +8,9 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 )
 
 const redacted = "[redacted]"
@@ -103,13 +105,15 @@ func (x *execution) explain(err error, source string) error {
 	m := failure.FindStringSubmatch(err.Error())
 	var f *failed
 	if errors.As(err, &f) {
-		return &shown{where(m) + x.conceal(f, source), f.err}
+		return &shown{escaped(where(m) + x.conceal(f, source)), f.err}
 	}
 	if m == nil {
 		return errors.New(x.redact(strings.TrimPrefix(err.Error(), "template: :"), source))
 	}
 	line, piece, function, why := m[1], counter.ReplaceAllString(m[2], ""), m[3], m[4]
 	switch hint := x.hint(why, piece); {
+	case function == "sprig_fail" && !strings.Contains(source, why):
+		return fmt.Errorf("line %s: sprig_fail: %s", line, failedWith) // it may have a secret in another form than it was read in
 	case missingKey.MatchString(why) || hint != "":
 		return fmt.Errorf("line %s: <%s>: %s%s", line, piece, why, hint)
 	case function != "":
@@ -119,6 +123,28 @@ func (x *execution) explain(err error, source string) error {
 		return fmt.Errorf("line %s: <%s>: %s", line, piece, x.redact(why, source))
 	}
 }
+
+// failedWith stands for what a template fails with, unless its own text has it word for word.
+const failedWith = "with a text that is made of values, and not shown"
+
+// escaped writes as an escape sequence what could change a terminal or begin another line of a log.
+func escaped(text string) string {
+	if strings.IndexFunc(text, unprintable) < 0 {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if unprintable(r) {
+			quoted := strconv.QuoteRune(r)
+			b.WriteString(quoted[1 : len(quoted)-1])
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
 // where names the place of an error that failure has taken apart, and the function if that is the author's.
 func where(m []string) string {
@@ -186,7 +212,7 @@ func (x *execution) redact(msg, source string) string {
 		}
 		return q[:1] + redacted + q[len(q)-1:]
 	})
-	return strings.Join(strings.Fields(msg), " ")
+	return escaped(strings.Join(strings.Fields(msg), " "))
 }
 
 func (x *execution) withoutHidden(msg string) string {

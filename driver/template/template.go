@@ -37,6 +37,12 @@ type Spec struct {
 	// ErrorOnMissingKey makes a map key that does not exist an error. Without
 	// it such a key renders as "<no value>", as in Nomad.
 	ErrorOnMissingKey bool
+
+	// Values are what may have been written into Data before it came here, by name. None of them may be a part of its code.
+	Values map[string]string
+
+	// Budget is that of all templates of the task; nil gives this one its own.
+	Budget *Budget
 }
 
 // Template is a template whose syntax and functions have been checked. It
@@ -58,6 +64,9 @@ type Input struct {
 	// Root is the task's directory and Alloc the allocation's shared one, for
 	// the function file. Either may be nil; file then refuses its paths.
 	Root, Alloc *os.Root
+
+	// Budget is that of all templates of the task; nil gives this one its own.
+	Budget *Budget
 }
 
 // Parse checks a template without executing it. The error names the template,
@@ -65,8 +74,14 @@ type Input struct {
 // one that is not available here and what to use instead.
 func Parse(s Spec) (*Template, error) {
 	t := &Template{spec: s, functions: make(map[string]bool)}
-	if actions(s) > maxActions {
-		return nil, fmt.Errorf("parse template %q: %w", s.Name, errTooComplex)
+	if s.Budget == nil {
+		s.Budget = NewBudget()
+	}
+	if err := s.Budget.admit(s); err != nil {
+		return nil, fmt.Errorf("parse template %q: %w", s.Name, err)
+	}
+	if err := s.checkValues(); err != nil {
+		return nil, err
 	}
 	trees, err := s.parse()
 	if err != nil {
@@ -182,6 +197,10 @@ func (t *Template) Execute(ctx context.Context, in Input) ([]byte, error) {
 		return nil, fmt.Errorf("execute template %q: %w", t.spec.Name, err)
 	}
 	x := newExecution(ctx, in)
+	if err := x.place.enter(ctx); err != nil {
+		return nil, fmt.Errorf("execute template %q: %w", t.spec.Name, ctx.Err())
+	}
+	defer x.place.leave()
 	result, err := t.run(x)
 	if err != nil {
 		return nil, fmt.Errorf("execute template %q: %w", t.spec.Name, x.explain(err, t.spec.Data))
@@ -205,6 +224,7 @@ func (t *Template) mistaken(x *execution, output []byte) error {
 		return nil
 	}
 	strict, again := *t, newExecution(x.ctx, x.in)
+	again.place = x.place
 	strict.spec.ErrorOnMissingKey = true
 	_, err := strict.run(again)
 	if err == nil {

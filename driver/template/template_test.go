@@ -192,12 +192,15 @@ func TestErrorsShowNoSecret(t *testing.T) {
 		"a range prints its value":              {with + `{{ range .Data.data.password | parseYAML }}{{ end }}{{ end }}`, "line 1: range can't iterate over this value", "hunter2"},
 		"a range over a short string":           {with + `{{ range eq .Data.data.pin "7" }}{{ end }}{{ end }}`, "range can't iterate over this value", "over true"},
 		"a comparison prints both":              {with + `{{ if eq .Data .Data }}{{ end }}{{ end }}`, "eq: non-comparable type this value", "hunter2"},
-		"the author fails with it":              {with + `{{ sprig_fail (printf "bad %s" .Data.data.multi) }}{{ end }}`, "sprig_fail: bad [redacted]", "line2"},
-		"one character long, without quotation": {with + `{{ sprig_fail (printf "code %s" .Data.data.pin) }}{{ end }}`, "sprig_fail: code [redacted]", "code 7"},
+		"the author fails with it":              {with + `{{ sprig_fail (printf "bad %s" .Data.data.multi) }}{{ end }}`, "sprig_fail: with a text that is made of values, and not shown", "line2"},
+		"one character long, without quotation": {with + `{{ sprig_fail (printf "code %s" .Data.data.pin) }}{{ end }}`, "sprig_fail: with a text that is made of values, and not shown", "code 7"},
 		"short, and in the template as well":    {with + `{{/* -+ */}}{{ .Data.data.odd | parseInt }}{{ end }}`, `parsing "[redacted]"`, "-+"},
-		"the token of a login":                  {`{{ with secret "auth/login" "a=b" }}{{ sprig_fail .Auth.ClientToken }}{{ end }}`, "sprig_fail: [redacted]", "hvs"},
-		"a Nomad variable":                      {`{{ with nomadVar "nomad/jobs/app" }}{{ sprig_fail .pass.Value }}{{ end }}`, "sprig_fail: [redacted]", "variable"},
-		"a long environment variable":           {`{{ sprig_fail (env "LONG") }}`, "sprig_fail: [redacted]", "env-secret"},
+		"a value in another form":               {with + `{{ sprig_fail (sprig_b64enc .Data.data.password) }}{{ end }}`, "sprig_fail: with a text that is made of values, and not shown", "aHVudGVyMg"},
+		"the author's own words":                {with + `{{ sprig_fail "no such color" }}{{ end }}`, "sprig_fail: no such color", "hunter2"},
+		"a path with a line of its own":         {`{{ secret "denied/%0a[ERROR]%1b[2J" }}`, `read "denied/\n[ERROR]\x1b[2J": permission denied`, "\x1b"},
+		"the token of a login":                  {`{{ with secret "auth/login" "a=b" }}{{ sprig_fail .Auth.ClientToken }}{{ end }}`, "sprig_fail: with a text that is made of values, and not shown", "hvs"},
+		"a Nomad variable":                      {`{{ with nomadVar "nomad/jobs/app" }}{{ sprig_fail .pass.Value }}{{ end }}`, "sprig_fail: with a text that is made of values, and not shown", "variable"},
+		"a long environment variable":           {`{{ sprig_fail (env "LONG") }}`, "sprig_fail: with a text that is made of values, and not shown", "env-secret"},
 		"an argument of ours":                   {with + `{{ secret "kv1/app" .Data.data.password }}{{ end }}`, "secret: argument 1 after the path is not key=value", "hunter2"},
 		"a service name of ours":                {with + `{{ nomadService (printf "%s!" .Data.data.password) }}{{ end }}`, `nomadService: argument "[redacted]" does not have the form`, "hunter2"},
 		"a loop of ours":                        {with + `{{ loop .Data.data.password }}{{ end }}`, "loop: an argument is a string but not a whole number", "hunter2"},
@@ -218,6 +221,13 @@ func TestErrorsShowNoSecret(t *testing.T) {
 			must.StrNotContains(t, err.Error(), "\n")
 		})
 	}
+}
+
+func TestErrorsAreOneLineForAnyTerminal(t *testing.T) {
+	must.Eq(t, `a\n[ERROR] \x1b[2Jü\u202e`, escaped("a\n[ERROR] \x1b[2Jü\u202e"))
+	_, err := render(t, Spec{Data: `{{ parseInt "a\u202eb\x1b" }}`}, Input{})
+	must.Error(t, err)
+	must.False(t, strings.ContainsFunc(err.Error(), unprintable), must.Sprintf("%q", err))
 }
 
 // What the template's own text asks for, and what Nomad calls a job, has to be read in an error.
@@ -253,7 +263,7 @@ func TestLimits(t *testing.T) {
 		`{{ loop "-9223372036854775808" "9223372036854775807" }}`,
 	} {
 		_, err := render(t, Spec{Data: text}, Input{})
-		must.ErrorContains(t, err, "loop: it takes more than the 67108864 bytes that one template may")
+		must.ErrorContains(t, err, "loop: it takes more than the 67108864 bytes that the templates of one task may")
 	}
 }
 

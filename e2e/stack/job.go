@@ -51,6 +51,16 @@ func (n *Nomad) Run(ctx context.Context, spec string, vars map[string]string) (*
 	return j, j.placed(ctx, resp.EvalID)
 }
 
+// Dispatch starts a parameterized job with its meta, and returns the job that this makes, when it is placed.
+func (j *Job) Dispatch(ctx context.Context, meta map[string]string) (*Job, error) {
+	resp, _, err := j.nomad.API.Jobs().Dispatch(j.ID, meta, nil, "", writing(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("dispatch job %s: %w", j.ID, err)
+	}
+	made := &Job{ID: resp.DispatchedJobID, nomad: j.nomad}
+	return made, made.placed(ctx, resp.EvalID)
+}
+
 // placed returns when the evaluation has ended.
 func (j *Job) placed(ctx context.Context, evalID string) error {
 	if evalID == "" { // A periodic or parameterized job is only registered.
