@@ -23,6 +23,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -109,6 +110,18 @@ func Slow(by time.Duration) Fault {
 			x.vault.ServeHTTP(x.w, x.r)
 		case <-x.r.Context().Done():
 		}
+	}}
+}
+
+// Third has every third request meet a fault, as one ill node of three behind a load balancer does.
+func Third(f Fault) Fault {
+	var asked atomic.Int64
+	return Fault{answer: func(x exchange) {
+		if asked.Add(1)%3 == 0 {
+			f.answer(x)
+			return
+		}
+		x.vault.ServeHTTP(x.w, x.r)
 	}}
 }
 
