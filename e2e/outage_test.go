@@ -611,10 +611,10 @@ func stopped(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) *noma
 // Vault forgets the user that it makes for a request that is cut off, as by the end of who asks.
 func TestPluginThatIsEndedLetsVaultFinish(t *testing.T) {
 	s := own(t, stack.Options{Postgres: true, Proxies: map[string]bool{"finish": false}})
-	ctx := within(t, 3*time.Minute)
+	ctx, ttl := within(t, 3*time.Minute), stretched(20*time.Second)
 	noUsers, err := s.Postgres.Users(ctx)
 	must.NoError(t, err)
-	j := behind(t, s, job{Name: "finish", Driver: "vault-exec", Args: []string{"show", "/secrets/db.env"}}, 20*time.Second, 20*time.Second)
+	j := behind(t, s, job{Name: "finish", Driver: "vault-exec", Args: []string{"show", "/secrets/db.env"}}, ttl, ttl)
 	alloc := run(t, s, j)
 	shown(t, ctx, alloc, j, "/secrets/db.env", 1)
 	first, err := s.Vault.Leases(ctx, j.Name)
