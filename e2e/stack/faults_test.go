@@ -121,6 +121,7 @@ func TestPostgresHangs(t *testing.T) {
 	select {
 	case err := <-answered:
 		t.Error("it answers", err)
+		answered <- err
 	case <-time.After(300 * time.Millisecond):
 	}
 	must.NoError(t, s.Postgres.Resume())
