@@ -202,7 +202,7 @@ func TestPKIBlockIsReplacedBeforeItEndsAndAllItsFilesFitAndIsRevoked(t *testing.
 		must.NotEq(t, first.SerialNumber, second.SerialNumber)
 		issued := watched(s, j).answered(t, j.Name+"/issue/app", true)
 		must.SliceLen(t, 2, issued, must.Sprint("five files, one certificate at a time"))
-		must.Between(t, ttl/2-slack, first.NotAfter.Sub(issued[1]), ttl/2+slack)
+		must.Between(t, ttl/2-stretched(slack), first.NotAfter.Sub(issued[1]), ttl/2+stretched(slack))
 		message, err := alloc.Event(ctx, j.Name, "Secrets changed")
 		must.NoError(t, err)
 		must.StrContains(t, message, `pki "web"; sent SIGHUP`)
@@ -264,7 +264,7 @@ func TestPKIBlockIsOneCertificateWhateverRestarts(t *testing.T) {
 		must.Eq(t, 1, strings.Count(whole(t, ctx, c.alloc, c.job, "signal hangup"), "signal hangup"))
 		issued := watched(s, c.job).answered(t, c.job.Name+"/issue/app", true)
 		must.SliceLen(t, 2, issued)
-		must.Between(t, before-slack, c.first.NotAfter.Sub(issued[1]), before*11/10+slack)
+		must.Between(t, before-stretched(slack), c.first.NotAfter.Sub(issued[1]), before*11/10+stretched(slack))
 	}
 
 	killPlugins(t, s)

@@ -20,6 +20,7 @@ import (
 func TestMain(m *testing.M) {
 	// Tests wait for leases more than for a processor. A -parallel on the command line still counts: it is parsed by Run.
 	_ = flag.Set("test.parallel", "8")
+	go machine.watch()
 	code := m.Run()
 	if err := shared.close(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -82,12 +83,12 @@ func needMachine(t testing.TB) {
 	t.Skip("missing on this machine (e2e/setup test, as root, installs it on Debian):", missing)
 }
 
-// slack is what a busy machine may add to what a test times.
+// slack is what our own tests beside each other may add to what a test times.
 const slack = 10 * time.Second
 
-// within is the test's context, with a limit of its own.
+// within is the test's context, with a limit of its own, for a machine that has nothing else to do.
 func within(t testing.TB, limit time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(t.Context(), stretched(limit))
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -231,8 +232,8 @@ func execute(t *testing.T, alloc *stack.Alloc, j job, tty bool, stdin, command s
 	return stdout, stderr, code
 }
 
-// eventually returns when check returns nil; the test fails with its last error where limit comes first.
+// eventually returns when check returns nil; the test fails with its last error where limit, stretched, comes first.
 func eventually(t *testing.T, limit time.Duration, check func() error) {
 	t.Helper()
-	must.NoError(t, stack.Eventually(within(t, limit), check), must.Sprintf("within %v", limit))
+	must.NoError(t, stack.Eventually(within(t, limit), check), must.Sprintf("within %v, stretched to %v", limit, stretched(limit)))
 }

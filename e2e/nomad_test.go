@@ -488,7 +488,7 @@ func TestJobStopDoesNotWaitForARestart(t *testing.T) {
 		must.NoError(t, err)
 		began := time.Now()
 		ended := stop(t, ctx, s, alloc, j)
-		must.Less(t, time.Second+slack, ended.Sub(began))
+		must.Less(t, time.Second+stretched(slack), ended.Sub(began))
 		log, err := alloc.Logs(ctx, j.Name, "stdout")
 		must.NoError(t, err)
 		must.One(t, strings.Count(log, "started"), must.Sprint(log))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/lib/pq"
@@ -75,6 +77,37 @@ func (s *Stack) initDB(ctx context.Context, data, password string) error {
 	}
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, out)
+	}
+	return nil
+}
+
+// Pause makes the server hang with all its sessions, each of which is a process.
+func (p *Postgres) Pause() error {
+	if err := p.Process.Pause(); err != nil { // first: it begins no session from now on
+		return err
+	}
+	return p.sessions(syscall.SIGSTOP)
+}
+
+// Resume ends a Pause.
+func (p *Postgres) Resume() error {
+	return errors.Join(p.sessions(syscall.SIGCONT), p.Process.Resume())
+}
+
+// sessions sends a signal to every process that the server has started.
+func (p *Postgres) sessions(sig syscall.Signal) error {
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", p.PID()))
+	if err != nil {
+		return fmt.Errorf("list processes of PostgreSQL: %w", err)
+	}
+	for _, child := range strings.Fields(string(children)) {
+		pid, err := strconv.Atoi(child)
+		if err != nil {
+			return fmt.Errorf("list processes of PostgreSQL: %w", err)
+		}
+		if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("signal process %d of PostgreSQL: %w", pid, err)
+		}
 	}
 	return nil
 }

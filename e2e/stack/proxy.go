@@ -23,6 +23,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -45,12 +46,23 @@ type Proxy struct {
 // A Fault is what goes wrong with a request or, where answer is nil, with every connection.
 type Fault struct {
 	answer  func(exchange)
-	expired bool // connections find an expired certificate; otherwise they find nobody
+	expired bool    // connections find an expired certificate
+	silent  silence // they pass nothing on; without that and expired they find nobody
 }
+
+// silence says which connections stay open and pass nothing on, in either direction.
+type silence int
+
+const (
+	none silence = iota
+	old          // those that are open
+	all          // new ones too
+)
 
 type laid struct {
 	fault Fault
 	where []string
+	at    time.Time
 	met   int
 }
 
@@ -66,6 +78,8 @@ type exchange struct {
 var (
 	Refused = Fault{}              // nobody listens
 	Expired = Fault{expired: true} // the certificate has, a year ago
+	Silent  = Fault{silent: old}   // what is open is never heard of again, as behind a firewall that has forgotten it; new connections work
+	Dropped = Fault{silent: all}   // every packet is lost
 )
 
 // Faults of Vault and of what may stand before it: the request does not reach Vault. The bodies are those of Vault 1.21.
@@ -99,13 +113,25 @@ func Slow(by time.Duration) Fault {
 	}}
 }
 
+// Third has every third request meet a fault, as one ill node of three behind a load balancer does.
+func Third(f Fault) Fault {
+	var asked atomic.Int64
+	return Fault{answer: func(x exchange) {
+		if asked.Add(1)%3 == 0 {
+			f.answer(x)
+			return
+		}
+		x.vault.ServeHTTP(x.w, x.r)
+	}}
+}
+
 // Break lays a fault; of several that concern a request, that meets the first. where are the beginnings of the requests that it concerns,
-// as in "PUT /v1/sys/leases/"; none: all. A fault of connections concerns all, and ends those that are open.
+// as in "PUT /v1/sys/leases/"; none: all. A fault of connections concerns all, and ends those that are open, unless it is their silence.
 func (p *Proxy) Break(f Fault, where ...string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.faults = append(p.faults, laid{fault: f, where: where})
-	if f.answer != nil {
+	p.faults = append(p.faults, laid{fault: f, where: where, at: time.Now()})
+	if f.answer != nil || f.silent != none {
 		return nil
 	}
 	p.stop()
@@ -115,11 +141,11 @@ func (p *Proxy) Break(f Fault, where ...string) error {
 	return nil
 }
 
-// Mend takes all faults back. Who hangs loses the connection.
+// Mend takes all faults back. Who hangs loses the connection; what was silent passes on what it held.
 func (p *Proxy) Mend() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	connections := slices.ContainsFunc(p.faults, func(l laid) bool { return l.fault.answer == nil })
+	connections := slices.ContainsFunc(p.faults, func(l laid) bool { return l.fault.answer == nil && l.fault.silent == none })
 	p.faults = nil
 	close(p.mended)
 	p.mended = make(chan struct{})
@@ -182,6 +208,7 @@ func (p *Proxy) listen(expired bool) error {
 	if err != nil {
 		return fmt.Errorf("start proxy: %w", err)
 	}
+	l = listener{l, p}
 	p.server = &http.Server{Handler: p, ErrorLog: log.New(io.Discard, "", 0)}
 	if p.CA == "" {
 		go p.server.Serve(l)
@@ -197,6 +224,51 @@ func (p *Proxy) stop() {
 	if p.server != nil {
 		_ = p.server.Close() // nothing is lost with it
 		p.server = nil
+	}
+}
+
+// listener is the proxy's, whose connections can be silent.
+type listener struct {
+	net.Listener
+	proxy *Proxy
+}
+
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return connection{c, l.proxy, time.Now()}, nil
+}
+
+// connection holds what it has read, or is to write, while it is silent. So it holds the news that its client has gone.
+type connection struct {
+	net.Conn
+	proxy *Proxy
+	since time.Time
+}
+
+func (c connection) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.proxy.pass(c.since)
+	return n, err
+}
+
+func (c connection) Write(b []byte) (int, error) {
+	c.proxy.pass(c.since)
+	return c.Conn.Write(b)
+}
+
+// pass returns when a connection that is open since then may pass something on.
+func (p *Proxy) pass(since time.Time) {
+	p.mu.Lock()
+	mended := p.mended
+	silent := slices.ContainsFunc(p.faults, func(l laid) bool {
+		return l.fault.silent == all || l.fault.silent == old && since.Before(l.at)
+	})
+	p.mu.Unlock()
+	if silent {
+		<-mended
 	}
 }
 
@@ -216,6 +288,9 @@ func (p *Proxy) meets(x *exchange) func(exchange) {
 	defer p.mu.Unlock()
 	x.mended = p.mended
 	for i, l := range p.faults {
+		if l.fault.silent != none {
+			continue
+		}
 		concerns := len(l.where) == 0 || slices.ContainsFunc(l.where, func(prefix string) bool {
 			return strings.HasPrefix(x.r.Method+" "+x.r.URL.Path, prefix)
 		})
@@ -277,8 +352,8 @@ func (x exchange) reset() {
 	control := http.NewResponseController(x.w)
 	_ = control.Flush()
 	if conn, _, err := control.Hijack(); err == nil {
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0)
+		if c, ok := conn.(connection); ok {
+			_ = c.Conn.(*net.TCPConn).SetLinger(0)
 		}
 		conn.Close()
 		return
