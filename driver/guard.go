@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"runtime/debug"
 
-	"nomad-driver-vault/driver/panics"
+	"nomad-driver-vault/driver/logtext"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
@@ -23,7 +23,7 @@ func (e panicError) Error() string {
 func (d *Driver) guard(task, what string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			d.logger.Error("panic", "task", task, "in", what, "panic", panics.Text(p), "stack", string(debug.Stack()))
+			d.logger.Error("panic", "task", task, "in", what, "panic", logtext.Panic(p), "stack", string(debug.Stack()))
 			err = panicError(what)
 		}
 	}()

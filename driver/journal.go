@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"nomad-driver-vault/driver/logtext"
 	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/go-hclog"
@@ -21,6 +22,7 @@ func (t *task) say(format string, args ...any) { t.speak(hclog.Info, fmt.Sprintf
 func (t *task) warn(format string, args ...any) { t.speak(hclog.Warn, fmt.Sprintf(format, args...)) }
 
 func (t *task) speak(level hclog.Level, text string) {
+	text = logtext.Line(text)
 	t.pipes.say(text)
 	t.log(level, text)
 }
@@ -86,7 +88,7 @@ func (s *secrets) trouble() (lines []string) {
 // none for a renewal.
 func (t *task) event(format string, args ...any) {
 	event := &drivers.TaskEvent{TaskID: t.cfg.ID, TaskName: t.cfg.Name, AllocID: t.cfg.AllocID,
-		Timestamp: time.Now(), Message: fmt.Sprintf(format, args...)}
+		Timestamp: time.Now(), Message: logtext.Line(fmt.Sprintf(format, args...))}
 	select {
 	case t.d.outbox <- event:
 	default: // the agent takes no events at the moment; the log has the line

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"nomad-driver-vault/driver/identity"
+	"nomad-driver-vault/driver/logtext"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
@@ -74,7 +75,7 @@ const notStarted = "not started: %v"
 // refuse says why a task is not started of which nothing is there yet.
 func (d *Driver) refuse(cfg *drivers.TaskConfig, log *pipes, err error) {
 	_ = log.holdSoon() // both, or the log collector would wait for the other; where there is none, the agent has the error
-	text := fmt.Sprintf(notStarted, err)
+	text := logtext.Line(fmt.Sprintf(notStarted, err))
 	log.say(text)
 	log.close()
 	d.logger.Warn(text, "alloc_id", cfg.AllocID, "task", cfg.Name)

@@ -13,13 +13,13 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"unicode"
 
 	nomad "github.com/hashicorp/nomad/api"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/vault/api"
 
 	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/logtext"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/plugin"
 )
@@ -61,18 +61,8 @@ type finding struct {
 }
 
 func (c *checker) add(status, about, fix, format string, args ...any) {
-	line := func(text string) string { return printable(strings.Join(strings.Fields(text), " ")) }
+	line := func(text string) string { return logtext.Line(strings.Join(strings.Fields(text), " ")) }
 	c.findings = append(c.findings, finding{status, about, line(fmt.Sprintf(format, args...)), line(fix)})
-}
-
-// printable escapes what could change the terminal: others write what Vault and Nomad answer.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, text)
 }
 
 func (c *checker) ok(about, format string, args ...any) { c.add("ok", about, "", format, args...) }

@@ -8,9 +8,9 @@ import (
 	"maps"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
-	"unicode"
+
+	"nomad-driver-vault/driver/logtext"
 )
 
 const redacted = "[redacted]"
@@ -105,7 +105,7 @@ func (x *execution) explain(err error, source string) error {
 	m := failure.FindStringSubmatch(err.Error())
 	var f *failed
 	if errors.As(err, &f) {
-		return &shown{escaped(where(m) + x.conceal(f, source)), f.err}
+		return &shown{logtext.Line(where(m) + x.conceal(f, source)), f.err}
 	}
 	if m == nil {
 		return errors.New(x.redact(strings.TrimPrefix(err.Error(), "template: :"), source))
@@ -126,25 +126,6 @@ func (x *execution) explain(err error, source string) error {
 
 // failedWith stands for what a template fails with, unless its own text has it word for word.
 const failedWith = "with a text that is made of values, and not shown"
-
-// escaped writes as an escape sequence what could change a terminal or begin another line of a log.
-func escaped(text string) string {
-	if strings.IndexFunc(text, unprintable) < 0 {
-		return text
-	}
-	var b strings.Builder
-	for _, r := range text {
-		if unprintable(r) {
-			quoted := strconv.QuoteRune(r)
-			b.WriteString(quoted[1 : len(quoted)-1])
-		} else {
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
-}
-
-func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
 // where names the place of an error that failure has taken apart, and the function if that is the author's.
 func where(m []string) string {
@@ -212,7 +193,7 @@ func (x *execution) redact(msg, source string) string {
 		}
 		return q[:1] + redacted + q[len(q)-1:]
 	})
-	return escaped(strings.Join(strings.Fields(msg), " "))
+	return logtext.Line(strings.Join(strings.Fields(msg), " "))
 }
 
 func (x *execution) withoutHidden(msg string) string {

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"nomad-driver-vault/driver/panics"
+	"nomad-driver-vault/driver/logtext"
 )
 
 const (
@@ -67,7 +67,7 @@ func (s *Session) survive() {
 	if p == nil {
 		return
 	}
-	s.client.logger.Error("panic in the upkeep of a session", "panic", panics.Text(p), "role", s.role, "stack", string(debug.Stack()))
+	s.client.logger.Error("panic in the upkeep of a session", "panic", logtext.Panic(p), "role", s.role, "stack", string(debug.Stack()))
 	s.mu.Lock()
 	s.broken = true
 	s.mu.Unlock()
@@ -331,8 +331,8 @@ func (s *Session) renewLease(ctx context.Context, t *token, path string, l Lease
 		return l, errLeaseGone
 	case err != nil:
 		return l, err
-	case answer == nil:
-		return l, &Error{Class: ErrInvalid, Op: opRenew(path), Detail: "empty answer"}
+	case answer == nil || answer.LeaseID == "": // of a proxy
+		return l, &Error{Class: ErrUnavailable, Op: opRenew(path), Detail: "the answer has no lease"}
 	}
 	return l.extended(span(answer.LeaseDuration), now), nil
 }
