@@ -93,11 +93,11 @@ func (s *Session) askOnce(ctx context.Context, req Request, t *token) (*Secret, 
 	if req.Op != Write && empty(answer) {
 		err := missing(op, req, m, answer)
 		if req.Optional && err.absent {
-			return newSecret(req, path, m.engine, &api.Secret{}, now, 0), nil
+			return newSecret(req, path, m.engine, &api.Secret{}, now, 0, s.client.jitter()), nil
 		}
 		return nil, err
 	}
-	return newSecret(req, path, m.engine, answer, now, time.Duration(s.client.ahead.Load())), nil
+	return newSecret(req, path, m.engine, answer, now, time.Duration(s.client.ahead.Load()), s.client.jitter()), nil
 }
 
 // hush is for a request that may be repeated although its answer was lost: nothing was issued.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -75,7 +76,8 @@ type Client struct {
 	issuer  *issuer       // nil: tasks log in
 	ahead   *atomic.Int64 // how far Vault's clock is ahead of ours, in nanoseconds
 
-	revoking crowd // sessions that are being closed
+	revoking crowd          // sessions that are being closed
+	jitter   func() float64 // in [0,1), for each lease another
 }
 
 // NewClient prepares a client without talking to Vault. An error is a mistake in the cluster's configuration and names
@@ -114,7 +116,7 @@ func NewClient(c Cluster, logger hclog.Logger) (*Client, error) {
 		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
 	}
 	client := &Client{cluster: c, base: base, sched: newScheduler(), logger: logger.With("vault", c.Name), ahead: transport.ahead,
-		revoking: make(crowd, closeSideBySide)}
+		revoking: make(crowd, closeSideBySide), jitter: rand.Float64}
 	if c.Issues() {
 		client.issuer = newIssuer(client)
 	}

@@ -21,7 +21,7 @@ func (c *Client) Answers(ctx context.Context) error { return c.answers(ctx) }
 func (c *Client) At(authPath string) *Client {
 	cluster := c.cluster
 	cluster.AuthPath = authPath
-	return &Client{cluster: cluster, base: c.base, sched: c.sched, logger: c.logger, ahead: c.ahead, revoking: c.revoking}
+	return &Client{cluster: cluster, base: c.base, sched: c.sched, logger: c.logger, ahead: c.ahead, revoking: c.revoking, jitter: c.jitter}
 }
 
 // Probe logs in with a JWT that is well formed and signed by nobody, and returns nil when Vault refuses it for its signature:

@@ -178,10 +178,10 @@ func (i *issuer) renew(ctx context.Context, as *api.Client) (Lease, error) {
 	renewable, _ := known.TokenIsRenewable()
 	switch {
 	case ttl == 0: // a root token
-		return newLease("", 0, false, now), nil
+		return newLease("", 0, false, now, i.client.jitter()), nil
 	case !renewable:
 		i.advise("the cluster's own token is not renewable, and ends with its TTL: make one with vault token create -orphan -period=72h")
-		return newLease("", ttl, false, now), nil
+		return newLease("", ttl, false, now, i.client.jitter()), nil
 	case known.Data["period"] == nil:
 		i.advise("the cluster's own token is not periodic, and ends with its maximum TTL: make one with vault token create -orphan -period=72h")
 	}
@@ -195,7 +195,7 @@ func (i *issuer) renew(ctx context.Context, as *api.Client) (Lease, error) {
 	case answer != nil && answer.Auth != nil:
 		ttl = span(answer.Auth.LeaseDuration)
 	}
-	return newLease("", ttl, true, now), nil
+	return newLease("", ttl, true, now, i.client.jitter()), nil
 }
 
 // explainOwn adds to a denial of what was asked with the cluster's own token what to do.
@@ -325,7 +325,7 @@ func (i *issuer) issue(ctx, patience context.Context, login Login, n int) (*toke
 	if answer == nil || answer.Auth == nil || answer.Auth.ClientToken == "" {
 		return nil, &Error{Class: ErrInvalid, Op: i.op(), Detail: "the answer has no token"}
 	}
-	t := newToken(n, answer.Auth, now)
+	t := newToken(n, answer.Auth, now, i.client.jitter())
 	i.client.logger.Debug("made a token", "role", i.client.cluster.Role, "accessor", t.Accessor, "policies", t.Policies, "ttl", t.Lease.TTL)
 	return t, nil
 }

@@ -74,7 +74,7 @@ type item struct {
 func newItem(req Request, secret *Secret) *item {
 	it := &item{req: req, secret: secret, upkeep: newUpkeep(), asking: newTurn()}
 	if secret != nil {
-		it.lease = secret.Lease
+		it.lease, it.patient.Jitter = secret.Lease, secret.Lease.Jitter
 	}
 	return it
 }

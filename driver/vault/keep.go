@@ -229,7 +229,7 @@ func (s *Session) follow(ctx context.Context, t *token, l Lease) (Lease, error) 
 	if err != nil {
 		return l, err
 	}
-	return remaining(known, now), nil
+	return s.remaining(known, now), nil
 }
 
 // keepItem renews or reads anew what is due.

@@ -21,8 +21,8 @@ type Lease struct {
 }
 
 // newLease starts a lease now. A ttl of zero does not end, as Vault means it for root tokens and leases without a TTL.
-func newLease(id string, ttl time.Duration, renewable bool, now time.Time) Lease {
-	l := Lease{ID: id, TTL: ttl, Issued: now, Renewed: now, Renewable: renewable && ttl > 0, Jitter: rand.Float64()}
+func newLease(id string, ttl time.Duration, renewable bool, now time.Time, jitter float64) Lease {
+	l := Lease{ID: id, TTL: ttl, Issued: now, Renewed: now, Renewable: renewable && ttl > 0, Jitter: jitter}
 	if ttl > 0 {
 		l.Ends = now.Add(ttl)
 	}
@@ -104,7 +104,9 @@ func fraction(d time.Duration, f float64) time.Duration { return time.Duration(f
 // together do not come back together.
 type Backoff struct {
 	First, Most time.Duration
-	failures    int
+	Jitter      float64 // in [0,1), where the pauses end in the second halves of theirs; zero: anywhere, each time anew
+
+	failures int
 }
 
 // Next returns the pause after one more failure.
@@ -114,6 +116,9 @@ func (b *Backoff) Next() time.Duration {
 		pause = b.Most
 	}
 	b.failures++
+	if b.Jitter > 0 {
+		return pause/2 + fraction(pause/2, b.Jitter)
+	}
 	return pause/2 + rand.N(pause/2+1)
 }
 

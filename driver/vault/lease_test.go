@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -12,7 +13,7 @@ var t0 = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 func at(d time.Duration) time.Time { return t0.Add(d) }
 
 func lease(ttl time.Duration, renewable bool, jitter float64) Lease {
-	l := newLease("id", ttl, renewable, t0)
+	l := newLease("id", ttl, renewable, t0, 0.5)
 	l.Jitter = jitter
 	return l
 }
@@ -37,7 +38,7 @@ func TestLeaseDue(t *testing.T) {
 		"one that could not be renewed has not been":                {lease(100*time.Second, false, 0).resumed(at(24 * time.Hour)), 82 * time.Second, false},
 		"a resumed lease with jitter of its own has none":           {Lease{TTL: time.Hour, Renewable: true, Jitter: 1e300}.resumed(t0), 30 * time.Minute, true},
 		"a resumed lease without an end has none":                   {lease(0, false, 0).resumed(at(time.Hour)), -1, false},
-		"a TTL of zero is no end even where Vault calls it renewed": {newLease("id", 0, true, t0), -1, false},
+		"a TTL of zero is no end even where Vault calls it renewed": {newLease("id", 0, true, t0, 0.5), -1, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			due, renew := test.lease.due()
@@ -75,7 +76,7 @@ func TestLeaseLateAndExpired(t *testing.T) {
 func TestLeaseJitterSpreads(t *testing.T) {
 	seen := map[time.Time]bool{}
 	for range 100 {
-		due, _ := newLease("", time.Hour, true, t0).due()
+		due, _ := newLease("", time.Hour, true, t0, rand.Float64()).due()
 		must.Between(t, 30*time.Minute, due.Sub(t0), 40*time.Minute)
 		seen[due] = true
 	}

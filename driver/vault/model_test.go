@@ -28,11 +28,12 @@ const (
 	perLife    = 4    // leases that may be issued for a question in the life of one
 	perHour    = 2000 // requests of a session: a storm would be ten a second
 	perTrouble = 12   // problems told for each thing that happens: one for each question, and some
+	savedMost  = 64 << 10
 )
 
 // TestModel lives the lives of a few hundred tasks at random: readings that overlap and ask now this and now that, commits, edits,
-// faults and outages, revocations, changed roles, lost and new identities, crashes, and clocks that step meanwhile. MODEL_RUNS says how many; MODEL_SEED repeats one of them that many times, as the jitter of
-// leases and pauses is not the seed's.
+// faults and outages, revocations, changed roles, lost and new identities, crashes, and clocks that step meanwhile. MODEL_RUNS says how many;
+// MODEL_SEED lives one of them that many times, with the same jitter of leases and pauses each time.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	runs, seed := fromEnv(t, "MODEL_RUNS", 60), fromEnv(t, "MODEL_SEED", 0)
@@ -82,6 +83,7 @@ type model struct {
 	asked  sync.Mutex // guards what the session's goroutines need, too
 	jwt    func(context.Context) (string, error)
 	logins []time.Time
+	jitter *rand.Rand
 
 	dies  []time.Time // when the plugin did
 	steps []time.Time // when the clock did, too
@@ -158,7 +160,8 @@ func one[T any](m *model, all []T) T { return all[m.IntN(len(all))] }
 
 // live is one life.
 func live(b *bench, seed uint64) {
-	m := &model{bench: b, Rand: rand.New(rand.NewPCG(seed, 0)), users: map[string]string{}}
+	m := &model{bench: b, Rand: rand.New(rand.NewPCG(seed, 0)), jitter: rand.New(rand.NewPCG(seed, 1)), users: map[string]string{}}
+	b.client.Jitter(m.drawn)
 	defer func() {
 		if b.Failed() {
 			b.Logf("MODEL_SEED=%d\n%s", seed, m.story.String())
@@ -174,6 +177,13 @@ func live(b *bench, seed uint64) {
 		m.budget()
 	}
 	m.end()
+}
+
+// drawn is the next jitter of a lease.
+func (m *model) drawn() float64 {
+	m.asked.Lock()
+	defer m.asked.Unlock()
+	return m.jitter.Float64()
 }
 
 func (m *model) setUp() {
@@ -403,6 +413,7 @@ func (m *model) crashes() {
 	synctest.Wait()
 	state := shifted(m.T, m.save(m.s), -step)
 	m.crash()
+	m.client.Jitter(m.drawn)
 	m.dies = append(m.dies, time.Now())
 	if step != 0 {
 		m.steps = append(m.steps, time.Now())
@@ -477,6 +488,7 @@ func (m *model) check() {
 	if now.Sub(m.hour) >= time.Hour {
 		calls := m.Calls("")
 		must.LessEq(m, perHour, calls-m.calls, must.Sprint("a storm of requests"))
+		must.LessEq(m, savedMost, len(m.save(m.s)), must.Sprint("what is saved grows"))
 		m.calls, m.hour = calls, now
 	}
 }

@@ -125,10 +125,10 @@ func (s *Secret) issued() bool { return s.Kind == Leased || s.Kind == Expiring }
 
 // newSecret reads an answer to req. engine is the mount's type as Vault names it, empty when unknown; ahead is how far Vault's clock is
 // ahead of ours. Only KV v1 tells a duration without a lease (vault/request_handling.go, "KV mounts should return the TTL").
-func newSecret(req Request, path, engine string, answer *api.Secret, now time.Time, ahead time.Duration) *Secret {
+func newSecret(req Request, path, engine string, answer *api.Secret, now time.Time, ahead time.Duration, jitter float64) *Secret {
 	s := &Secret{Path: path, RequestID: answer.RequestID, Data: answer.Data, Warnings: answer.Warnings}
 	if answer.LeaseID != "" {
-		s.Kind, s.Lease = Leased, newLease(answer.LeaseID, span(answer.LeaseDuration), answer.Renewable, now)
+		s.Kind, s.Lease = Leased, newLease(answer.LeaseID, span(answer.LeaseDuration), answer.Renewable, now, jitter)
 		return s
 	}
 	if engine == "" && answer.LeaseDuration > 0 {
@@ -145,7 +145,7 @@ func newSecret(req Request, path, engine string, answer *api.Secret, now time.Ti
 	default:
 		s.Kind, end = Polled, now
 	}
-	s.Lease = newLease("", end.Sub(now), false, now)
+	s.Lease = newLease("", end.Sub(now), false, now, jitter)
 	return s
 }
 

@@ -41,7 +41,7 @@ func TestNewSecret(t *testing.T) {
 		"no answer to a write":                         {Write, "transit", api.Secret{}, Fixed, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newSecret(Request{Op: test.op}, "p", test.engine, &test.answer, t0, 0)
+			s := newSecret(Request{Op: test.op}, "p", test.engine, &test.answer, t0, 0, 0.5)
 			must.Eq(t, test.kind, s.Kind)
 			must.Eq(t, test.ttl, s.Lease.TTL)
 			must.Eq(t, test.ttl == 0, s.Lease.Ends.IsZero())
@@ -205,7 +205,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		for _, op := range []Op{Read, Write, List} {
 			for _, engine := range []string{"", "kv", "database"} {
-				s := newSecret(Request{Op: op, Path: "p"}, "p", engine, answer, t0, 0)
+				s := newSecret(Request{Op: op, Path: "p"}, "p", engine, answer, t0, 0, 0.5)
 				due, renew := s.Kind.due(s.Lease, 30*time.Second)
 				must.False(t, !due.IsZero() && due.Before(t0.Add(time.Second/2)), must.Sprint(s.Kind, due))
 				must.False(t, renew && s.Lease.ID == "")

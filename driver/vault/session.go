@@ -119,6 +119,7 @@ func (c *Client) Open(ctx context.Context, o Options) (*Session, error) {
 		return nil, err
 	}
 	s.lease, s.used = s.token.Lease, s.token.N
+	s.upkeep.patient.Jitter = s.lease.Jitter
 	s.upkeep.at = s.token.due(s.lease, time.Now())
 	s.wake()
 	return s, nil

@@ -116,7 +116,7 @@ const verifyWithin = 3 * time.Second
 // resume takes over what was saved, and makes due what only Vault can tell: whether the token and the leases still live.
 func (s *Session) resume(in *saved, now time.Time) {
 	s.token, s.lease, s.used, s.leaves = in.Token, in.Lease.resumed(now), in.Used, in.Leaves
-	s.retired, s.spent = in.Retired, in.Spent
+	s.retired, s.spent, s.upkeep.patient.Jitter = in.Retired, in.Spent, s.lease.Jitter
 	s.forgetEnded(now)
 	s.doubted, s.upkeep.at = true, now.Add(fraction(verifyWithin, s.lease.Jitter))
 	for _, one := range in.Items {

@@ -100,14 +100,14 @@ func (s *Session) look(ctx context.Context, given func() (string, error), n int)
 	}
 	t.Accessor, _ = known.TokenAccessor()
 	t.Policies, _ = known.TokenPolicies()
-	t.Lease = remaining(known, time.Now())
+	t.Lease = s.remaining(known, time.Now())
 	return t, nil
 }
 
 // remaining is what a look at a token says of its life.
-func remaining(known *api.Secret, now time.Time) Lease {
+func (s *Session) remaining(known *api.Secret, now time.Time) Lease {
 	ttl, _ := known.TokenTTL()
-	return newLease("", ttl, false, now)
+	return newLease("", ttl, false, now, s.client.jitter())
 }
 
 // loginOp is what errors say a login is.
@@ -140,14 +140,14 @@ func (s *Session) logIn(ctx context.Context, jwt string, n int) (*token, error) 
 		return nil, &Error{Class: ErrInvalid, Op: op, Detail: "the answer has no token",
 			Hint: fmt.Sprintf("is auth/%s a JWT auth method?", c.cluster.AuthPath)}
 	}
-	t := newToken(n, answer.Auth, now)
+	t := newToken(n, answer.Auth, now, c.jitter())
 	c.logger.Debug("logged in", "role", s.role, "accessor", t.Accessor, "policies", t.Policies, "ttl", t.Lease.TTL)
 	return t, nil
 }
 
-func newToken(n int, a *api.SecretAuth, now time.Time) *token {
+func newToken(n int, a *api.SecretAuth, now time.Time, jitter float64) *token {
 	return &token{N: n, Value: a.ClientToken, Accessor: a.Accessor, Policies: a.Policies,
-		Lease: newLease("", span(a.LeaseDuration), a.Renewable, now)}
+		Lease: newLease("", span(a.LeaseDuration), a.Renewable, now, jitter)}
 }
 
 // refusals are what Vault 1.21 says when it refuses a login, what that means, and what to do about it: MOUNT, ROLE and
