@@ -2,6 +2,8 @@ package driver
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -36,6 +38,10 @@ func TestPanicEndsOneTask(t *testing.T) {
 				h.write("green")
 				r := h.start(asApp + block("local/0", kv, onSignal))
 				ended := r.wait()
+				neighbour := h.elsewhere(asApp + block("local/0", kv, onNoop))
+				neighbour.AllocID, neighbour.ID = "alloc-2", "alloc-2/web/1"
+				_, _, err := h.StartTask(neighbour)
+				must.NoError(t, err)
 				panics(r)
 				h.write("blue")
 				select {
@@ -44,12 +50,15 @@ func TestPanicEndsOneTask(t *testing.T) {
 				case <-time.After(time.Hour):
 					t.Fatal("the task goes on")
 				}
-				must.Len(t, 0, h.machine.running())
+				must.Len(t, 1, h.machine.running())
 				must.Positive(t, h.logged("panic"))
 				must.Eq(t, 0, h.logged(vaulttest.Planted))
 				must.NoError(t, h.DestroyTask(r.cfg.ID, true))
 				after(10 * time.Minute)
-				must.Len(t, 0, h.Tokens())
+				must.Len(t, 1, h.Tokens())
+				text, err := os.ReadFile(filepath.Join(neighbour.AllocDir, "web/local/0"))
+				must.NoError(t, err)
+				must.Eq(t, "blue", string(text), must.Sprint("the neighbour gets what is new"))
 			})
 		})
 	}

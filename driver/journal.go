@@ -65,7 +65,11 @@ const remindEvery = 5 * time.Minute
 
 // remind writes what is wrong at this moment into the agent's log.
 func (t *task) remind() {
-	for _, text := range append(t.secrets.trouble(), t.trouble.text, t.untold.text) {
+	all := append(t.secrets.trouble(), t.trouble.text, t.untold.text)
+	if t.record.Doubted {
+		all = append(all, "a change_script failed: whether the task uses what is new is not known")
+	}
+	for _, text := range all {
 		if text != "" {
 			t.log(hclog.Warn, "still: "+text)
 		}
@@ -115,7 +119,12 @@ func (t *task) notice(n vault.Notice) {
 	case vault.Problem, vault.Waiting, vault.Dead:
 		t.event("Vault: %s", n.Text)
 	case vault.Replaced:
-		go t.save()
+		go func() {
+			_ = t.guard("saving", func() error { // the log has it
+				t.save()
+				return nil
+			})
+		}()
 	case vault.Broken:
 		t.breaks(errors.New(n.Text))
 	}

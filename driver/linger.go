@@ -36,6 +36,7 @@ type left struct {
 	old     bool          // of a plugin process before this one
 	found   time.Time     // by this one, until it is claimed
 	warned  bool          // that it cannot be revoked yet
+	unswept time.Time     // since when its processes could not be ended; zero: they could, or were not looked for
 }
 
 // Format keeps the sessions out of logs, errors and panics.
@@ -52,7 +53,12 @@ func (d *Driver) leave(l *left, wait time.Duration) {
 func (d *Driver) park(l *left, wait time.Duration) {
 	l.late = make(chan struct{})
 	d.idle[l.record.Key] = l
-	l.timer = time.AfterFunc(wait, func() { d.expire(l) })
+	l.timer = time.AfterFunc(wait, func() {
+		_ = d.guard(l.record.Key, "giving up what it has left", func() error { // the log has it
+			d.expire(l)
+			return nil
+		})
+	})
 }
 
 // claim takes what the last run of a task has left, nil when there is nothing. Whoever stops the timer has it; one that is
@@ -149,6 +155,9 @@ func (d *Driver) expire(l *left) {
 	if l.stray() {
 		if err := d.sweep(l); err != nil {
 			d.logger.Warn("a process may be left behind", "task", l.record.Key, "error", err)
+			if d.sweepLater(l) {
+				return
+			}
 		}
 	}
 	d.clear(l)
@@ -157,6 +166,20 @@ func (d *Driver) expire(l *left) {
 	d.mu.Unlock()
 	close(l.late)
 	d.revokeAll(l)
+}
+
+// sweepLater leaves l for another while, since a start of the task that finds nothing of it would meet the process that could not be ended. It does
+// not for ever: the credentials of that process are to be revoked.
+func (d *Driver) sweepLater(l *left) bool {
+	if l.unswept.IsZero() {
+		l.unswept = time.Now()
+	}
+	if time.Since(l.unswept) > claimedWithin {
+		return false
+	}
+	d.leave(&left{record: l.record, secrets: l.secrets, old: l.old, unswept: l.unswept}, unclaimedAfter)
+	close(l.late)
+	return true
 }
 
 // clear removes the files of a run and sets aside what is to be revoked, where the next run does not overwrite it.
@@ -190,6 +213,16 @@ func (d *Driver) setAside(l *left) {
 		d.logger.Warn("a crash now would lose what is to be revoked", "task", l.record.Key, "error", err)
 	}
 	l.record.file = file
+}
+
+// revokeLater is revokeAll beside what is going on.
+func (d *Driver) revokeLater(l *left) {
+	go func() {
+		_ = d.guard(l.record.Key, "revoking", func() error { // the log has it
+			d.revokeAll(l)
+			return nil
+		})
+	}()
 }
 
 // revokeAll tries until everything is revoked or the plugin ends.

@@ -54,7 +54,7 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 		left, err = t.reattach()
 		return err
 	}); err != nil {
-		t.say("not taken over after the end of the plugin before: %v", err)
+		t.warn("not taken over after the end of the plugin before: %v", err)
 		t.cancel()
 		t.putBack(left)
 		d.forget(t)
@@ -150,7 +150,7 @@ func (t *task) unasked() error {
 		if waited < claimedWithin && !gone(t.cfg.AllocDir) {
 			continue
 		}
-		t.say("ended: the agent has not asked about the task since its start")
+		t.warn("ended: the agent has not asked about the task since its start")
 		err := t.d.destroy(t, t.conf.killTimeout, t.conf.KillSignal)
 		if err == nil {
 			return nil

@@ -11,6 +11,7 @@ import (
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/vault"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
@@ -102,6 +103,7 @@ func (t *task) take(r rendered) {
 			t.event("Secrets changed: %s; noop", t.pending)
 		} else {
 			t.relieved(was)
+			t.relieved(t.untold)
 		}
 		t.told(t.pending.grace())
 	}
@@ -119,8 +121,9 @@ func (t *task) stay(err error) {
 		return
 	}
 	t.warn("%s", t.trouble.text)
-	if t.trouble.event = !vault.Transient(err); t.trouble.event { // of an outage the session has told
+	if !vault.Transient(err) { // of an outage the session has told
 		t.event("Secrets not updated: %v", err)
+		t.trouble.event = true
 	}
 }
 
@@ -143,14 +146,15 @@ func (t *task) act() state {
 	if t.pending.restart {
 		return t.restart
 	}
-	return t.tell(t.pending.actions(), attempt{})
+	return t.tell(t.pending.actions(), attempt{level: hclog.Info})
 }
 
 // attempt is what has come of the actions so far.
 type attempt struct {
-	did    []string // for the log
-	failed []string // those of them that are to be tried again
-	undone change   // the scripts and signals of these
+	did    []string    // for the log
+	failed []string    // those of them that are to be tried again
+	undone change      // the scripts and signals of these
+	level  hclog.Level // of the line about it: a script that failed needs a person
 }
 
 // tell does what is left of the actions one after the other. Each may take its time: the end of the process, a stop and a
@@ -190,12 +194,11 @@ func (t *task) tried(rest []action, so attempt, err error) state {
 	}
 	failed := fmt.Sprintf("%s failed: %v", a, err)
 	if a.script != nil && a.script.FailOnError {
-		t.warn("%s changed; %s", t.pending, failed)
-		t.event("Secrets changed: %s; %s", t.pending, failed)
+		t.report(hclog.Warn, failed)
 		return t.fail(fmt.Errorf("%s: %w", a, err))
 	}
 	so.did = append(so.did, failed)
-	if errors.As(err, new(scriptError)) {
+	if so.level = hclog.Warn; errors.As(err, new(scriptError)) {
 		t.remember(func(r *record) { r.Doubted = true })
 		return t.tell(rest[1:], so)
 	}
@@ -208,13 +211,13 @@ func (t *task) tried(rest []action, so attempt, err error) state {
 func (t *task) acted(so attempt) state {
 	did := strings.Join(so.did, ", ")
 	if !so.undone.acts() {
-		t.report(did)
+		t.report(so.level, did)
 		t.told(t.pending.grace())
 		return t.running
 	}
 	if t.untold.begins(strings.Join(so.failed, ", ")) {
-		t.warn("%s changed; %s; trying again", t.pending, did)
-		t.event("Secrets changed: %s; %s; trying again", t.pending, did)
+		t.report(so.level, did+"; trying again")
+		t.untold.event = true
 	}
 	t.remember(func(r *record) { r.Told = t.current.knownBut(so.undone, r.Told, &t.conf) })
 	t.pending = t.current.against(t.record.Told, &t.conf)
@@ -223,8 +226,8 @@ func (t *task) acted(so attempt) state {
 }
 
 // report tells what has come of a change.
-func (t *task) report(did string) {
-	t.say("%s changed; %s", t.pending, did)
+func (t *task) report(level hclog.Level, did string) {
+	t.speak(level, fmt.Sprintf("%s changed; %s", t.pending, did))
 	t.event("Secrets changed: %s; %s", t.pending, did)
 }
 
@@ -297,8 +300,8 @@ func (t *task) unread(err error) state {
 		t.unreadAt = time.Now()
 	}
 	if time.Since(t.unreadAt) > unreadFor && t.untold.begins(fmt.Sprintf("the restart waits: %v", err)) {
-		t.warn("%s changed; %s", t.pending, t.untold.text)
-		t.event("Secrets changed: %s; %s", t.pending, t.untold.text)
+		t.report(hclog.Warn, t.untold.text)
+		t.untold.event = true
 	}
 	t.splay = time.After(time.Second)
 	return t.running
@@ -343,7 +346,7 @@ func (t *task) halted(err error, next state) state {
 	if err == nil {
 		return next
 	}
-	t.say("stop for a restart: %v", err)
+	t.warn("stop for a restart: %v", err)
 	if err := ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)); err != nil {
 		return t.fail(fmt.Errorf("restart: stop: %w", err))
 	}

@@ -452,7 +452,7 @@ func TestScriptThatFailsIsNotRunAgain(t *testing.T) {
 				h.write("blue")
 				after(noticed)
 				must.Eq(t, []string{"Secrets changed: local/0; " + test.says}, h.events())
-				must.Eq(t, 1, h.logged("local/0 changed; "+test.says))
+				must.Eq(t, 1, h.logged("[WARN]  local/0 changed; "+test.says))
 				must.Eq(t, test.end == "", r.alive())
 				if test.end != "" {
 					must.Eq(t, test.end, (<-ended).Err.Error())

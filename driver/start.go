@@ -54,7 +54,10 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	}
 	if err != nil {
 		t.warn(notStarted, err)
-		t.undo()
+		_ = t.guard("undoing the start", func() error { // the log has it
+			t.undo()
+			return nil
+		})
 		d.forget(t)
 		return nil, nil, err
 	}
@@ -234,7 +237,7 @@ func (t *task) adopt(old *left) {
 	others := &left{record: record{Key: t.secrets.key}, secrets: t.secrets.adopt(old.secrets)}
 	if others.secrets.holds() {
 		t.d.setAside(others)
-		go t.d.revokeAll(others)
+		t.d.revokeLater(others)
 	}
 	t.save()
 }
@@ -396,7 +399,7 @@ func (t *task) undo() {
 	ctx, cancel := context.WithTimeout(t.d.ctx, undoWithin)
 	defer cancel()
 	if !t.d.revoke(ctx, l) {
-		go t.d.revokeAll(l)
+		t.d.revokeLater(l)
 	}
 }
 

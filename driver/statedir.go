@@ -83,7 +83,7 @@ func (d *Driver) keepIn(s *store) {
 		if l.record.file == "" {
 			d.setAside(l)
 		}
-		go d.revokeAll(l)
+		d.revokeLater(l)
 	}
 }
 

@@ -112,7 +112,10 @@ func (t *task) run() {
 		}
 	}
 	if t.d.ctx.Err() == nil {
-		t.finish()
+		_ = t.guard("its end", func() error { // the log has it
+			t.finish()
+			return nil
+		})
 	}
 }
 
@@ -137,7 +140,6 @@ func (t *task) running() state {
 	case <-t.splay:
 		return t.act
 	case err := <-t.broken:
-		t.warn("ended: %v", err)
 		return t.fail(err)
 	case <-t.reminder.C:
 		t.remind()
@@ -188,6 +190,7 @@ func (t *task) ended(result *drivers.ExitResult) state {
 
 // fail ends the task with an error of ours.
 func (t *task) fail(err error) state {
+	t.warn("ended: %v", err)
 	_ = t.destroyProcess() // there may be no process any more; what is left is said, and swept later
 	return t.ended(&drivers.ExitResult{ExitCode: -1, Err: err})
 }
@@ -195,6 +198,7 @@ func (t *task) fail(err error) state {
 // finish gives up what belongs to this run and publishes the result. The log pipes are closed before, so that Nomad's log
 // collector sees the end; the secrets wait for the next run.
 func (t *task) finish() {
+	defer close(t.done)
 	t.reached("ended")
 	t.secrets.pause()
 	t.removeMoved()
@@ -208,7 +212,6 @@ func (t *task) finish() {
 	}
 	t.d.leave(t.leaves(), linger)
 	t.reached("left")
-	close(t.done)
 }
 
 // errPluginEnds answers what comes while the plugin ends. Nomad asks the next plugin process.

@@ -46,6 +46,41 @@ func TestProcessThatCannotBeEndedIsSweptAfterTheLinger(t *testing.T) {
 	})
 }
 
+// It cannot be ended for longer than the linger, and the task is started again: the process is ended first all the same.
+func TestProcessThatCannotBeEndedForLongIsSweptByALateStart(t *testing.T) {
+	bubble(t, func(h *host) {
+		for _, method := range []string{"wait", "destroy", "sweep"} {
+			h.inner.failing(method, errWrapped)
+		}
+		_, _, err := h.StartTask(h.job(asApp + block("secrets/db", creds, "")))
+		must.Error(t, err)
+		after(10 * time.Minute)
+		must.Len(t, 1, h.machine.running())
+		must.Len(t, 1, h.Tokens())
+		for _, method := range []string{"wait", "destroy", "sweep"} {
+			h.inner.failing(method, nil)
+		}
+		h.start(asApp + block("secrets/db", creds, ""))
+		must.Len(t, 1, h.machine.running())
+		must.Len(t, 1, h.Tokens())
+	})
+}
+
+// It can never be ended: its credentials are revoked all the same.
+func TestCredentialsOfAProcessThatCannotBeEndedAreRevoked(t *testing.T) {
+	bubble(t, func(h *host) {
+		for _, method := range []string{"wait", "destroy", "sweep"} {
+			h.inner.failing(method, errWrapped)
+		}
+		_, _, err := h.StartTask(h.job(asApp + block("secrets/db", creds, "")))
+		must.Error(t, err)
+		after(20 * time.Minute)
+		must.Len(t, 1, h.machine.running())
+		must.Len(t, 0, h.Tokens())
+		must.Between(t, 10, h.logged("a process may be left behind"), 20)
+	})
+}
+
 // A script that does not end is run once, however often the secret changes, and once more when it has ended.
 func TestScriptThatHangsIsNotRunAgain(t *testing.T) {
 	bubble(t, func(h *host) {
