@@ -1,3 +1,5 @@
+//go:build !race
+
 package template
 
 import (
@@ -37,6 +39,7 @@ func crowd(t *testing.T, tasks, each int, text string, in Input) {
 	tmpl, err := Parse(Spec{Name: "x", Data: text})
 	must.NoError(t, err)
 	for range tasks {
+		in := in
 		in.Budget = NewBudget()
 		for range each {
 			all.Go(func() { _, _ = tmpl.Execute(ctx, in) })
