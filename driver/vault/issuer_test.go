@@ -282,7 +282,7 @@ func TestTokenRoleThatDoesNotWork(t *testing.T) {
 		says          string
 	}{
 		"no such role": {
-			func(m *minting) { delete(m.Makes, "nomad") }, nil, vault.ErrNotFound, `check token role "nomad": not found in Vault: there is no such role`},
+			func(m *minting) { m.RemoveTokenRole("nomad") }, nil, vault.ErrNotFound, `check token role "nomad": not found in Vault: there is no such role`},
 		"without a period": {
 			func(m *minting) { m.SetTokenRole("nomad", vaulttest.TokenRole{}) }, nil, vault.ErrInvalid, "token_period is 0"},
 		"with an explicit maximum": {

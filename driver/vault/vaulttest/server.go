@@ -199,6 +199,13 @@ func (s *Server) SetTokenRole(name string, r TokenRole) {
 	s.Makes[name] = r
 }
 
+// RemoveTokenRole removes a token role while sessions run.
+func (s *Server) RemoveTokenRole(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.Makes, name)
+}
+
 // Certificates is how many were issued and not revoked.
 func (s *Server) Certificates() int {
 	s.mu.Lock()
