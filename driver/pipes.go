@@ -87,53 +87,51 @@ func (e *pipe) open(closed bool) error {
 	return nil
 }
 
-// write opens the pipe within the allocation's directory, where a task may have made anything of it.
+// write opens the pipe for writing.
 func (e *pipe) write() (*os.File, error) {
-	root, name, err := e.root()
-	if err != nil {
+	if err := e.look(); err != nil {
 		return nil, err
 	}
+	return inode.OpenPipe(e.at)
+}
+
+// look finds the pipe within the allocation's directory, where a task may make anything of it. It does so once: Nomad's log collectors use the
+// same pipe for as long as the task runs (client/lib/fifo/fifo_unix.go, CreateAndRead).
+func (e *pipe) look() error {
+	if e.at != nil {
+		return nil
+	}
+	name, err := filepath.Rel(e.dir, e.path)
+	if err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(e.dir)
+	if err != nil {
+		return inode.Cause(err)
+	}
 	defer root.Close()
-	return inode.OpenPipe(root, name)
+	e.at, err = inode.Pipe(root, name)
+	return err
 }
 
 // paths are what the pipes can be opened by from any process of this host, for as long as the pipes are not closed: a name in an allocation's
-// directory may lead anywhere by the time at which it is opened.
+// directory may lead anywhere by the time at which it is opened. After an error the path of what is no pipe is that of /dev/null.
 func (p *pipes) paths() (stdout, stderr string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if stdout, err = p.stdout.name(); err == nil {
-		stderr, err = p.stderr.name()
-	}
-	return stdout, stderr, err
+	stdout, errOut := p.stdout.name()
+	stderr, errErr := p.stderr.name()
+	return stdout, stderr, errors.Join(errOut, errErr)
 }
 
 func (e *pipe) name() (string, error) {
 	if e.path == "" || e.path == os.DevNull {
 		return e.path, nil
 	}
-	if e.at == nil {
-		root, name, err := e.root()
-		if err != nil {
-			return "", fmt.Errorf("open log pipe %s: %w", e.path, err)
-		}
-		defer root.Close()
-		if e.at, err = inode.Pipe(root, name); err != nil {
-			return "", fmt.Errorf("open log pipe %s: %w", e.path, err)
-		}
+	if err := e.look(); err != nil {
+		return os.DevNull, fmt.Errorf("open log pipe %s: %w", e.path, err)
 	}
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), e.at.Fd()), nil
-}
-
-// root is the allocation's directory, and the pipe's name below it.
-func (e *pipe) root() (root *os.Root, name string, err error) {
-	if name, err = filepath.Rel(e.dir, e.path); err != nil {
-		return nil, "", err
-	}
-	if root, err = os.OpenRoot(e.dir); err != nil {
-		return nil, "", inode.Cause(err)
-	}
-	return root, name, nil
 }
 
 // say writes one line to the task's stderr log. A line that the pipe has no room or no reader for is dropped: no task waits

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"time"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
@@ -104,8 +103,7 @@ func (t *task) reattach() (*left, error) {
 	}
 	cfg, err := t.wrappedConfig()
 	if err != nil { // a task goes on without its log, whatever has become of that
-		t.d.logger.Warn("the output of the task is lost", "task", t.record.Key, "error", err)
-		cfg.StdoutPath, cfg.StderrPath = os.DevNull, os.DevNull
+		t.d.logger.Warn("output of the task is lost", "task", t.record.Key, "error", err)
 	}
 	err = t.d.inner.RecoverTask(&drivers.TaskHandle{Version: t.record.InnerVersion, Config: cfg, DriverState: t.record.Inner})
 	if err == nil {

@@ -321,7 +321,7 @@ func (t *task) destroyProcess() (err error) {
 	err = t.guard("ending the process", func() error { return ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)) })
 	if err != nil {
 		t.remember(func(r *record) { r.Launching = true })
-		t.speak(hclog.Error, fmt.Sprintf("a process may be left running, until the task's next start or for %s: %v", t.op.Linger, err))
+		t.speak(hclog.Error, fmt.Sprintf("a process may be left running, until the task's next start or for %s: %v", claimedWithin, err))
 	}
 	return err
 }

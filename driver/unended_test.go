@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 )
 
 // A start fails after the process was started, and the wrapped driver cannot end that at the moment: it is said, and the next start ends it first.
@@ -167,6 +168,28 @@ func TestWrappedDriverGetsThePipesThemselves(t *testing.T) {
 	})
 }
 
+// Between the look at a pipe and the start of the process a sibling puts another pipe there, which nobody reads: it is not the one that is opened.
+func TestPipeThatWasLookedAtIsTheOneThatIsOpened(t *testing.T) {
+	dir := t.TempDir()
+	stdout, stderr := fifos(t, dir)
+	out, err := collect(t, stdout), collect(t, stderr)
+	defer out.close()
+	defer err.close()
+	p := newPipes("[x] ", dir, stdout, stderr)
+	defer p.close()
+	must.NoError(t, p.hold())
+	looked, failed := os.Stat(stdout)
+	must.NoError(t, failed)
+	must.NoError(t, os.Rename(stdout, stdout+".away"))
+	must.NoError(t, unix.Mkfifo(stdout, 0o600))
+	given, _, failed := p.paths()
+	must.NoError(t, failed)
+	opened, failed := os.Stat(given)
+	must.NoError(t, failed)
+	must.True(t, os.SameFile(looked, opened))
+	must.NoError(t, p.hold(), must.Sprint("there is somebody who reads it"))
+}
+
 // A task is recovered without its log where something else has taken the place of the pipe.
 func TestRecoverWithoutALogPipe(t *testing.T) {
 	bubble(t, func(h *host) {
@@ -184,7 +207,8 @@ func TestRecoverWithoutALogPipe(t *testing.T) {
 		h.boot()
 		must.NoError(t, h.RecoverTask(handle))
 		must.Eq(t, os.DevNull, h.inner.logs.StderrPath)
-		must.Eq(t, 1, h.logged("the output of the task is lost"))
+		must.StrHasPrefix(t, "/proc/", h.inner.logs.StdoutPath)
+		must.Eq(t, 1, h.logged("output of the task is lost"))
 		must.Len(t, 1, h.machine.running())
 	})
 }

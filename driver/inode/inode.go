@@ -51,14 +51,13 @@ func Read(root *os.Root, name string, most int64) ([]byte, fs.FileInfo, error) {
 
 // Open opens the regular file of that name below root for reading, like Read.
 func Open(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
-	return open(root, name, 0, os.O_RDONLY)
-}
-
-// OpenPipe opens the named pipe of that name below root for writing, without waiting for a reader: where there is none, the
-// error is ENXIO.
-func OpenPipe(root *os.Root, name string) (*os.File, error) {
-	file, _, err := open(root, name, fs.ModeNamedPipe, os.O_WRONLY)
-	return file, err
+	at, info, err := look(root, name, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer at.Close()
+	file, err := os.OpenFile(Path(at), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	return file, info, Cause(err)
 }
 
 // Pipe returns a descriptor that is good for naming the named pipe of that name below root, and for nothing else.
@@ -67,20 +66,16 @@ func Pipe(root *os.Root, name string) (*os.File, error) {
 	return at, err
 }
 
+// OpenPipe opens for writing what Pipe has returned, without waiting for a reader: where there is none, the error is ENXIO.
+func OpenPipe(pipe *os.File) (*os.File, error) {
+	file, err := os.OpenFile(Path(pipe), os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	return file, Cause(err)
+}
+
 // Socket returns a descriptor that is good for naming the socket of that name below root, and for nothing else.
 func Socket(root *os.Root, name string) (*os.File, error) {
 	at, _, err := look(root, name, fs.ModeSocket)
 	return at, err
-}
-
-func open(root *os.Root, name string, wanted fs.FileMode, flag int) (*os.File, fs.FileInfo, error) {
-	at, info, err := look(root, name, wanted)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer at.Close()
-	file, err := os.OpenFile(Path(at), flag|syscall.O_NONBLOCK, 0)
-	return file, info, Cause(err)
 }
 
 func look(root *os.Root, name string, wanted fs.FileMode) (*os.File, fs.FileInfo, error) {

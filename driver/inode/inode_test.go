@@ -65,9 +65,12 @@ func TestReadReadsFilesOnly(t *testing.T) {
 
 func TestOpenPipeAndSocketTakeNothingElse(t *testing.T) {
 	root := directory(t)
-	_, err := OpenPipe(root, "pipe")
+	pipe, err := Pipe(root, "pipe")
+	must.NoError(t, err)
+	defer pipe.Close()
+	_, err = OpenPipe(pipe)
 	must.ErrorIs(t, err, syscall.ENXIO)
-	_, err = OpenPipe(root, "file")
+	_, err = Pipe(root, "file")
 	must.EqError(t, err, "it is a regular file, not a named pipe")
 	_, err = Socket(root, "file")
 	must.EqError(t, err, "it is a regular file, not a socket")
