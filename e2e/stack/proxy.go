@@ -41,6 +41,15 @@ type Proxy struct {
 	server *http.Server
 	faults []laid
 	mended chan struct{} // closed by Mend, for those that hang
+	hush   atomic.Pointer[hush]
+}
+
+// hush is the silence of connections while it lasts. It is not guarded by the proxy's mu, which who ends connections holds while they pass on their
+// last words.
+type hush struct {
+	silence silence
+	since   time.Time
+	over    chan struct{} // closed at its end
 }
 
 // A Fault is what goes wrong with a request or, where answer is nil, with every connection.
@@ -62,7 +71,6 @@ const (
 type laid struct {
 	fault Fault
 	where []string
-	at    time.Time
 	met   int
 }
 
@@ -130,8 +138,16 @@ func Third(f Fault) Fault {
 func (p *Proxy) Break(f Fault, where ...string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.faults = append(p.faults, laid{fault: f, where: where, at: time.Now()})
-	if f.answer != nil || f.silent != none {
+	p.faults = append(p.faults, laid{fault: f, where: where})
+	if f.silent != none {
+		h := &hush{f.silent, time.Now(), make(chan struct{})}
+		if before := p.hush.Load(); before != nil {
+			h.over = before.over
+		}
+		p.hush.Store(h)
+		return nil
+	}
+	if f.answer != nil {
 		return nil
 	}
 	p.stop()
@@ -147,6 +163,7 @@ func (p *Proxy) Mend() error {
 	defer p.mu.Unlock()
 	connections := slices.ContainsFunc(p.faults, func(l laid) bool { return l.fault.answer == nil && l.fault.silent == none })
 	p.faults = nil
+	p.speak()
 	close(p.mended)
 	p.mended = make(chan struct{})
 	if !connections {
@@ -219,8 +236,16 @@ func (p *Proxy) listen(expired bool) error {
 	return nil
 }
 
+// speak ends the silence of connections, if there is one.
+func (p *Proxy) speak() {
+	if h := p.hush.Swap(nil); h != nil {
+		close(h.over)
+	}
+}
+
 // stop ends every connection and takes no more.
 func (p *Proxy) stop() {
+	p.speak()
 	if p.server != nil {
 		_ = p.server.Close() // nothing is lost with it
 		p.server = nil
@@ -261,14 +286,8 @@ func (c connection) Write(b []byte) (int, error) {
 
 // pass returns when a connection that is open since then may pass something on.
 func (p *Proxy) pass(since time.Time) {
-	p.mu.Lock()
-	mended := p.mended
-	silent := slices.ContainsFunc(p.faults, func(l laid) bool {
-		return l.fault.silent == all || l.fault.silent == old && since.Before(l.at)
-	})
-	p.mu.Unlock()
-	if silent {
-		<-mended
+	if h := p.hush.Load(); h != nil && (h.silence == all || since.Before(h.since)) {
+		<-h.over
 	}
 }
 
