@@ -214,10 +214,10 @@ func TestShortLivedTokensShortenTheirLeases(t *testing.T) {
 // A lease that comes with the answer to a token of yesterday is not one to keep.
 func TestLeaseOfATokenThatWasReplacedMeanwhile(t *testing.T) {
 	bubble(t, func(b *bench) {
-		b.Roles["app"] = vaulttest.Role{TTL: 10 * time.Minute, Fixed: true}
+		b.Roles["app"] = vaulttest.Role{TTL: 2 * time.Minute, Fixed: true}
 		s := b.open()
-		time.Sleep(8 * time.Minute)
-		mend := b.Break(vaulttest.Fault{Match: "GET database/", Slow: 55 * time.Second})
+		time.Sleep(95 * time.Second)
+		mend := b.Break(vaulttest.Fault{Match: "GET database/", Slow: 15 * time.Second})
 		r := s.Begin(false)
 		b.answer(r, creds) // the token is replaced at 85 %, give or take three
 		mend()
