@@ -53,7 +53,7 @@ func TestRenderedFilesDoNotMoveToTheNextVersion(t *testing.T) {
 		put(t, s, j, map[string]any{"color": "green"})
 		j.Group = "ephemeral_disk {\n sticky = true\n migrate = true\n }"
 		j.Config = file("local/color", inJob(j, "color"), onNoop) + file("alloc/data/color", inJob(j, "color"), onNoop)
-		_, first := register(t, s, shell(j, "cd $NOMAD_TASK_DIR; echo mine > own; cat color; "+stay))
+		_, first := register(t, s, shell(j, "cd $NOMAD_TASK_DIR; echo mine > own; cat color; echo; "+stay))
 		_, err := first.Log(ctx, j.Name, "stdout", "green", 1)
 		must.NoError(t, err)
 		j.Config = ""
