@@ -521,9 +521,9 @@ func TestWhatTheOperatorReads(t *testing.T) {
 		})
 		stderr, err := alloc.Logs(ctx, j.Name, "stderr")
 		must.NoError(t, err)
-		must.RegexMatch(t, regexp.MustCompile(fmt.Sprintf(`^\[%s\] secrets ready after \d+m?s: %s
-\[%[1]s\] secrets/color changed; sent SIGHUP
-\[%[1]s\] secrets/color changed; sent SIGHUP
+		must.RegexMatch(t, regexp.MustCompile(fmt.Sprintf(`^\[%s\] \S+Z secrets ready after \d+m?s: %s
+\[%[1]s\] \S+Z secrets/color changed; sent SIGHUP
+\[%[1]s\] \S+Z secrets/color changed; sent SIGHUP
 $`, j.Driver, regexp.QuoteMeta(ready))), stderr)
 		for _, e := range state(t, ctx, alloc, j).Events {
 			must.StrNotContains(t, e.DisplayMessage, canary)
