@@ -121,6 +121,12 @@ func (w *wrapped) slow(method string, by time.Duration) {
 	w.takes[method] = by
 }
 
+func (w *wrapped) logsTo(cfg *drivers.TaskConfig) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.logs = cfg
+}
+
 func (w *wrapped) process(id string) *process {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -137,7 +143,7 @@ func (w *wrapped) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *driv
 	if err := w.call("start", ""); err != nil {
 		return nil, nil, err
 	}
-	w.logs = cfg
+	w.logsTo(cfg)
 	if w.process(cfg.ID) != nil {
 		return nil, nil, errors.New("wrapped: already started")
 	}
@@ -165,7 +171,7 @@ func (w *wrapped) RecoverTask(handle *drivers.TaskHandle) error {
 	if err := w.call("recover", ""); err != nil {
 		return err
 	}
-	w.logs = handle.Config
+	w.logsTo(handle.Config)
 	var state wrappedState
 	if err := handle.GetDriverState(&state); err != nil {
 		return err
