@@ -3,6 +3,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -21,8 +22,12 @@ func TestMain(m *testing.M) {
 	// Tests wait for leases more than for a processor. A -parallel on the command line still counts: it is parsed by Run.
 	_ = flag.Set("test.parallel", "8")
 	go machine.watch()
-	code := m.Run()
-	if err := shared.close(); err != nil {
+	removeResolver, err := makeResolver()
+	code := 1
+	if err == nil {
+		code = m.Run()
+	}
+	if err := errors.Join(err, shared.close(), removeResolver()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
