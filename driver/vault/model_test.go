@@ -67,6 +67,7 @@ type model struct {
 	*bench
 	*rand.Rand
 	s     *vault.Session
+	west  neighbour
 	reqs  []vault.Request
 	story strings.Builder // what happened, told when it ends badly
 
@@ -167,6 +168,7 @@ func live(b *bench, seed uint64) {
 			b.Logf("MODEL_SEED=%d\n%s", seed, m.story.String())
 		}
 	}()
+	m.west.setUp(m)
 	m.setUp()
 	for range 20 {
 		m.happens()
@@ -411,9 +413,12 @@ func (m *model) crashes() {
 	step := one(m, []time.Duration{0, 0, 10 * time.Minute, -10 * time.Minute})
 	m.tell("crash, and back after %s with the clock %s off", away, step)
 	synctest.Wait()
-	state := shifted(m.T, m.save(m.s), -step)
+	state, west := shifted(m.T, m.save(m.s), -step), m.west.crash(m, step)
 	m.crash()
 	m.client.Jitter(m.drawn)
+	if m.IntN(3) == 0 {
+		m.mistakes(state)
+	}
 	m.dies = append(m.dies, time.Now())
 	if step != 0 {
 		m.steps = append(m.steps, time.Now())
@@ -425,6 +430,7 @@ func (m *model) crashes() {
 	s, err := m.client.Adopt(state, m.options())
 	must.NoError(m, err)
 	m.s = s
+	m.west.adopt(m, west)
 }
 
 // instant is a time as encoding/json writes it.
@@ -485,6 +491,7 @@ func (m *model) check() {
 	must.Between(m, 0, outages, 1)
 	news := m.events + m.told(vault.Replaced) // another token may be told other things
 	must.LessEq(m, perTrouble*news, m.told(vault.Problem), must.Sprint("the same is told again and again"))
+	m.west.check(m)
 	if now.Sub(m.hour) >= time.Hour {
 		calls := m.Calls("")
 		must.LessEq(m, perHour, calls-m.calls, must.Sprint("a storm of requests"))
@@ -552,6 +559,7 @@ func (m *model) budget() {
 
 // end closes the session, in trouble first.
 func (m *model) end() {
+	m.west.end(m)
 	if m.IntN(2) == 0 {
 		m.happens()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
