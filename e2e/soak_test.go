@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -151,7 +152,7 @@ func soak(t *testing.T, ctx context.Context, s *stack.Stack, crowds []*crowd) (k
 			must.NoError(t, ends[0]())
 			must.NoError(t, s.Nomad.Start(ctx))
 			again := time.Now()
-			eventually(t, 2*time.Minute, func() error { return restored(s, crowds, again) })
+			mustBeRestored(t, ctx, s, crowds, again)
 			ends = ends[1:]
 		}
 		<-tick.C
@@ -176,19 +177,28 @@ func started(ctx context.Context, s *stack.Stack, crowds []*crowd) error {
 	return nil
 }
 
-// restored returns nil when the client measures every task again, after it was started at that time. Until then it fails those whose plugin
-// dies: their prestart hooks ask the driver for its capabilities (client/allocrunner/taskrunner/volume_hook.go).
-func restored(s *stack.Stack, crowds []*crowd, at time.Time) error {
+// mustBeRestored returns when the client measures every task again, after it was started at that time. Until then the client fails those whose
+// plugin dies: their prestart hooks ask the driver for its capabilities (client/allocrunner/taskrunner/volume_hook.go).
+func mustBeRestored(t *testing.T, ctx context.Context, s *stack.Stack, crowds []*crowd, at time.Time) {
+	t.Helper()
+	limit := within(t, 2*time.Minute)
 	for _, c := range crowds {
 		for _, alloc := range c.allocs {
-			usage, err := s.Nomad.API.Allocations().Stats(&nomad.Allocation{ID: alloc.ID}, nil)
-			if err != nil {
-				return err
-			}
-			if task := usage.Tasks[c.job.Name]; task == nil || task.Timestamp < at.UnixNano() {
-				return fmt.Errorf("%s is being restored", alloc.ID)
+			if err := stack.Eventually(limit, func() error { return restored(s, alloc.ID, c.job.Name, at) }); err != nil {
+				t.Fatalf("%s is being restored: %v\n%s", alloc.ID, err, alloc.Report(ctx))
 			}
 		}
+	}
+}
+
+// restored returns nil when the client has measured the task since then.
+func restored(s *stack.Stack, alloc, task string, at time.Time) error {
+	usage, err := s.Nomad.API.Allocations().Stats(&nomad.Allocation{ID: alloc}, nil)
+	if err != nil {
+		return err
+	}
+	if last := usage.Tasks[task]; last == nil || last.Timestamp < at.UnixNano() {
+		return errors.New("it is not measured")
 	}
 	return nil
 }
