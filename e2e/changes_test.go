@@ -109,7 +109,8 @@ func TestChangeScriptRunsInTheTask(t *testing.T) {
 		// The task's file system, environment and namespaces: only a process of the task has them all.
 		j.Task = "env {\n SIZE = \"large\"\n }"
 		j.Config = file("secrets/color", inJob(j, "color"), byScript(
-			`echo $(cat /secrets/color) $SIZE $(readlink /proc/self/ns/mnt) > /local/ran.new; mv /local/ran.new /local/ran`, ""))
+			`echo $(cat /secrets/color) $SIZE $(readlink /proc/self/ns/mnt) > /local/ran.new; mv /local/ran.new /local/ran`,
+			fmt.Sprintf("timeout = %q", stretched(20*time.Second))))
 		alloc := run(t, s, j)
 		must.Eq(t, "green", shown(t, ctx, alloc, j, "/secrets/color", 1)[0])
 		put(t, s, j, map[string]any{"color": "blue"})
