@@ -23,9 +23,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins"
 
+	_ "nomad-driver-vault/internal/sigpipe" // initialises before the executor does
 	"nomad-driver-vault/operator"
 	"nomad-driver-vault/plugin"
-	_ "nomad-driver-vault/sigpipe" // initialises before the executor does
 )
 
 func main() {

@@ -70,6 +70,6 @@ func TestSigpipeComesBeforeTheExecutor(t *testing.T) {
 	child.Env = append(os.Environ(), "GODEBUG=inittrace=1")
 	trace, err := child.CombinedOutput()
 	must.Error(t, err, must.Sprint("the executor's init did not run"))
-	must.RegexMatch(t, regexp.MustCompile(`(?m)^init nomad-driver-vault/sigpipe @`), string(trace))
+	must.RegexMatch(t, regexp.MustCompile(`(?m)^init nomad-driver-vault/internal/sigpipe @`), string(trace))
 	must.StrNotContains(t, string(trace), "init nomad-driver-vault/plugin @")
 }

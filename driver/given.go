@@ -6,8 +6,8 @@ import (
 	"os"
 
 	"nomad-driver-vault/driver/identity"
-	"nomad-driver-vault/driver/inode"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/internal/inode"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"runtime/debug"
 
-	"nomad-driver-vault/driver/logtext"
+	"nomad-driver-vault/internal/logtext"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )

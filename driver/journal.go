@@ -8,8 +8,8 @@ import (
 	"slices"
 	"time"
 
-	"nomad-driver-vault/driver/logtext"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/internal/logtext"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"nomad-driver-vault/driver/inode"
+	"nomad-driver-vault/internal/inode"
 
 	"golang.org/x/sys/unix"
 )

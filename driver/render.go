@@ -14,8 +14,8 @@ import (
 	"strings"
 	"sync"
 
-	"nomad-driver-vault/driver/inode"
 	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/internal/inode"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )

@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"nomad-driver-vault/driver/identity"
-	"nomad-driver-vault/driver/logtext"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/internal/logtext"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/nomad/structs"

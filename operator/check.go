@@ -19,8 +19,8 @@ import (
 	"github.com/hashicorp/vault/api"
 
 	"nomad-driver-vault/driver"
-	"nomad-driver-vault/driver/logtext"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/internal/logtext"
 	"nomad-driver-vault/plugin"
 )
 

@@ -12,7 +12,7 @@ import (
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 
-	"nomad-driver-vault/driver/inode"
+	"nomad-driver-vault/internal/inode"
 )
 
 // commandDirs is where a command without a slash is looked for, in the task's root: the executor's own list

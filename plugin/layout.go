@@ -12,7 +12,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"golang.org/x/sys/unix"
 
-	"nomad-driver-vault/driver/inode"
+	"nomad-driver-vault/internal/inode"
 )
 
 // layout collects the mounts of one start. Where a job puts something of its own below a host directory it wins, as it

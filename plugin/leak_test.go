@@ -6,7 +6,7 @@ import (
 	"syscall"
 	"testing"
 
-	"nomad-driver-vault/driver/leaktest"
+	"nomad-driver-vault/internal/leaktest"
 )
 
 // The docker driver keeps its connections to the engine, and Nomad's harness for driver tests those to the driver: its Kill is a data race of

@@ -13,7 +13,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"golang.org/x/sys/unix"
 
-	"nomad-driver-vault/driver/inode"
+	"nomad-driver-vault/internal/inode"
 )
 
 // stage shows Docker what a task mounts of its allocation. Docker follows any link in the path that it is given, as root, and a task makes

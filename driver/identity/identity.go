@@ -19,7 +19,7 @@ import (
 	"syscall"
 	"time"
 
-	"nomad-driver-vault/driver/inode"
+	"nomad-driver-vault/internal/inode"
 )
 
 // The classes of a task without a usable identity; every error of a Source matches one of them with errors.Is, and its text

@@ -3,7 +3,7 @@ package taskapi
 import (
 	"testing"
 
-	"nomad-driver-vault/driver/leaktest"
+	"nomad-driver-vault/internal/leaktest"
 )
 
 func TestMain(m *testing.M) { leaktest.Main(m) }

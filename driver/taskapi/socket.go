@@ -16,7 +16,7 @@ import (
 	"syscall"
 	"time"
 
-	"nomad-driver-vault/driver/inode"
+	"nomad-driver-vault/internal/inode"
 
 	"golang.org/x/sys/unix"
 )

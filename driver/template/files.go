@@ -13,7 +13,7 @@ import (
 	"strings"
 	"syscall"
 
-	"nomad-driver-vault/driver/inode"
+	"nomad-driver-vault/internal/inode"
 
 	"golang.org/x/sys/unix"
 )

@@ -13,7 +13,7 @@ import (
 	"strconv"
 	"strings"
 
-	"nomad-driver-vault/driver/inode"
+	"nomad-driver-vault/internal/inode"
 
 	"github.com/hashicorp/consul-template/dependency"
 	consul "github.com/hashicorp/consul-template/template"

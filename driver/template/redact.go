@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"nomad-driver-vault/driver/logtext"
+	"nomad-driver-vault/internal/logtext"
 )
 
 const redacted = "[redacted]"

@@ -20,7 +20,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
-	"nomad-driver-vault/driver/logtext"
+	"nomad-driver-vault/internal/logtext"
 )
 
 // render parses and executes text the way the driver does.

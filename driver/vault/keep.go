@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"nomad-driver-vault/driver/logtext"
+	"nomad-driver-vault/internal/logtext"
 )
 
 const (

@@ -6,7 +6,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
-	"nomad-driver-vault/driver/logtext"
+	"nomad-driver-vault/internal/logtext"
 )
 
 func TestLine(t *testing.T) {
