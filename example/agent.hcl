@@ -23,7 +23,8 @@ plugin "vault-exec" {
 
       # rate_limit      = ""    # requests a second that this node sends to the cluster at most, and a burst: "50:100"
 
-      # In place of logins: tokens by a Vault token role, see token-role.sh and "Token roles" in the README. create_from_role names it.
+      # In place of logins: tokens by a Vault token role, see token-role.sh and docs/tokens-and-policies.md. create_from_role
+      # names it.
       # token      = ""        # or token_file, so that the token is in no answer of Nomad's API
       # token_file = "/opt/nomad/vault_token"
       # allow "*" { policies = ["app-*"] }      # what tasks of any Nomad namespace may ask for; one namespace: allow "prod" { ... }
@@ -52,6 +53,9 @@ plugin "vault-exec" {
     # filesystem = "bind"
     # paths = ["/run/systemd/resolve/resolv.conf", "/run/systemd/resolve/stub-resolv.conf", "/run/resolvconf/resolv.conf",
     #          "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"]
+
+    # Variables of the agent's environment that tasks have with filesystem = "bind", unless the job sets them.
+    # host_env = ["PATH", "LANG", "LC_ALL", "TZ"]
   }
 }
 
@@ -65,6 +69,9 @@ plugin "vault-docker" {
 
     # As above: state_dir, start_timeout, linger, poll_interval, min_poll_interval. denied_users is empty here.
     # gc.dangling_containers.enabled is false here, for the reason below.
+
+    # Registries that may receive the credentials of a task's auth { vault_path }. Empty: every registry.
+    # auth_registries = ["docker.io", "registry.example.com:5000"]
   }
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,38 +26,48 @@ import (
 	"nomad-driver-vault/plugin"
 )
 
-// The README says of each option, once:
+// docs/plugin-options.md and docs/task-options.md describe each option once:
 //
 //   - `name` - (default: `value`) - meaning
 //
 // The options of a block are indented below it. A default that depends on the driver's published name is followed by
 // others, as in (default: `[]`, for `vault-exec`: `["root"]`), and options of one driver stand below a heading such as
-// "### `vault-exec` only".
+// "## `vault-exec` only".
 
-func TestReadmeHasEveryPluginOption(t *testing.T) {
+func TestDocsHaveEveryPluginOption(t *testing.T) {
 	for _, wraps := range plugin.Drivers() {
 		for _, name := range []string{"vault-" + wraps, wraps} {
 			t.Run(name, func(t *testing.T) {
-				must.Eq(t, specified(plugin.ConfigSpec(wraps, name)), documented(t, "Plugin options", wraps, name))
+				must.Eq(t, specified(plugin.ConfigSpec(wraps, name)), documented(t, "docs/plugin-options.md", wraps, name))
 			})
 		}
 	}
 }
 
-func TestReadmeHasEveryTaskOption(t *testing.T) {
+func TestDocsHaveEveryTaskOption(t *testing.T) {
 	for _, wraps := range plugin.Drivers() {
 		t.Run(wraps, func(t *testing.T) {
-			must.Eq(t, specified(plugin.TaskConfigSpec(wraps)), documented(t, "Task options", wraps, "vault-"+wraps))
+			must.Eq(t, specified(plugin.TaskConfigSpec(wraps)), documented(t, "docs/task-options.md", wraps, "vault-"+wraps))
 		})
 	}
 }
 
-// TestWhatComersWriteIsAccepted reads each config block of docs/coming-from.md as the driver reads a job's.
-func TestWhatComersWriteIsAccepted(t *testing.T) {
-	text, err := os.ReadFile("docs/coming-from.md")
-	must.NoError(t, err)
+// TestExampleOfAnAgentNamesEveryOption keeps the promise of example/agent.hcl, whose options may stand behind #.
+func TestExampleOfAnAgentNamesEveryOption(t *testing.T) {
+	text := page(t, "example/agent.hcl")
+	for _, wraps := range plugin.Drivers() {
+		for path := range specified(plugin.ConfigSpec(wraps, "vault-"+wraps)) {
+			name := path[strings.LastIndex(path, ".")+1:]
+			must.RegexMatch(t, regexp.MustCompile(`\b`+name+`\b`), text, must.Sprint("no ", path, " of vault-", wraps))
+		}
+	}
+}
+
+// TestMigratedConfigIsAccepted reads each config block of docs/migration.md as the driver reads a job's.
+func TestMigratedConfigIsAccepted(t *testing.T) {
+	text := page(t, "docs/migration.md")
 	own := vault.Cluster{Name: "default", Address: "https://vault.example.com:8200", Role: "nomad-cluster", TokenFile: "/etc/nomad.d/vault_token"}
-	blocks := regexp.MustCompile("(?s)```hcl\n(config \\{\n.*?)```").FindAllStringSubmatch(string(text), -1)
+	blocks := regexp.MustCompile("(?s)```hcl\n(config \\{\n.*?)```").FindAllStringSubmatch(text, -1)
 	must.GreaterEq(t, 8, len(blocks))
 	for _, block := range blocks {
 		parsed, ok := hclutils.HclConfigToInterface(t, block[1]).([]map[string]any)
@@ -74,9 +85,9 @@ func TestWhatComersWriteIsAccepted(t *testing.T) {
 	}
 }
 
-// TestReadmeHasEveryFlag compares the tables of flags with what -h prints.
-func TestReadmeHasEveryFlag(t *testing.T) {
-	text := section(t, "Setup and check")
+// TestDocsHaveEveryFlag compares the tables of flags with what -h prints.
+func TestDocsHaveEveryFlag(t *testing.T) {
+	text := page(t, "docs/setup-and-check.md")
 	row := regexp.MustCompile("(?m)^\\| `-([\\w-]+)` \\| (?:`(.*?)`)? ?\\|")
 	printed := regexp.MustCompile(`(?m)^  -([\w-]+)(?: \w+)?\n(?:.*\(default "?(.*?)"?\)$)?`)
 	for _, name := range []string{"setup", "check"} {
@@ -101,7 +112,7 @@ func flagsOf(found [][]string) map[string]string {
 	return all
 }
 
-// specified returns what the README has to say in parentheses of each option, by its path: "template.wait.min".
+// specified returns what the docs have to say in parentheses of each option, by its path: "template.wait.min".
 func specified(attrs map[string]*hclspec.Spec) map[string]string {
 	all := map[string]string{}
 	for name, spec := range attrs {
@@ -133,16 +144,16 @@ func specified(attrs map[string]*hclspec.Spec) map[string]string {
 
 var (
 	option    = regexp.MustCompile("^( *)- `(\\w+)` - \\((.+?)\\) -( \\S|$)")
-	onlyFor   = regexp.MustCompile("^### `vault-(\\w+)` only$")
+	onlyFor   = regexp.MustCompile("^## `vault-(\\w+)` only$")
 	otherwise = regexp.MustCompile("^(default: `.*?`)((?:, for `[\\w-]+`: `.*?`)*)$")
 )
 
-// documented returns what a section of the README says in parentheses of each option that a driver has under that name.
-func documented(t *testing.T, title, wraps, name string) map[string]string {
+// documented returns what a page says in parentheses of each option that a driver has under that name.
+func documented(t *testing.T, file, wraps, name string) map[string]string {
 	t.Helper()
 	all, scope := map[string]string{}, wraps
 	var path []string
-	for line := range strings.Lines(section(t, title)) {
+	for line := range strings.Lines(page(t, file)) {
 		line = strings.TrimRight(line, "\n")
 		if m := onlyFor.FindStringSubmatch(line); m != nil {
 			scope = m[1]
@@ -156,7 +167,7 @@ func documented(t *testing.T, title, wraps, name string) map[string]string {
 		must.LessEq(t, len(path), depth, must.Sprintf("indented too far: %s", line))
 		path = append(path[:depth], m[2])
 		key := strings.Join(path, ".")
-		must.MapNotContainsKey(t, all, key, must.Sprint("the README has an option twice"))
+		must.MapNotContainsKey(t, all, key, must.Sprint(file, " has an option twice"))
 		all[key] = strings.ReplaceAll(under(m[3], name), "<name>", name)
 	}
 	return all
@@ -175,7 +186,7 @@ func under(says, name string) string {
 	return m[1]
 }
 
-func TestReadmeKnowsTheTemplateFunctions(t *testing.T) {
+func TestDocsKnowTheTemplateFunctions(t *testing.T) {
 	works := named(t, "What works")
 	must.SliceContains(t, works, "secret")
 	for _, name := range works {
@@ -194,7 +205,7 @@ func TestReadmeKnowsTheTemplateFunctions(t *testing.T) {
 func named(t *testing.T, title string) []string {
 	t.Helper()
 	var names []string
-	for _, cell := range firstColumn(section(t, title)) {
+	for _, cell := range firstColumn(section(t, "docs/templates.md", title)) {
 		for _, m := range code.FindAllStringSubmatch(cell, -1) {
 			names = append(names, m[1])
 		}
@@ -202,12 +213,13 @@ func named(t *testing.T, title string) []string {
 	return names
 }
 
-// TestReadmeQuotesMessagesAsTheyArePrinted looks for each message of the README's tables in the string constants of the
-// program, piece by piece: a message may be put together from several, and "…" stands for what is filled in.
-func TestReadmeQuotesMessagesAsTheyArePrinted(t *testing.T) {
-	program := constants(t, ".", "driver", "plugin")
+// TestDocsQuoteMessagesAsTheyArePrinted looks for each message of docs/troubleshooting.md in the string constants of the
+// program, piece by piece: the code may build a message from several strings, and "…" stands for what it fills in. So
+// this proves the words of a message and not their order.
+func TestDocsQuoteMessagesAsTheyArePrinted(t *testing.T) {
+	program := constants(t)
 	count := 0
-	for _, cell := range firstColumn(section(t, "Troubleshooting")) {
+	for _, cell := range firstColumn(page(t, "docs/troubleshooting.md")) {
 		for _, message := range code.FindAllStringSubmatch(cell, -1) {
 			count++
 			for _, piece := range pieces.Split(message[1], -1) {
@@ -220,31 +232,31 @@ func TestReadmeQuotesMessagesAsTheyArePrinted(t *testing.T) {
 	must.Greater(t, 50, count, must.Sprint("the tables were not found"))
 }
 
-// constants returns the string constants of the packages at and below the folders, one on a line. The root is not walked.
-func constants(t *testing.T, folders ...string) string {
+// constants returns the string constants of the program that serves an agent, one on a line.
+func constants(t *testing.T) string {
 	t.Helper()
 	var all strings.Builder
-	for _, folder := range folders {
-		must.NoError(t, filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
-			switch {
-			case err != nil:
-				return err
-			case entry.IsDir() && folder == "." && path != ".":
-				return filepath.SkipDir
-			case entry.IsDir(), filepath.Ext(path) != ".go", strings.HasSuffix(path, "_test.go"):
-				return nil
-			}
-			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
-			must.NoError(t, err)
-			ast.Inspect(file, func(n ast.Node) bool {
-				if e, ok := n.(ast.Expr); ok {
-					all.WriteString(constant(e) + "\n")
-				}
-				return true
-			})
+	must.NoError(t, filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && slices.Contains([]string{".git", "bin", "e2e", "operator"}, path):
+			return filepath.SkipDir
+		case entry.IsDir(), filepath.Ext(path) != ".go", strings.HasSuffix(path, "_test.go"):
 			return nil
-		}))
-	}
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if e, ok := n.(ast.Expr); ok {
+				all.WriteString(constant(e) + "\n")
+			}
+			return true
+		})
+		return nil
+	}))
 	return all.String()
 }
 
@@ -266,18 +278,25 @@ var (
 	pieces = regexp.MustCompile(`…|: |; `)
 )
 
-// section returns the text below a heading of the README up to the next one of the same level.
-func section(t *testing.T, title string) string {
+// page returns a file of this repository.
+func page(t *testing.T, file string) string {
 	t.Helper()
-	readme, err := os.ReadFile("README.md")
+	text, err := os.ReadFile(file)
 	must.NoError(t, err)
-	heading := regexp.MustCompile(`(?m)^(#+) ` + regexp.QuoteMeta(title) + `\n`).FindSubmatchIndex(readme)
-	must.NotNil(t, heading, must.Sprint("the README has no section ", title))
-	level, rest := string(readme[heading[2]:heading[3]]), readme[heading[1]:]
-	if end := regexp.MustCompile(`(?m)^#{1,` + strconv.Itoa(len(level)) + `} `).FindIndex(rest); end != nil {
+	return string(text)
+}
+
+// section returns the text below a heading of a page up to the next one of the same level.
+func section(t *testing.T, file, title string) string {
+	t.Helper()
+	text := page(t, file)
+	heading := regexp.MustCompile(`(?m)^(#+) ` + regexp.QuoteMeta(title) + `\n`).FindStringSubmatchIndex(text)
+	must.NotNil(t, heading, must.Sprint(file, " has no section ", title))
+	level, rest := text[heading[2]:heading[3]], text[heading[1]:]
+	if end := regexp.MustCompile(`(?m)^#{1,` + strconv.Itoa(len(level)) + `} `).FindStringIndex(rest); end != nil {
 		rest = rest[:end[0]]
 	}
-	return string(rest)
+	return rest
 }
 
 // firstColumn returns the first cell of each row of the tables in text.
