@@ -23,7 +23,7 @@ func (t *task) warn(format string, args ...any) { t.speak(hclog.Warn, fmt.Sprint
 
 func (t *task) speak(level hclog.Level, text string) {
 	text = logtext.Line(text)
-	t.pipes.say(text)
+	t.pipes.Say(text)
 	t.log(level, text)
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
 )
@@ -27,10 +28,10 @@ const (
 // Either the next run claims it, or it expires: its files are removed and its sessions revoked.
 type left struct {
 	record  record
-	secrets *secrets // nil: not restored yet from what another plugin process has saved
-	save    func()   // saves it, where that has not succeeded yet; nil for another process's
-	seal    func()   // ends what the run itself still saves of its sessions; nil for another process's
-	pipes   *pipes   // still held after a recovery that failed: the log collector reads on until the next start holds them; else nil
+	secrets *secrets       // nil: not restored yet from what another plugin process has saved
+	save    func()         // saves it, where that has not succeeded yet; nil for another process's
+	seal    func()         // ends what the run itself still saves of its sessions; nil for another process's
+	pipes   *logpipe.Pipes // still held after a recovery that failed: the log collector reads on until the next start holds them; else nil
 	timer   *time.Timer
 	late    chan struct{} // closed when it cannot be claimed any more and its files are gone, or when another has taken its place
 	old     bool          // of a plugin process before this one
@@ -87,7 +88,7 @@ func (d *Driver) claim(key string) *left {
 // own ends the part of the run that has left l.
 func (d *Driver) own(l *left) {
 	if l.pipes != nil {
-		l.pipes.close()
+		l.pipes.Close()
 		l.pipes = nil
 	}
 	if l.seal != nil {

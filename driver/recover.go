@@ -47,7 +47,7 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 		return fmt.Errorf("recover task: it has been started anew since, with ID %q", other.cfg.ID)
 	}
 	t.record.InnerVersion, t.record.Inner = handle.Version, handle.DriverState
-	_ = t.pipes.hold() // as long as somebody reads: a log collector that sees the end of the log now may not notice the next start
+	_ = t.pipes.Open() // as long as somebody reads: a log collector that sees the end of the log now may not notice the next start
 	var left *left
 	if err := t.guard("taking it over", func() (err error) {
 		left, err = t.reattach()
@@ -67,7 +67,7 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 // takenOver holds the log pipes and says with what the task goes on, where it has something of ours. An agent that was
 // restarted recovers tasks before it starts their log collectors (client/allocrunner/taskrunner/task_runner.go, Restore).
 func (t *task) takenOver() error {
-	for end := time.Now().Add(unreadFor); t.pipes.hold() != nil && time.Now().Before(end); {
+	for end := time.Now().Add(unreadFor); t.pipes.Open() != nil && time.Now().Before(end); {
 		select {
 		case <-time.After(time.Second / 2):
 		case <-t.ctx.Done():
@@ -86,7 +86,7 @@ func (t *task) takenOver() error {
 // putBack leaves for the next start what reattach has claimed, nil where there was nothing, and with it the ends of the log pipes.
 func (t *task) putBack(l *left) {
 	if l == nil {
-		t.pipes.close()
+		t.pipes.Close()
 		return
 	}
 	l.pipes = t.pipes

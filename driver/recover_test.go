@@ -14,6 +14,7 @@ import (
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
+	"nomad-driver-vault/driver/logpipe/logpipetest"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
@@ -213,23 +214,23 @@ func TestRecoverWaitsForNoLogCollectorAndTellsTheNextOne(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.stderr = filepath.Join(h.alloc, "stderr")
 		must.NoError(t, unix.Mkfifo(h.stderr, 0o600))
-		collector := collect(t, h.stderr)
+		collector := logpipetest.Collect(t, h.stderr)
 		h.write("green")
 		r := h.start(several(onSignal))
-		must.StrContains(t, collector.read(), "[vault-fake] secrets ready")
+		must.StrContains(t, collector.Read(), "[vault-fake] secrets ready")
 		h.crash()
-		collector.close()
+		collector.Close()
 		h.boot()
 		r.recovered()
 		h.write("blue")
 		after(noticed)
 		must.Eq(t, []string{"recover", "signal SIGHUP"}, r.did())
-		collector = collect(t, h.stderr) // the agent starts one when it gets there
+		collector = logpipetest.Collect(t, h.stderr) // the agent starts one when it gets there
 		h.write("red")
 		after(noticed)
 		must.Eq(t, "[vault-fake] taken over after the end of the plugin before, vault \"default\" token accessor-1 with policies [default]\n"+
-			"[vault-fake] local/0 changed; sent SIGHUP\n", collector.read())
-		collector.close()
+			"[vault-fake] local/0 changed; sent SIGHUP\n", collector.Read())
+		collector.Close()
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/vault"
 
@@ -281,7 +282,7 @@ func (t *task) exec(s *ChangeScriptConfig) error {
 // restart stops the process and starts it with the current generation. Nomad does not notice: the task runs on, its log
 // stays open, and no restart attempt is spent.
 func (t *task) restart() state {
-	if err := t.pipes.hold(); err != nil {
+	if err := t.pipes.Open(); err != nil {
 		return t.unread(err)
 	}
 	select {
@@ -355,8 +356,8 @@ func (t *task) halted(err error, next state) state {
 
 // startAgain is after the process has ended, with that result.
 func (t *task) startAgain(result *drivers.ExitResult) state {
-	if t.recovered && t.pipes.unread("restarting: "+t.pending.String()+" changed", unreadWithin) {
-		return t.fail(fmt.Errorf("restart: %w", errNotRead))
+	if t.recovered && t.pipes.Stalled("restarting: "+t.pending.String()+" changed", logpipe.ReaderTimeout) {
+		return t.fail(fmt.Errorf("restart: %w", logpipe.ErrStalled))
 	}
 	t.recovered = false
 	select {

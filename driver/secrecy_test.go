@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/driver/logpipe/logpipetest"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
@@ -17,10 +18,10 @@ func TestNoSecretIsTold(t *testing.T) {
 	bubble(t, func(h *host) {
 		var told strings.Builder
 		tell := func(words ...string) { told.WriteString(strings.Join(words, "\n") + "\n") }
-		stdout, stderr := fifos(t, h.alloc)
-		out, err := collect(t, stdout), collect(t, stderr)
-		defer out.close()
-		defer err.close()
+		stdout, stderr := logpipetest.FIFOs(t, h.alloc)
+		out, err := logpipetest.Collect(t, stdout), logpipetest.Collect(t, stderr)
+		defer out.Close()
+		defer err.Close()
 		secret := vaulttest.Planted + "-in-kv"
 		h.write(secret)
 
@@ -69,7 +70,7 @@ func TestNoSecretIsTold(t *testing.T) {
 		after(time.Hour)
 		tell(r.did()...)
 		tell(h.events()...)
-		tell(h.log.String(), err.read())
+		tell(h.log.String(), err.Read())
 		stored := r.stored()
 		tell(string(stored.DriverState), strings.Join(stored.Config.EnvList(), "\n"))
 		h.Down(false)

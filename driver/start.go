@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"nomad-driver-vault/driver/identity"
+	"nomad-driver-vault/driver/logpipe"
+	"nomad-driver-vault/internal/logtext"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
@@ -76,16 +78,16 @@ var errReplaced = errors.New("the agent has asked for another start of the task"
 const notStarted = "not started: %v"
 
 // refuse says why a task is not started of which nothing is there yet.
-func (d *Driver) refuse(cfg *drivers.TaskConfig, log *pipes, err error) {
-	_ = log.holdSoon() // both, or the log collector would wait for the other; where there is none, the agent has the error
+func (d *Driver) refuse(cfg *drivers.TaskConfig, log *logpipe.Pipes, err error) {
+	_ = log.OpenWait() // both, or the log collector would wait for the other; where there is none, the agent has the error
 	text := logtext.Line(fmt.Sprintf(notStarted, err))
-	log.say(text)
-	log.close()
+	log.Say(text)
+	log.Close()
 	d.logger.Warn(text, "alloc_id", cfg.AllocID, "task", cfg.Name)
 }
 
-func (d *Driver) log(cfg *drivers.TaskConfig) *pipes {
-	return newPipes("["+d.name+"] ", cfg.AllocDir, cfg.StdoutPath, cfg.StderrPath)
+func (d *Driver) log(cfg *drivers.TaskConfig) *logpipe.Pipes {
+	return logpipe.New("["+d.name+"] ", cfg.AllocDir, cfg.StdoutPath, cfg.StderrPath)
 }
 
 // checkName refuses a task whose directory would not be its own: Nomad accepts names that lead to that of another task or to all allocations.
@@ -97,7 +99,7 @@ func checkName(cfg *drivers.TaskConfig) error {
 }
 
 // newTask decodes what the job's author wrote. It asks nobody and takes nothing.
-func (d *Driver) newTask(cfg *drivers.TaskConfig, log *pipes) (*task, error) {
+func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, error) {
 	if err := checkName(cfg); err != nil {
 		return nil, err
 	}
@@ -179,7 +181,7 @@ func (t *task) check() error {
 	if err := t.make.prepare(); err != nil {
 		return err
 	}
-	if err := t.pipes.holdSoon(); err != nil {
+	if err := t.pipes.OpenWait(); err != nil {
 		return structs.NewRecoverableError(err, true) // the next start has a new log collector
 	}
 	return nil
@@ -202,7 +204,7 @@ func (t *task) claim() error {
 
 // start does what has to be undone when it fails.
 func (t *task) start() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
-	if t.recovered && t.pipes.unread("the plugin died while it started the task; starting anew", unreadWithin) {
+	if t.recovered && t.pipes.Stalled("the plugin died while it started the task; starting anew", logpipe.ReaderTimeout) {
 		return t.unstarted()
 	}
 	t.recovered = false
@@ -226,7 +228,7 @@ func (t *task) start() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 // asks for (client/allocrunner/taskrunner/task_runner.go, runDriver).
 func (t *task) unstarted() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 	exit := make(chan *drivers.ExitResult, 1)
-	exit <- &drivers.ExitResult{ExitCode: -1, Err: errNotRead}
+	exit <- &drivers.ExitResult{ExitCode: -1, Err: logpipe.ErrStalled}
 	t.exit = exit
 	handle, err := t.handle()
 	return handle, nil, err
@@ -312,7 +314,7 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 // allocation can put anything in the place of those that Nomad has named.
 func (t *task) wrappedConfig() (cfg *drivers.TaskConfig, err error) {
 	cfg = t.cfg.Copy()
-	cfg.StdoutPath, cfg.StderrPath, err = t.pipes.paths()
+	cfg.StdoutPath, cfg.StderrPath, err = t.pipes.Paths()
 	return cfg, err
 }
 
@@ -388,7 +390,7 @@ func (t *task) undo() {
 	replaced := t.replaced()
 	unended := t.destroyProcess()
 	t.cancel()
-	t.pipes.close()
+	t.pipes.Close()
 	l := t.leaves()
 	if replaced || unended != nil {
 		t.d.leave(l, t.op.Linger)

@@ -16,6 +16,7 @@ import (
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
+	"nomad-driver-vault/driver/logpipe/logpipetest"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
@@ -169,13 +170,13 @@ func TestStartThatFailsSaysWhyAndLeavesNothing(t *testing.T) {
 
 // logged gives the task a log, and checks later that it ends with a start that failed for that reason.
 func logged(t *testing.T, cfg *drivers.TaskConfig) (check func(error)) {
-	cfg.StdoutPath, cfg.StderrPath = fifos(t, cfg.AllocDir)
-	stdout, stderr := collect(t, cfg.StdoutPath), collect(t, cfg.StderrPath)
+	cfg.StdoutPath, cfg.StderrPath = logpipetest.FIFOs(t, cfg.AllocDir)
+	stdout, stderr := logpipetest.Collect(t, cfg.StdoutPath), logpipetest.Collect(t, cfg.StderrPath)
 	return func(err error) {
-		must.StrHasSuffix(t, "[vault-fake] not started: "+err.Error()+"\n", stderr.read())
-		must.True(t, stdout.over() && stderr.over(), must.Sprint("the log collector must see the end"))
-		stdout.close()
-		stderr.close()
+		must.StrHasSuffix(t, "[vault-fake] not started: "+err.Error()+"\n", stderr.Read())
+		must.True(t, stdout.Ended() && stderr.Ended(), must.Sprint("the log collector must see the end"))
+		stdout.Close()
+		stderr.Close()
 	}
 }
 

@@ -278,3 +278,10 @@ func FuzzDecodeRecord(f *testing.F) {
 		must.Eq(t, string(again), string(twice))
 	})
 }
+
+// descriptors counts the open files of this process.
+func descriptors(t *testing.T) int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	must.NoError(t, err)
+	return len(entries)
+}

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
@@ -36,7 +37,7 @@ type task struct {
 	op      Config
 	secrets *secrets
 	make    *renderer
-	pipes   *pipes
+	pipes   *logpipe.Pipes
 	ctx     context.Context // ended with the task: what waits for Vault, Nomad or the process gives up
 	cancel  context.CancelFunc
 
@@ -202,7 +203,7 @@ func (t *task) finish() {
 	t.reached("ended")
 	t.secrets.pause()
 	t.removeMoved()
-	t.pipes.close()
+	t.pipes.Close()
 	linger := t.op.Linger
 	switch {
 	case t.stopped && t.older.Load():

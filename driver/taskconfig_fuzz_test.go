@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
@@ -52,7 +53,7 @@ func FuzzTaskConfig(f *testing.F) {
 		if strings.Contains(string(data), vaulttest.Planted) || !handOver(cfg, data, sent) {
 			return
 		}
-		task, err := d.newTask(cfg, newPipes("", "", "", ""))
+		task, err := d.newTask(cfg, logpipe.New("", "", "", ""))
 		if err == nil {
 			err = task.conf.permitted(task.op, "default")
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"nomad-driver-vault/driver/logpipe/logpipetest"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -13,7 +14,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
-	"golang.org/x/sys/unix"
 )
 
 // A start fails after the process was started, and the wrapped driver cannot end that at the moment: it is said, and the next start ends it first.
@@ -133,10 +133,10 @@ func TestTaskNameThatLeadsElsewhereIsRefused(t *testing.T) {
 // The wrapped driver opens the log pipes as root. What it gets leads to the pipe that was looked at, whatever a task has put there since.
 func TestWrappedDriverGetsThePipesThemselves(t *testing.T) {
 	bubble(t, func(h *host) {
-		stdout, stderr := fifos(t, h.alloc)
-		out, err := collect(t, stdout), collect(t, stderr)
-		defer out.close()
-		defer err.close()
+		stdout, stderr := logpipetest.FIFOs(t, h.alloc)
+		out, err := logpipetest.Collect(t, stdout), logpipetest.Collect(t, stderr)
+		defer out.Close()
+		defer err.Close()
 		h.write("green")
 		cfg := h.job(asApp + block("local/color", kv, ""))
 		cfg.StdoutPath, cfg.StderrPath = stdout, stderr
@@ -168,35 +168,13 @@ func TestWrappedDriverGetsThePipesThemselves(t *testing.T) {
 	})
 }
 
-// Between the look at a pipe and the start of the process a sibling puts another pipe there, which nobody reads: it is not the one that is opened.
-func TestPipeThatWasLookedAtIsTheOneThatIsOpened(t *testing.T) {
-	dir := t.TempDir()
-	stdout, stderr := fifos(t, dir)
-	out, err := collect(t, stdout), collect(t, stderr)
-	defer out.close()
-	defer err.close()
-	p := newPipes("[x] ", dir, stdout, stderr)
-	defer p.close()
-	must.NoError(t, p.hold())
-	looked, failed := os.Stat(stdout)
-	must.NoError(t, failed)
-	must.NoError(t, os.Rename(stdout, stdout+".away"))
-	must.NoError(t, unix.Mkfifo(stdout, 0o600))
-	given, _, failed := p.paths()
-	must.NoError(t, failed)
-	opened, failed := os.Stat(given)
-	must.NoError(t, failed)
-	must.True(t, os.SameFile(looked, opened))
-	must.NoError(t, p.hold(), must.Sprint("there is somebody who reads it"))
-}
-
 // A task is recovered without its log where something else has taken the place of the pipe.
 func TestRecoverWithoutALogPipe(t *testing.T) {
 	bubble(t, func(h *host) {
-		stdout, stderr := fifos(t, h.alloc)
-		out, err := collect(t, stdout), collect(t, stderr)
-		defer out.close()
-		defer err.close()
+		stdout, stderr := logpipetest.FIFOs(t, h.alloc)
+		out, err := logpipetest.Collect(t, stdout), logpipetest.Collect(t, stderr)
+		defer out.Close()
+		defer err.Close()
 		cfg := h.job(asApp)
 		cfg.StdoutPath, cfg.StderrPath = stdout, stderr
 		handle, _, failed := h.StartTask(cfg)
