@@ -20,6 +20,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/operator"
@@ -72,13 +73,12 @@ func TestMigratedConfigIsAccepted(t *testing.T) {
 	for _, block := range blocks {
 		parsed, ok := hclutils.HclConfigToInterface(t, block[1]).([]map[string]any)
 		must.True(t, ok)
-		config := parsed[0]
-		config["image"] = "busybox"
-		conf, err := plugin.ReadTask(t.Context(), "docker", config, nil)
+		parsed[0]["image"] = "busybox"
+		conf, err := plugin.ReadTask(t.Context(), "docker", parsed[0], nil)
 		must.NoError(t, err, must.Sprint(block[1]))
-		op := driver.Config{Clusters: []vault.Cluster{{Name: "default"}, {Name: "audit"}}, PollInterval: time.Minute, MinPollInterval: time.Second}
+		op := config.Operator{Clusters: []vault.Cluster{{Name: "default"}, {Name: "audit"}}, PollInterval: time.Minute, MinPollInterval: time.Second}
 		if strings.Contains(block[1], "policies") { // of a cluster with token roles
-			op.Clusters, op.Allow = []vault.Cluster{own}, driver.Allow{"default": {"*": {"*"}}}
+			op.Clusters, op.Allow = []vault.Cluster{own}, config.Allow{"default": {"*": {"*"}}}
 		}
 		_, err = driver.Review(op, &drivers.TaskConfig{Name: "x", Namespace: "default"}, conf)
 		must.NoError(t, err, must.Sprint(block[1]))

@@ -2,76 +2,68 @@ package driver
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"strconv"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/template"
 )
 
-// product is what a template, secret or pki block is to the rest of the driver: bytes for files and for the environment, made in
-// one pass with those of all others, and what to do when they change.
-type product struct {
-	*OutputConfig
-	config blockConfig
-	name   string // in messages: template "secrets/db.env"
-	what   string // in the story of a change
-	parts  []part
-	secret bool // no template: its files are the task's user's, its variables nobody else's
+// block is how a template, secret or pki block is rendered: bytes for files and for the environment, made of one snapshot
+// with those of all others.
+type block struct {
+	*config.Output
+	kind    kind
+	name    string // in messages: template "secrets/db.env"
+	what    string // in reports of a change
+	outputs []output
+	secret  bool // no template: its files belong to the task's user, and no other block may set its variables
 }
 
-// part is one of the things that a block makes.
-type part struct {
+// output is one of the things that a block makes.
+type output struct {
 	key         string                                  // of its bytes in generations and records
 	option      string                                  // that names the destination
 	destination string                                  // as the job's author wrote it; empty: no file
-	public      bool                                    // the file is for everybody to read, whatever perms says
+	public      bool                                    // everybody may read the file, whatever perms says
 	path        string                                  // of the file, with slashes, below the allocation's directory
-	env         func([]byte) (map[string]string, error) // what the bytes are in the task's environment; nil: nothing
+	env         func([]byte) (map[string]string, error) // decodes the bytes into variables; nil: it sets none
 }
 
-// blockConfig is a block as the job's author wrote it.
-type blockConfig interface {
-	check() error
-	// prepare reads and checks what can be wrong before Vault is asked.
-	prepare(*renderer) (maker, error)
-	// questions are what it asks Vault, as far as that can be told without a task but for its environment.
+// kind is what differs between the three kinds of blocks.
+type kind interface {
+	// prepare finds what is wrong in the block before Vault is asked.
+	prepare(*renderer) (renderFunc, error)
+	// questions are what the block asks Vault, as far as its text and the task's environment tell.
 	questions(env map[string]string) ([]Question, error)
 }
 
-// maker makes the bytes of each part of a block. None, without an error, means that there is nothing yet.
-type maker func(ctx context.Context, from *source, in template.Input) ([][]byte, error)
+// renderFunc makes the bytes of each output of a block. None, without an error, means that there is nothing yet.
+type renderFunc func(ctx context.Context, from *source, in template.Input) ([][]byte, error)
 
-func (t *TemplateConfig) product(i int) *product {
-	p := part{key: t.Destination, option: "destination", destination: t.Destination}
+func newBlock(c config.Block) *block {
+	b := &block{Output: c.Common(), name: c.String(), what: c.String()}
+	switch c := c.(type) {
+	case *config.Template:
+		b.kind, b.what, b.outputs = templateBlock{c}, c.Destination, templateOutputs(c)
+	case *config.Secret:
+		b.kind, b.secret, b.outputs = secretBlock{c}, true, secretOutputs(c)
+	case *config.PKI:
+		b.kind, b.secret, b.outputs = pkiBlock{c}, true, pkiOutputs(c)
+	}
+	return b
+}
+
+type templateBlock struct{ *config.Template }
+
+func templateOutputs(t *config.Template) []output {
+	o := output{key: t.Destination, option: "destination", destination: t.Destination}
 	if t.Env {
-		p.env = template.ParseEnv
+		o.env = template.ParseEnv
 	}
-	return &product{OutputConfig: &t.OutputConfig, config: t, name: "template " + t.label(i), what: t.Destination, parts: []part{p}}
+	return []output{o}
 }
 
-// label is how messages name a template: by its destination, or by its place where it has none.
-func (t *TemplateConfig) label(i int) string {
-	if t.Destination != "" {
-		return strconv.Quote(t.Destination)
-	}
-	return fmt.Sprintf("number %d", i+1)
-}
-
-func (t *TemplateConfig) check() error {
-	switch {
-	case t.Destination == "":
-		return errors.New(`destination is missing: name a file such as "secrets/app.env"`)
-	case t.Data == "" && t.Source == "":
-		return errors.New("neither data nor source is set: give the template's text, or the file it is in")
-	case t.Data != "" && t.Source != "":
-		return errors.New("both data and source are set: keep one")
-	}
-	return nil
-}
-
-func (t *TemplateConfig) prepare(r *renderer) (maker, error) {
-	data, err := r.text(t)
+func (t templateBlock) prepare(r *renderer) (renderFunc, error) {
+	data, err := r.text(t.Template)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"nomad-driver-vault/driver/config"
 	"slices"
 	"strings"
 	"time"
@@ -15,7 +16,7 @@ const changeOver = 30 * time.Second
 // change is what a newer generation asks of a task: one action, however many secrets changed.
 type change struct {
 	restart bool
-	scripts []*ChangeScriptConfig
+	scripts []*config.ChangeScript
 	signals []string
 	splay   time.Duration // the longest of those that asked
 	silent  bool          // something changed of which the process is not told
@@ -49,7 +50,7 @@ func (c change) acts() bool { return c.restart || len(c.scripts) > 0 || len(c.si
 
 // shares reports whether c asks for an action that o asks for too.
 func (c change) shares(o change) bool {
-	script := func(s *ChangeScriptConfig) bool { return slices.Contains(o.scripts, s) }
+	script := func(s *config.ChangeScript) bool { return slices.Contains(o.scripts, s) }
 	signal := func(s string) bool { return slices.Contains(o.signals, s) }
 	return slices.ContainsFunc(c.scripts, script) || slices.ContainsFunc(c.signals, signal)
 }
@@ -81,7 +82,7 @@ func (c change) String() string { return strings.Join(c.what, ", ") }
 
 // action is one thing by which a running process is told: a script, or else a signal.
 type action struct {
-	script *ChangeScriptConfig
+	script *config.ChangeScript
 	signal string
 }
 
@@ -99,7 +100,7 @@ func (c change) actions() (all []action) {
 // change is one that asks for this action only.
 func (a action) change() change {
 	if a.script != nil {
-		return change{scripts: []*ChangeScriptConfig{a.script}}
+		return change{scripts: []*config.ChangeScript{a.script}}
 	}
 	return change{signals: []string{a.signal}}
 }
@@ -120,25 +121,25 @@ func (a action) done() string {
 }
 
 // change is what a block with new bytes asks.
-func (b *product) change() change {
+func (b *block) change() change {
 	c := change{what: []string{b.what}}
 	switch b.ChangeMode {
 	case "restart":
 		c.restart = true
 	case "script":
-		c.scripts = []*ChangeScriptConfig{b.ChangeScript}
+		c.scripts = []*config.ChangeScript{b.ChangeScript}
 	case "signal":
 		c.signals = []string{b.ChangeSignal}
 	default:
 		c.silent = true
 		return c
 	}
-	c.splay = b.splay
+	c.splay = b.SplayMax
 	return c
 }
 
-// change is what a new token asks.
-func (v *VaultConfig) change() change {
+// tokenChange is what a new token asks for.
+func tokenChange(v *config.Vault) change {
 	c := change{what: []string{"vault token"}}
 	switch v.ChangeMode {
 	case "restart":
@@ -151,20 +152,21 @@ func (v *VaultConfig) change() change {
 	return c
 }
 
-// knownBut is what a process knows that knew told, once it was told of g by all actions but those undone.
-func (g *generation) knownBut(undone change, told map[string]checksum, conf *TaskConfig) map[string]checksum {
-	known := map[string]checksum{}
-	maps.Copy(known, told)
-	for _, b := range conf.blocks {
+// deliveredExcept returns the checksums of what the process has been told of: those in delivered, updated for every block
+// and token of g whose action is not in undone.
+func (g *generation) deliveredExcept(undone change, delivered map[string]string) map[string]string {
+	known := map[string]string{}
+	maps.Copy(known, delivered)
+	for _, b := range g.blocks {
 		if c := b.change(); c.acts() && !c.shares(undone) {
-			for _, p := range b.parts {
+			for _, p := range b.outputs {
 				known[p.key] = g.sums[p.key]
 			}
 		}
 	}
-	for i := range conf.Vaults {
-		v := &conf.Vaults[i]
-		if c := v.change(); c.acts() && !c.shares(undone) {
+	for i := range g.conf.Vaults {
+		v := &g.conf.Vaults[i]
+		if c := tokenChange(v); c.acts() && !c.shares(undone) {
 			known[tokenSum(v.Name)] = g.sums[tokenSum(v.Name)]
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
@@ -20,7 +21,7 @@ import (
 func TestClusterWithATokenOfItsOwnIsLookedAfterOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New(t.Context(), hclog.NewNullLogger(), "vault-fake", nil)
-		c := Config{StateDir: "/none", StartTimeout: time.Second, PollInterval: time.Second, MinPollInterval: time.Second,
+		c := config.Operator{StateDir: "/none", StartTimeout: time.Second, PollInterval: time.Second, MinPollInterval: time.Second,
 			Clusters: []vault.Cluster{{Name: "own", Address: "http://127.0.0.1:1", Role: "nomad-cluster", TokenFile: "/none"}}}
 		must.NoError(t, d.Configure(c))
 		first, err := d.client("own")
@@ -73,39 +74,4 @@ func TestClusterIsConfiguredWhileItsOwnTokenChanges(t *testing.T) {
 		status, _ := h.Clusters()
 		must.StrNotContains(t, status["default"], "ready")
 	})
-}
-
-func TestUserOfATaskThatNamesNoneIsDeniedToo(t *testing.T) {
-	for sentence, c := range map[string]struct{ user, runsAs, says string }{
-		"the wrapped driver's is judged":             {runsAs: "root", says: `the task names no user and would run as "root": this node's operator denies it (denied_users): set another`},
-		"also by its number":                         {runsAs: "0", says: `would run as "root"`},
-		"another one is not denied":                  {runsAs: "nobody"},
-		"nor is one that the image decides":          {},
-		"the task's own comes before it":             {user: "nobody", runsAs: "root"},
-		"and is denied in other words, as it was so": {user: "0", runsAs: "nobody", says: `user "0" is not allowed`},
-	} {
-		t.Run(sentence, func(t *testing.T) {
-			err := Config{DeniedUsers: []string{"root"}, DefaultUser: c.runsAs}.checkUser(c.user)
-			if c.says == "" {
-				must.NoError(t, err)
-				return
-			}
-			must.ErrorContains(t, err, c.says)
-		})
-	}
-}
-
-// Docker reads the number of a user as this program does, and takes root where there is a group alone.
-func TestDeniedUserIsKnownByEachOfItsNames(t *testing.T) {
-	for user, allowed := range map[string]bool{
-		"root": false, "root:nogroup": false, "0": false, "00": false, "+0": false, "-0": false, "0:65534": false, "000:0": false,
-		":0": false, ":root": false, ":": false, "1": true, "nobody": true, "10": true, "of-the-image": true, "": true,
-	} {
-		for _, denied := range []string{"root", "0", "00"} {
-			err := Config{DeniedUsers: []string{denied}}.checkUser(user)
-			must.Eq(t, allowed, err == nil, must.Sprintf("user %q, denied %q: %v", user, denied, err))
-		}
-	}
-	must.ErrorContains(t, Config{}.checkUser(":0"), `user ":0" names a group and no user: write it as user:group`)
-	must.NoError(t, Config{DeniedUsers: []string{"nobody-knows"}}.checkUser("also-unknown"))
 }

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/go-hclog"
@@ -35,7 +36,7 @@ type Driver struct {
 	pumped  bool
 
 	mu      sync.Mutex // guards what follows
-	config  Config
+	config  config.Operator
 	clients map[string]*vault.Client // by cluster name
 	made    []*vault.Client          // all that were ever made: sessions may still use one that another has replaced
 	tasks   map[string]*task         // by taskKey: its only run that starts, runs, or has ended and is not destroyed yet
@@ -60,7 +61,7 @@ type Sweeper interface {
 func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.DriverPlugin) *Driver {
 	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
 		outbox: make(chan *drivers.TaskEvent, 64),
-		config: Config{Name: name}, clients: map[string]*vault.Client{}, tasks: map[string]*task{}, idle: map[string]*left{},
+		config: config.Operator{Name: name}, clients: map[string]*vault.Client{}, tasks: map[string]*task{}, idle: map[string]*left{},
 		news: make(chan struct{}), idled: make(chan struct{})}
 	context.AfterFunc(ctx, func() {
 		d.closeClients()
@@ -95,7 +96,7 @@ func (d *Driver) End() {
 
 // Configure sets what the operator configured. It does not talk to Vault and may be called again: a cluster that is configured as before keeps
 // its client, with all that this knows and bounds.
-func (d *Driver) Configure(c Config) error {
+func (d *Driver) Configure(c config.Operator) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
@@ -176,7 +177,7 @@ func (d *Driver) Serving() bool {
 	return d.serving
 }
 
-func (d *Driver) configured() Config {
+func (d *Driver) configured() config.Operator {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.config
@@ -196,7 +197,7 @@ func (d *Driver) client(cluster string) (*vault.Client, error) {
 	if c := d.clients[cluster]; c != nil {
 		return c, nil
 	}
-	_, err := d.config.cluster(cluster)
+	_, err := d.config.Cluster(cluster)
 	return nil, err
 }
 

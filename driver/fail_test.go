@@ -21,7 +21,7 @@ func TestRunningTaskKeepsItsTokenWhileItsIdentityIsNoGood(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
-				r := h.start(asApp + block("secrets/db", creds, ""))
+				r := h.start(asApp + templateHCL("secrets/db", creds, ""))
 				token, good := sole(t, h.Tokens()), h.JWT
 				h.identity(jwt)
 				if jwt == "" {
@@ -93,7 +93,7 @@ func TestRunningTaskSitsOutAnOutage(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
-				r := h.start(whole + block("local/color", kv, onSignal))
+				r := h.start(whole + templateHCL("local/color", kv, onSignal))
 				user := sole(t, h.Users())
 				began := h.Calls("")
 				mend := func() { h.Down(false) }
@@ -121,7 +121,7 @@ func TestRunningTaskSitsOutAnOutage(t *testing.T) {
 func TestLeaseWhoseRenewalFailsIsKeptAndReplacedInTime(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.SetRole("app", vaulttest.Role{TTL: 24 * time.Hour, Revoke: true})
-		r := h.start(asApp + block("secrets/db", creds, ""))
+		r := h.start(asApp + templateHCL("secrets/db", creds, ""))
 		user := sole(t, h.Users())
 		h.Break(vaulttest.Fault{Match: "PUT sys/leases/renew", Status: 500})
 		after(49 * time.Minute)
@@ -137,7 +137,7 @@ func TestLeaseWhoseRenewalFailsIsKeptAndReplacedInTime(t *testing.T) {
 
 func TestLeaseThatIsGoneIsReplacedAtOnce(t *testing.T) {
 	bubble(t, func(h *host) {
-		r := h.start(asApp + block("secrets/db", creds, onSignal))
+		r := h.start(asApp + templateHCL("secrets/db", creds, onSignal))
 		h.RevokeLeases()
 		after(42 * time.Minute) // its next renewal
 		must.Eq(t, []string{"signal SIGHUP"}, r.did())
@@ -150,8 +150,8 @@ func TestTokenThatIsGoneBecomesOneGenerationAndOneAction(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
 		h.Creds["second"] = vaulttest.Creds{TTL: time.Hour}
-		r := h.start("vault {\n role = \"app\"\n file = true\n}\n" + block("secrets/one", creds, onSignal) +
-			block("secrets/two", strings.ReplaceAll(creds, "app", "second"), "") + block("local/color", kv, onNoop))
+		r := h.start("vault {\n role = \"app\"\n file = true\n}\n" + templateHCL("secrets/one", creds, onSignal) +
+			templateHCL("secrets/two", strings.ReplaceAll(creds, "app", "second"), "") + templateHCL("local/color", kv, onNoop))
 		h.RevokeTokens()
 		after(42 * time.Minute)
 		must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
@@ -169,7 +169,7 @@ func TestTemplateThatFailsLeavesTheOldFiles(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("1")
 		data := `{{ with secret "secret/data/web" }}{{ .Data.data.k | parseInt }}{{ end }}`
-		r := h.start(asApp + block("local/n", data, onSignal) + block("local/color", kv, onSignal))
+		r := h.start(asApp + templateHCL("local/n", data, onSignal) + templateHCL("local/color", kv, onSignal))
 		h.write(vaulttest.Planted)
 		after(3 * time.Hour)
 		must.SliceEmpty(t, r.did())

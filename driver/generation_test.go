@@ -135,7 +135,7 @@ func TestTemplatesOfOneTaskLogInOnce(t *testing.T) {
 				test.host(h)
 				config := "vault {\n role = \"app\"\n file = true\n}\n"
 				for i := range 5 {
-					config += block(fmt.Sprintf("local/%d", i), kv+creds, "")
+					config += templateHCL(fmt.Sprintf("local/%d", i), kv+creds, "")
 				}
 				_, _, err := h.StartTask(h.job(config))
 				must.ErrorContains(t, err, test.says)
@@ -147,7 +147,7 @@ func TestTemplatesOfOneTaskLogInOnce(t *testing.T) {
 }
 
 // ofAllKinds shows one secret of each kind in the environment.
-var ofAllKinds = asApp + block("secrets/env", "COLOR="+kv+"\nDB="+creds+
+var ofAllKinds = asApp + templateHCL("secrets/env", "COLOR="+kv+"\nDB="+creds+
 	"\nSTATIC="+`{{ with secret "database/static-creds/app" }}{{ .Data.password }}{{ end }}`, "env = true")
 
 // What changes between the rendering of a generation and the start of its process is told to the process right after.
@@ -236,8 +236,8 @@ func TestSecretsThatChangeTogetherBecomeOneGeneration(t *testing.T) {
 		}
 		write(1)
 		const cert = `{{ with secret "kv/cert" }}{{ .Data.k }}{{ end }}`
-		r := h.start(asApp + block("secrets/key.env", "KEY="+kv, "env = true\npoll_interval = \"17s\"") +
-			block("secrets/cert.env", "CERT="+cert, "env = true\npoll_interval = \"10m\"") + block("secrets/db.env", "DB="+creds, "env = true"))
+		r := h.start(asApp + templateHCL("secrets/key.env", "KEY="+kv, "env = true\npoll_interval = \"17s\"") +
+			templateHCL("secrets/cert.env", "CERT="+cert, "env = true\npoll_interval = \"10m\"") + templateHCL("secrets/db.env", "DB="+creds, "env = true"))
 		user := sole(t, h.Users())
 		agree := func(v string) {
 			t.Helper()
@@ -275,7 +275,7 @@ func TestTemplateThatFailsLeavesTheWholeGenerationBefore(t *testing.T) {
 		began := time.Now()
 		h.write("1")
 		const fussy = `{{ with secret "secret/data/web" }}{{ .Data.data.k | parseInt }}{{ end }}`
-		r := h.start(asApp + block("secrets/n.env", "N="+fussy+"\nDB="+creds, "env = true") + block("secrets/db", creds, ""))
+		r := h.start(asApp + templateHCL("secrets/n.env", "N="+fussy+"\nDB="+creds, "env = true") + templateHCL("secrets/db", creds, ""))
 		user := sole(t, h.Users())
 		stays := func() {
 			t.Helper()

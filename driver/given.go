@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/identity"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/internal/inode"
@@ -18,7 +19,7 @@ const nomadsToken = "private/vault_token"
 
 // given returns the source of Nomad's token for a vault block that says nothing of how to log in, in a task without an identity to log in with;
 // nil for every other.
-func given(block VaultConfig, cfg *drivers.TaskConfig) func() (string, error) {
+func given(block config.Vault, cfg *drivers.TaskConfig) func() (string, error) {
 	source := identitySource(block, cfg)
 	if block.Role != "" || block.IdentityFile != "" || block.Identity != "vault" || len(block.Policies) > 0 {
 		return nil

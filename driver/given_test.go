@@ -3,6 +3,7 @@ package driver
 import (
 	"errors"
 	"io/fs"
+	"nomad-driver-vault/driver/config"
 	"os"
 	"path/filepath"
 	"testing"
@@ -25,11 +26,11 @@ func derived(t *testing.T) (dir string, cfg *drivers.TaskConfig) {
 }
 
 func TestNomadsTokenIsForTasksThatHaveNothingElse(t *testing.T) {
-	implicit := VaultConfig{Name: "default", Identity: "vault"}
+	implicit := config.Vault{Name: "default", Identity: "vault"}
 	named, role, file := implicit, implicit, implicit
 	named.Identity, role.Role, file.IdentityFile = "db", "api", "local/jwt"
 	for name, c := range map[string]struct {
-		block   VaultConfig
+		block   config.Vault
 		prepare func(t *testing.T, dir string, cfg *drivers.TaskConfig)
 		is      bool
 	}{

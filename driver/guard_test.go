@@ -19,7 +19,7 @@ func TestPanicEndsOneTask(t *testing.T) {
 		"in a session's upkeep": func(r *run) {
 			tk, _ := r.task(r.cfg.ID)
 			for _, session := range tk.secrets.sessions {
-				options := tk.secrets.options(tk.conf.vault("default"))
+				options := tk.secrets.options(tk.conf.Vault("default"))
 				options.Login.JWT = func(context.Context) (string, error) { panic(vaulttest.Planted) }
 				options.Notify = tk.notice
 				session.Listen(options)
@@ -36,9 +36,9 @@ func TestPanicEndsOneTask(t *testing.T) {
 		t.Run(where, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
-				r := h.start(asApp + block("local/0", kv, onSignal))
+				r := h.start(asApp + templateHCL("local/0", kv, onSignal))
 				ended := r.wait()
-				neighbour := h.elsewhere(asApp + block("local/0", kv, onNoop))
+				neighbour := h.elsewhere(asApp + templateHCL("local/0", kv, onNoop))
 				neighbour.AllocID, neighbour.ID = "alloc-2", "alloc-2/web/1"
 				_, _, err := h.StartTask(neighbour)
 				must.NoError(t, err)

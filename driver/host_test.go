@@ -20,8 +20,8 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 	"github.com/shoenig/test/must"
-	"golang.org/x/sys/unix"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
@@ -32,7 +32,7 @@ type host struct {
 	*vaulttest.Server
 	*plugin
 	machine *machine
-	config  Config
+	config  config.Operator
 	alloc   string // the allocation's directory
 	stderr  string // of its task: a FIFO's path
 	runs    int
@@ -57,7 +57,7 @@ func bubble(t *testing.T, scenario func(*host)) {
 		h := &host{T: t, Server: vaulttest.New(t), machine: &machine{procs: map[int]*process{}}, alloc: t.TempDir(), stderr: os.DevNull}
 		h.JWT = jwt("one")
 		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour}
-		h.config = Config{Name: "vault-fake", Clusters: []vault.Cluster{h.Cluster()}, StateDir: state, StartTimeout: time.Minute,
+		h.config = config.Operator{Name: "vault-fake", Clusters: []vault.Cluster{h.Cluster()}, StateDir: state, StartTimeout: time.Minute,
 			Linger: time.Minute, PollInterval: 30 * time.Second, MinPollInterval: 5 * time.Second}
 		for _, dir := range []string{"alloc", "web/local", "web/secrets"} {
 			must.NoError(t, os.MkdirAll(filepath.Join(h.alloc, dir), 0o755))
@@ -67,22 +67,6 @@ func bubble(t *testing.T, scenario func(*host)) {
 		defer func() { h.kill(); after(48 * time.Hour) }() // until the slowest call of a wrapped driver is over
 		scenario(h)
 	})
-}
-
-// memory is a directory on a tmpfs, as state_dir has to be.
-func memory(t testing.TB) string {
-	t.Helper()
-	var fs unix.Statfs_t
-	if err := unix.Statfs("/dev/shm", &fs); err != nil || fs.Type != tmpfsMagic {
-		if os.Getenv("CI") != "" {
-			t.Fatal("/dev/shm is not a tmpfs")
-		}
-		t.Skip("needs a tmpfs at /dev/shm")
-	}
-	dir, err := os.MkdirTemp("/dev/shm", "nomad-driver-vault-test-")
-	must.NoError(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
 }
 
 // jwt has the form of a workload identity. Its signature is the sentinel's.
@@ -201,17 +185,17 @@ func (h *host) elsewhere(config string) *drivers.TaskConfig {
 }
 
 // encode gives cfg the config block as the agent does it: by the specification, with its defaults.
-func encode(t *testing.T, cfg *drivers.TaskConfig, config string) error {
+func encode(t *testing.T, cfg *drivers.TaskConfig, block string) error {
 	t.Helper()
-	attrs := TaskConfigSpec()
+	attrs := config.TaskSpec()
 	attrs["command"] = hclspec.NewAttr("command", "string", false)
-	attrs["auth"] = ImageAuthSpec()["auth"]
+	attrs["auth"] = config.ImageAuthSpec()["auth"]
 	for _, theirs := range []string{"username", "password", "server_address"} { // as Nomad's docker has it
 		attrs["auth"].GetBlockValue().Nested.GetObject().Attributes[theirs] = hclspec.NewAttr(theirs, "string", false)
 	}
 	spec, diagnostics := hclspecutils.Convert(hclspec.NewObject(attrs))
 	must.False(t, diagnostics.HasErrors(), must.Sprint(diagnostics))
-	value, diagnostics, _ := hclutils.ParseHclInterface(hclutils.HclConfigToInterface(t, "config {\ncommand = \"app\"\n"+config+"\n}"), spec, nil)
+	value, diagnostics, _ := hclutils.ParseHclInterface(hclutils.HclConfigToInterface(t, "config {\ncommand = \"app\"\n"+block+"\n}"), spec, nil)
 	if diagnostics.HasErrors() {
 		return diagnostics
 	}
@@ -268,7 +252,7 @@ func (h *host) records() []string {
 	must.NoError(h, err)
 	var names []string
 	for _, e := range entries {
-		if e.Name() != lockName {
+		if e.Name() != "lock" {
 			names = append(names, e.Name())
 		}
 	}
@@ -341,8 +325,8 @@ func after(d time.Duration) {
 	synctest.Wait()
 }
 
-// block is a template block.
-func block(destination, data, more string) string {
+// templateHCL is a template block.
+func templateHCL(destination, data, more string) string {
 	return fmt.Sprintf("template {\n destination = %q\n data = %q\n splay = \"0s\"\n %s\n}\n", destination, data, more)
 }
 

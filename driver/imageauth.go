@@ -1,101 +1,18 @@
 package driver
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
-	"net/url"
-	"slices"
-	"strings"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
-	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 )
 
-// ImageAuthConfig is our part of the auth block of a wrapped driver that pulls images, and what it must not contradict of
-// the driver's own.
-type ImageAuthConfig struct {
-	VaultPath   string `codec:"vault_path"`
-	UsernameKey string `codec:"username_key"`
-	PasswordKey string `codec:"password_key"`
-	Vault       string `codec:"vault"`
-
-	Username string `codec:"username"`
-	Password string `codec:"password"`
-
-	path  string     // of vault_path
-	query url.Values // of vault_path: version=2
-}
-
-// ImageAuthSpec returns the HCL specification of what ImageAuthConfig adds to the wrapped driver's auth block.
-func ImageAuthSpec() map[string]*hclspec.Spec {
-	return map[string]*hclspec.Spec{"auth": hclspec.NewBlock("auth", false, hclspec.NewObject(map[string]*hclspec.Spec{
-		"vault_path":   attr("vault_path", "string", `""`),
-		"username_key": attr("username_key", "string", `"username"`),
-		"password_key": attr("password_key", "string", `"password"`),
-		"vault":        attr("vault", "string", `"default"`),
-	}))}
-}
-
-// validateAuth leaves a block without our fields to the wrapped driver: a handle of before them has it without the defaults.
-func (c *TaskConfig) validateAuth() error {
-	a := c.Auth
-	if a == nil {
-		return nil
-	}
-	a.UsernameKey, a.PasswordKey = cmp.Or(a.UsernameKey, "username"), cmp.Or(a.PasswordKey, "password")
-	a.Vault = cmp.Or(a.Vault, "default")
-	switch {
-	case a.VaultPath == "" && (a.UsernameKey != "username" || a.PasswordKey != "password" || a.Vault != "default"):
-		return errors.New(`auth: vault_path is missing: name the secret that has the credentials, such as "kv/data/app/registry"`)
-	case a.VaultPath == "":
-		return nil
-	case a.Password != "":
-		return errors.New("auth: both password and vault_path are set: keep one")
-	case a.Username != "" && a.UsernameKey != "username":
-		return errors.New("auth: both username and username_key are set: keep one")
-	case a.Vault != "default" && !c.has(a.Vault):
-		return fmt.Errorf("auth: vault = %q: the task has no vault block with that name", a.Vault)
-	}
-	u, err := url.Parse(strings.Trim(a.VaultPath, "/ "))
-	if err != nil || u.Path == "" {
-		return fmt.Errorf(`auth: vault_path %q is not a path such as "kv/data/app/registry"`, a.VaultPath)
-	}
-	a.path, a.query = u.Path, u.Query()
-	return nil
-}
-
-// permittedAuth refuses to read credentials for a registry that the operator has not named: they go to whichever the image names.
-func (c *TaskConfig) permittedAuth(op Config) error {
-	if !c.Auth.fromVault() || len(op.AuthRegistries) == 0 {
-		return nil
-	}
-	if to := registry(c.Image); !slices.Contains(op.AuthRegistries, to) {
-		return fmt.Errorf("auth: vault_path: the image is pulled from %s, to which this node's operator lets no credentials go (auth_registries)", to)
-	}
-	return nil
-}
-
-// registry returns the host, with its port, that Docker pulls an image from (splitDockerDomain in github.com/distribution/reference,
-// parseDockerImage in Nomad's drivers/docker).
-func registry(image string) string {
-	const hub = "docker.io"
-	host, _, named := strings.Cut(strings.TrimPrefix(image, "https://"), "/")
-	if !named || host == "index.docker.io" || !strings.ContainsAny(host, ".:") && host != "localhost" && strings.ToLower(host) == host {
-		return hub
-	}
-	return host
-}
-
-// fromVault reports whether there is something to read. a may be nil.
-func (a *ImageAuthConfig) fromVault() bool { return a != nil && a.VaultPath != "" }
-
-func (a *ImageAuthConfig) request() vault.Request {
-	return vault.Request{Op: vault.Read, Path: a.path, Query: a.query}
+func authRequest(a *config.ImageAuth) vault.Request {
+	return vault.Request{Op: vault.Read, Path: a.Path, Query: a.Query}
 }
 
 // imageAuth is what a registry wants to know before it hands out an image. It does not print itself.
@@ -109,13 +26,13 @@ func (*imageAuth) GoString() string { return "[registry credentials]" }
 // its own secrets do not wait for them.
 func (r *renderer) addAuth(ctx context.Context, g, last *generation) error {
 	a := r.conf.Auth
-	if !a.fromVault() {
+	if !a.FromVault() {
 		return nil
 	}
 	source := &source{pass: g.pass, vault: a.Vault}
-	secret, err := source.ask(ctx, a.request())
+	secret, err := source.ask(ctx, authRequest(a))
 	if err == nil {
-		g.auth, err = a.pick(secret)
+		g.auth, err = pickAuth(a, secret)
 	}
 	switch {
 	case err == nil:
@@ -128,8 +45,8 @@ func (r *renderer) addAuth(ctx context.Context, g, last *generation) error {
 	}
 }
 
-// pick takes the credentials out of a secret. The fields of a KV version 2 answer are one level further down.
-func (a *ImageAuthConfig) pick(secret *vault.Secret) (*imageAuth, error) {
+// pickAuth takes the credentials out of a secret. The fields of a KV version 2 answer are one level further down.
+func pickAuth(a *config.ImageAuth, secret *vault.Secret) (*imageAuth, error) {
 	fields := secret.Data
 	if data, ok := fields["data"].(map[string]any); ok && secret.KVv2() {
 		fields = data

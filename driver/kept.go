@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
 )
 
@@ -15,24 +16,10 @@ import (
 // its token, and by no other. Where the operator's configuration has no such Vault, for one boot or for longer, the
 // bytes are kept: by the task as long as it runs, and then with what is to be revoked.
 
-// savedSession is a session at rest.
-type savedSession struct {
-	Name  string `json:",omitempty"` // of the vault block, where it is not a key of the record's
-	Login login
-	State []byte // vault.Session.Save
-
-	seen time.Time // by this process, at first
-}
-
-// Format keeps the session out of logs, errors and panics.
-func (one savedSession) Format(f fmt.State, _ rune) {
-	fmt.Fprintf(f, "[saved session of %+v]", one.Login)
-}
-
-// block is the vault block that the session is for.
-func (one savedSession) block() VaultConfig {
+// blockOf returns the vault block that a session is for.
+func blockOf(one savedSession) config.Vault {
 	l := one.Login
-	return VaultConfig{Name: one.Name, Cluster: l.Cluster, Role: l.Role, Namespace: l.Namespace, Identity: l.Identity,
+	return config.Vault{Name: one.Name, Cluster: l.Cluster, Role: l.Role, Namespace: l.Namespace, Identity: l.Identity,
 		IdentityFile: l.IdentityFile, Policies: strings.FieldsFunc(l.Policies, func(r rune) bool { return r == ',' })}
 }
 
@@ -47,13 +34,13 @@ func (s *secrets) save(r *record) {
 			s.d.logger.Warn("a session is not saved", "task", s.key, "error", err)
 			continue
 		}
-		r.Sessions[name] = savedSession{Login: s.conf.vault(name).login(), State: state}
+		r.Sessions[name] = savedSession{Login: loginOf(s.conf.Vault(name)), State: state}
 	}
 }
 
 // unpack returns the sessions of a record as they are. One that cannot be read is lost.
 func (d *Driver) unpack(r record) *secrets {
-	s := newSecrets(d, r.task(), TaskConfig{})
+	s := newSecrets(d, taskOf(r), config.Task{})
 	var all []savedSession
 	for _, name := range slices.Sorted(maps.Keys(r.Sessions)) {
 		one := r.Sessions[name]
@@ -61,8 +48,8 @@ func (d *Driver) unpack(r record) *secrets {
 		all = append(all, one)
 	}
 	for _, one := range append(all, r.Kept...) {
-		one.seen = time.Now()
-		if _, err := vault.OriginOf(one.State, one.seen); err != nil {
+		one.Seen = time.Now()
+		if _, err := vault.OriginOf(one.State, one.Seen); err != nil {
 			d.logger.Warn("a session is lost", "task", r.Key, "vault", one.Name, "error", err)
 			continue
 		}
@@ -81,7 +68,7 @@ func (d *Driver) restore(r record) *secrets {
 		if s.sessions[one.Name] != nil {
 			return false
 		}
-		block := one.block()
+		block := blockOf(one)
 		if client, err := d.client(block.Cluster); err == nil {
 			if session, err := client.Adopt(one.State, s.options(block)); err == nil {
 				s.sessions[one.Name] = session
@@ -96,11 +83,11 @@ func (d *Driver) restore(r record) *secrets {
 }
 
 // revive returns the session of a vault block that was kept, nil where there is none of that client's.
-func (s *secrets) revive(client *vault.Client, block VaultConfig, options vault.Options) *vault.Session {
+func (s *secrets) revive(client *vault.Client, block config.Vault, options vault.Options) *vault.Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, one := range s.kept {
-		if one.Name != block.Name || one.Login != block.login() || s.paused || s.d.ctx.Err() != nil {
+		if one.Name != block.Name || one.Login != loginOf(block) || s.paused || s.d.ctx.Err() != nil {
 			continue
 		}
 		if session, err := client.Adopt(one.State, options); err == nil {
@@ -118,7 +105,7 @@ func (s *secrets) reclaim() (waiting error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.kept = slices.DeleteFunc(s.kept, func(one savedSession) bool {
-		origin, err := vault.OriginOf(one.State, one.seen)
+		origin, err := vault.OriginOf(one.State, one.Seen)
 		if err != nil || !origin.Ends.IsZero() && time.Now().After(origin.Ends) {
 			return true
 		}
@@ -160,7 +147,7 @@ func (d *Driver) clientOf(o vault.Origin) *vault.Client {
 
 // whyKept says why a session is not in use, and what the operator can do.
 func (d *Driver) whyKept(one savedSession) error {
-	origin, err := vault.OriginOf(one.State, one.seen)
+	origin, err := vault.OriginOf(one.State, one.Seen)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func TestTaskKeepsItsSessionOverAMistakeOfTheOperators(t *testing.T) {
 				bubble(t, func(h *host) {
 					h.SetRole("app", vaulttest.Role{TTL: 24 * time.Hour})
 					h.Creds["app"] = vaulttest.Creds{TTL: 24 * time.Hour}
-					r := h.start(asApp + block("secrets/db", creds, ""))
+					r := h.start(asApp + templateHCL("secrets/db", creds, ""))
 					process, token, user := r.process(), sole(t, h.Tokens()), sole(t, h.Users())
 					mended := h.mistaken(mistake.make)
 					h.Down(true) // another Vault is not there, or does not know the task
@@ -84,7 +84,7 @@ func TestTaskKeepsItsSessionOverAMistakeOfTheOperators(t *testing.T) {
 // What a task has left when it ended under a mistake, or before it, is revoked when its Vault is configured: at once
 // where only the name of the block is another. No other Vault is shown the token.
 func TestWhatIsToBeRevokedWaitsForItsVault(t *testing.T) {
-	config := asApp + block("secrets/db", creds, "")
+	config := asApp + templateHCL("secrets/db", creds, "")
 	for name, mistake := range mistakes {
 		for how, end := range map[string]func(r *run, mistaken func()){
 			"of a task that had ended":        func(r *run, mistaken func()) { r.Down(true); r.stop(); after(time.Minute); mistaken(); r.Down(false) },
@@ -189,7 +189,7 @@ func TestClusterThatMovedIsOneRotation(t *testing.T) {
 		next.RevokeToken(next.Issue("app")) // so that its first user has another name
 		moved := next.Cluster()
 		moved.Address = "http://127.0.0.1:9999"
-		r := h.start(asApp + block("secrets/db", creds, ""))
+		r := h.start(asApp + templateHCL("secrets/db", creds, ""))
 		h.mistaken(func(h *host) { h.config.Clusters[0] = moved })
 		r.recovered()
 		after(time.Minute)

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
 const (
@@ -107,7 +110,7 @@ func (d *Driver) sweep(l *left) error {
 	if !(l.old || l.record.Launching) || !can {
 		return nil
 	}
-	if err := inner.Sweep(l.record.task()); err != nil {
+	if err := inner.Sweep(taskOf(l.record)); err != nil {
 		return fmt.Errorf("end what an earlier start has left: %w", err)
 	}
 	return nil
@@ -117,6 +120,12 @@ func (d *Driver) sweep(l *left) error {
 // gone.
 func (l *left) stray() bool {
 	return l.record.Launching || l.record.Unasked || gone(l.record.AllocDir)
+}
+
+// taskOf returns what a record says of its task's configuration.
+func taskOf(r record) *drivers.TaskConfig {
+	alloc, name, _ := strings.Cut(r.Key, "/")
+	return &drivers.TaskConfig{AllocID: alloc, Name: name, AllocDir: r.AllocDir}
 }
 
 // gone reports that an allocation is, of which this is the directory.
@@ -136,7 +145,7 @@ func (d *Driver) awaited(l *left) bool {
 	if !can {
 		return soon
 	}
-	return inner.Runs(r.task()) && (soon || !r.Unasked) // without a process nobody is hurt by new credentials
+	return inner.Runs(taskOf(r)) && (soon || !r.Unasked) // without a process nobody is hurt by new credentials
 }
 
 func (d *Driver) expire(l *left) {
@@ -187,7 +196,7 @@ func (d *Driver) sweepLater(l *left) bool {
 func (d *Driver) clear(l *left) {
 	l.secrets.pause()
 	if root, err := os.OpenRoot(l.record.AllocDir); err == nil { // else the allocation is gone, and its files with it
-		if err := template.Remove(root, l.record.task().Name, l.record.Files); err != nil {
+		if err := template.Remove(root, taskOf(l.record).Name, l.record.Files); err != nil {
 			d.logger.Warn("rendered files are left behind", "task", l.record.Key, "error", err)
 		}
 		root.Close()
@@ -213,7 +222,7 @@ func (d *Driver) setAside(l *left) {
 	if err != nil && !l.warned {
 		d.logger.Warn("a crash now would lose what is to be revoked", "task", l.record.Key, "error", err)
 	}
-	l.record.file = file
+	l.record.File = file
 }
 
 // revokeLater is revokeAll beside what is going on.
@@ -230,7 +239,7 @@ func (d *Driver) revokeLater(l *left) {
 func (d *Driver) revokeAll(l *left) {
 	pause := vault.Backoff{First: time.Second, Most: time.Minute}
 	for !d.revoke(d.ctx, l) {
-		if l.record.file == "" {
+		if l.record.File == "" {
 			d.setAside(l)
 		}
 		select {
@@ -260,9 +269,9 @@ func (d *Driver) revoke(ctx context.Context, l *left) bool {
 	if l.warned {
 		d.logger.Info("revoked at last, or ended by its TTL", "task", l.record.Key)
 	}
-	if store := d.kept(); store != nil && l.record.file != "" {
+	if store := d.kept(); store != nil && l.record.File != "" {
 		reached(l.record.Key, "revoked")
-		store.remove(l.record.file)
+		store.remove(l.record.File)
 	}
 	return true
 }

@@ -88,7 +88,7 @@ func TestStopCanBeAskedAtAnyTime(t *testing.T) {
 		"while nothing happens":          {config: several(onSignal), within: 0},
 		"while the splay runs":           {config: strings.ReplaceAll(several(""), `"0s"`, `"1h"`), within: 0},
 		"while changes are waited for":   {config: several("wait {\nmin = \"10m\"\n}"), within: 0},
-		"while it is rendered":           {config: asApp + block("local/0", kv+`{{ with secret "secret/data/web" }}{{ if eq .Data.data.k "blue" }}{{ with secret "kv/more" }}{{ end }}{{ end }}{{ end }}`, ""), busy: func(h *host) { h.Break(vaulttest.Fault{Match: "GET kv/more", Hang: true}) }, within: 0},
+		"while it is rendered":           {config: asApp + templateHCL("local/0", kv+`{{ with secret "secret/data/web" }}{{ if eq .Data.data.k "blue" }}{{ with secret "kv/more" }}{{ end }}{{ end }}{{ end }}`, ""), busy: func(h *host) { h.Break(vaulttest.Fault{Match: "GET kv/more", Hang: true}) }, within: 0},
 		"while Vault is away":            {config: several(""), busy: func(h *host) { h.Down(true) }, within: 0},
 		"while a script runs":            {config: scriptly, busy: func(h *host) { h.inner.slow("exec", 30*time.Minute) }, within: 0},
 		"while the old process ends":     {config: several(""), busy: func(h *host) { h.inner.slow("stop", time.Minute) }, within: time.Minute},
@@ -186,7 +186,7 @@ func TestStopReturnsWhenTheNextRunFindsWhatIsLeft(t *testing.T) {
 func TestCrashLoopKeepsTheSession(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		config := whole + block("local/color", kv, "")
+		config := whole + templateHCL("local/color", kv, "")
 		r := h.start(config)
 		token, user, password := sole(t, h.Tokens()), sole(t, h.Users()), h.file("secrets/db")
 		for i := range 20 {
@@ -227,12 +227,12 @@ func TestRestartByNomadKeepsTheSession(t *testing.T) {
 func TestStartDuringAnOutageUsesTheSessionThatIsThere(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(whole + block("local/color", kv, ""))
+		r := h.start(whole + templateHCL("local/color", kv, ""))
 		h.Down(true)
 		r.exit(1)
 		after(time.Second)
 		must.NoError(t, h.DestroyTask(r.cfg.ID, true))
-		h.start(whole + block("local/color", kv, ""))
+		h.start(whole + templateHCL("local/color", kv, ""))
 		must.Eq(t, "green", h.file("local/color"))
 	})
 }
@@ -435,12 +435,12 @@ func (h *host) west() *vaulttest.Server {
 func TestRevocationDoesNotWaitForAnotherCluster(t *testing.T) {
 	bubble(t, func(h *host) {
 		west := h.west()
-		inWest := "vault {\n name = \"west\"\n role = \"app\"\n cluster = \"west\"\n}\n" + block("secrets/west", creds, "vault = \"west\"")
-		all := h.crowd(180, asApp+block("secrets/db", creds, ""))
+		inWest := "vault {\n name = \"west\"\n role = \"app\"\n cluster = \"west\"\n}\n" + templateHCL("secrets/west", creds, "vault = \"west\"")
+		all := h.crowd(180, asApp+templateHCL("secrets/db", creds, ""))
 		for i, cfg := range all {
 			switch {
 			case i%18 == 0:
-				must.NoError(t, encode(t, cfg, asApp+block("secrets/db", creds, "")+inWest))
+				must.NoError(t, encode(t, cfg, asApp+templateHCL("secrets/db", creds, "")+inWest))
 			case i%9 == 0:
 				must.NoError(t, encode(t, cfg, inWest))
 			}
@@ -468,7 +468,7 @@ func TestManyStopsAtOnceAllEnd(t *testing.T) {
 		h.Break(vaulttest.Fault{Match: "PUT auth/token/revoke-self", Slow: time.Second})
 		var all sync.WaitGroup
 		for i := range tasks {
-			cfg := h.job(asApp + block("alloc/"+fmt.Sprint(i), creds, ""))
+			cfg := h.job(asApp + templateHCL("alloc/"+fmt.Sprint(i), creds, ""))
 			cfg.AllocID = fmt.Sprint("alloc-", i)
 			_, _, err := h.StartTask(cfg)
 			must.NoError(t, err)

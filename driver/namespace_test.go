@@ -23,7 +23,7 @@ func TestNamespaceIsInTheHeaderOfEveryRequest(t *testing.T) {
 		"of the cluster":                  {cluster: "org", want: []string{"org"}, env: "org"},
 		"of the task":                     {block: team, want: []string{"team"}, env: "team"},
 		"of the task, not of the cluster": {cluster: "org", block: team, want: []string{"team"}, env: "team"},
-		"two": {cluster: "org", more: second + block("secrets/second", creds+kv, "vault = \"second\"\n"+onSignal),
+		"two": {cluster: "org", more: second + templateHCL("secrets/second", creds+kv, "vault = \"second\"\n"+onSignal),
 			want: []string{"org", "second"}, env: "org"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -33,7 +33,7 @@ func TestNamespaceIsInTheHeaderOfEveryRequest(t *testing.T) {
 				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
 				h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, MaxTTL: 2 * time.Hour}
 				h.write("green")
-				r := h.start("vault {\n role = \"app\"\n env = true\n" + test.block + "}\n" + test.more + block("secrets/first", creds+kv, onSignal))
+				r := h.start("vault {\n role = \"app\"\n env = true\n" + test.block + "}\n" + test.more + templateHCL("secrets/first", creds+kv, onSignal))
 				must.Eq(t, test.env, r.process().env["VAULT_NAMESPACE"])
 				after(3 * time.Hour)
 				mend := h.Break(vaulttest.Fault{Match: "GET secret/data/web", Status: 403})

@@ -13,7 +13,7 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-func pkiBlock(name, more string) string {
+func pkiHCL(name, more string) string {
 	return "pki \"" + name + "\" {\n path = \"pki/issue/app\"\n splay = \"0s\"\n " + more + "\n}\n"
 }
 
@@ -40,8 +40,8 @@ func (h *host) issued() *x509.Certificate {
 
 func TestPKIBlockIsOneCertificateInAllItsFiles(t *testing.T) {
 	bubble(t, func(h *host) {
-		r := h.start(asApp + pkiBlock("web", everyFile+"ttl = \"1h\"\n"+onSignal) +
-			block("local/cn", `{{ with pkiCert "pki/issue/app" "common_name=a.example" "alt_names=b.example,c.example" "ttl=1h" }}{{ .Cert }}{{ end }}`, onNoop))
+		r := h.start(asApp + pkiHCL("web", everyFile+"ttl = \"1h\"\n"+onSignal) +
+			templateHCL("local/cn", `{{ with pkiCert "pki/issue/app" "common_name=a.example" "alt_names=b.example,c.example" "ttl=1h" }}{{ .Cert }}{{ end }}`, onNoop))
 		first := h.issued()
 		must.Eq(t, "a.example", first.Subject.CommonName)
 		must.Eq(t, []string{"b.example", "c.example"}, first.DNSNames)
@@ -71,7 +71,7 @@ func TestPKIBlockIsOneCertificateInAllItsFiles(t *testing.T) {
 
 func TestPKIBlockIsRenewedAsLongBeforeAsItSays(t *testing.T) {
 	bubble(t, func(h *host) {
-		r := h.start(asApp + pkiBlock("web", everyFile+"ttl = \"1h\"\n renew_before = \"30m\"\n perms = \"0640\""))
+		r := h.start(asApp + pkiHCL("web", everyFile+"ttl = \"1h\"\n renew_before = \"30m\"\n perms = \"0640\""))
 		must.Eq(t, 0o640, int(h.modeOf("secrets/tls.key")))
 		must.Eq(t, 0o644, int(h.modeOf("secrets/tls.crt")))
 		after(29 * time.Minute)
@@ -85,7 +85,7 @@ func TestPKIBlockIsRenewedAsLongBeforeAsItSays(t *testing.T) {
 
 func TestPKIBlockThatCannotBeRenewedKeepsItsFiles(t *testing.T) {
 	bubble(t, func(h *host) {
-		r := h.start(asApp + pkiBlock("web", everyFile+"ttl = \"1h\"\n"+onSignal))
+		r := h.start(asApp + pkiHCL("web", everyFile+"ttl = \"1h\"\n"+onSignal))
 		first := h.issued()
 		mend := h.Break(vaulttest.Fault{Match: "PUT pki/", Status: 403})
 		after(2 * time.Hour)
@@ -101,23 +101,23 @@ func TestPKIBlockThatCannotBeRenewedKeepsItsFiles(t *testing.T) {
 
 var invalidPKIs = map[string]struct{ config, says string }{
 	"no path":                  {`pki "web" { cert_file = "secrets/x" }`, `pki "web": path is required: name a role such as "pki/issue/app"`},
-	"no file":                  {pkiBlock("web", ""), `pki "web": no file is asked for: set one of cert_file, key_file`},
-	"a name with a slash":      {pkiBlock("a/b", `cert_file = "secrets/x"`), `pki "a/b": name: use letters, digits, -, _ and ., which is not the first`},
-	"one file for two":         {pkiBlock("web", "cert_file = \"secrets/x\"\nkey_file = \"/secrets/x\""), `pki "web": key_file: pki "web" has the same: choose another`},
-	"a file of a secret block": {secretBlock("x", "") + pkiBlock("web", `ca_file = "secrets/x"`), `pki "web": ca_file: secret "x" has the same: choose another`},
-	"a file outside":           {pkiBlock("web", `bundle_file = "../x"`), `pki "web": bundle_file: path "../x" is not below the task's directory`},
-	"another format":           {pkiBlock("web", "cert_file = \"secrets/x\"\nargs = { format = \"der\" }"), `pki "web": args.format: the files are PEM`},
-	"an option among the args": {pkiBlock("web", "cert_file = \"secrets/x\"\nargs = { ttl = \"1h\" }"), `pki "web": args.ttl: set ttl itself`},
-	"renew_before is none":     {pkiBlock("web", "cert_file = \"secrets/x\"\nrenew_before = \"soon\""), `pki "web": renew_before "soon" is not a duration`},
-	"renew_before is long":     {pkiBlock("web", "cert_file = \"secrets/x\"\nttl = \"1h\"\nrenew_before = \"31m\""), `pki "web": renew_before 31m0s is more than half of ttl 1h0m0s`},
-	"unknown vault":            {pkiBlock("web", "cert_file = \"secrets/x\"\nvault = \"west\""), `pki "web": vault = "west": the task has no vault block with that name`},
-	"perms is no mode":         {pkiBlock("web", "cert_file = \"secrets/x\"\nperms = \"x\""), `pki "web": perms "x" is not an octal file mode`},
+	"no file":                  {pkiHCL("web", ""), `pki "web": no file is asked for: set one of cert_file, key_file`},
+	"a name with a slash":      {pkiHCL("a/b", `cert_file = "secrets/x"`), `pki "a/b": name: use letters, digits, -, _ and ., which is not the first`},
+	"one file for two":         {pkiHCL("web", "cert_file = \"secrets/x\"\nkey_file = \"/secrets/x\""), `pki "web": key_file: pki "web" has the same: choose another`},
+	"a file of a secret block": {secretHCL("x", "") + pkiHCL("web", `ca_file = "secrets/x"`), `pki "web": ca_file: secret "x" has the same: choose another`},
+	"a file outside":           {pkiHCL("web", `bundle_file = "../x"`), `pki "web": bundle_file: path "../x" is not below the task's directory`},
+	"another format":           {pkiHCL("web", "cert_file = \"secrets/x\"\nargs = { format = \"der\" }"), `pki "web": args.format: the files are PEM`},
+	"an option among the args": {pkiHCL("web", "cert_file = \"secrets/x\"\nargs = { ttl = \"1h\" }"), `pki "web": args.ttl: set ttl itself`},
+	"renew_before is none":     {pkiHCL("web", "cert_file = \"secrets/x\"\nrenew_before = \"soon\""), `pki "web": renew_before "soon" is not a duration`},
+	"renew_before is long":     {pkiHCL("web", "cert_file = \"secrets/x\"\nttl = \"1h\"\nrenew_before = \"31m\""), `pki "web": renew_before 31m0s is more than half of ttl 1h0m0s`},
+	"unknown vault":            {pkiHCL("web", "cert_file = \"secrets/x\"\nvault = \"west\""), `pki "web": vault = "west": the task has no vault block with that name`},
+	"perms is no mode":         {pkiHCL("web", "cert_file = \"secrets/x\"\nperms = \"x\""), `pki "web": perms "x" is not an octal file mode`},
 	"revoked nobody knows where": {`pki "web" {
 		path = "pki/root/generate/exported"
 		cert_file = "secrets/x"
 		revoke = true
 	}`, `pki "web": revoke: there is no telling where Vault revokes what is issued at "pki/root/generate/exported"`},
-	"a mode without a signal": {pkiBlock("web", "cert_file = \"secrets/x\"\nchange_mode = \"signal\""), `pki "web": change_signal is missing`},
+	"a mode without a signal": {pkiHCL("web", "cert_file = \"secrets/x\"\nchange_mode = \"signal\""), `pki "web": change_signal is missing`},
 }
 
 func TestInvalidPKIBlockFailsAtOnceAndNamesTheField(t *testing.T) {
@@ -142,13 +142,13 @@ func TestPKIBlockThatGetsNoCertificateSaysWhyAndLeavesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				if test.answer == "" {
-					r := h.start(asApp + pkiBlock("web", "cert_file = \"secrets/tls.crt\""))
+					r := h.start(asApp + pkiHCL("web", "cert_file = \"secrets/tls.crt\""))
 					test.answer = `{"data": {"certificate": "` + strings.ReplaceAll(h.file("secrets/tls.crt"), "\n", `\n`) + `"}}`
 					r.stop()
 					after(2 * time.Minute)
 				}
 				h.Break(vaulttest.Fault{Match: "PUT pki/", Body: test.answer})
-				_, _, err := h.StartTask(h.job(asApp + pkiBlock("web", everyFile)))
+				_, _, err := h.StartTask(h.job(asApp + pkiHCL("web", everyFile)))
 				must.ErrorContains(t, err, test.says)
 				must.StrNotContains(t, err.Error(), key)
 				after(2 * time.Minute)
@@ -168,7 +168,7 @@ func TestPKIBlockIsRevokedWhereItSaysSo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
-				r := h.start(asApp + pkiBlock("web", everyFile+"ttl = \"1h\"\n"+onSignal+test.more))
+				r := h.start(asApp + pkiHCL("web", everyFile+"ttl = \"1h\"\n"+onSignal+test.more))
 				after(55 * time.Minute)
 				must.Eq(t, []string{"signal SIGHUP"}, r.did())
 				must.Eq(t, 2-(2-test.left)/2, h.Certificates(), must.Sprint("the one before"))
@@ -185,8 +185,8 @@ func TestPKIBlockIsRevokedWhereItSaysSo(t *testing.T) {
 
 func TestPKIBlockOfAStartThatFailsIsRevoked(t *testing.T) {
 	bubble(t, func(h *host) {
-		h.refused(asApp + pkiBlock("web", everyFile+"revoke = true") +
-			block("local/x", `{{ with pkiCert "pki/issue/app" "common_name=a.example" "alt_names=b.example,c.example" }}{{ secret "secret/none" }}{{ end }}`, onNoop))
+		h.refused(asApp + pkiHCL("web", everyFile+"revoke = true") +
+			templateHCL("local/x", `{{ with pkiCert "pki/issue/app" "common_name=a.example" "alt_names=b.example,c.example" }}{{ secret "secret/none" }}{{ end }}`, onNoop))
 		must.Eq(t, 1, h.Calls("PUT pki/issue/"))
 		must.Zero(t, h.Certificates())
 	})
@@ -194,28 +194,9 @@ func TestPKIBlockOfAStartThatFailsIsRevoked(t *testing.T) {
 
 func TestPKIBlockOfOnceKeepsItsCertificate(t *testing.T) {
 	bubble(t, func(h *host) {
-		r := h.start(asApp + pkiBlock("web", everyFile+"ttl = \"1h\"\n once = true"))
+		r := h.start(asApp + pkiHCL("web", everyFile+"ttl = \"1h\"\n once = true"))
 		after(3 * time.Hour)
 		must.SliceEmpty(t, r.did())
 		must.Eq(t, 1, h.Calls("PUT pki/issue/"))
 	})
-}
-
-func TestPKIBlockKnowsWhereItsCertificatesAreRevoked(t *testing.T) {
-	for path, want := range map[string]string{
-		"pki/issue/app":                 "pki/revoke-with-key",
-		"/pki/issue/app":                "pki/revoke-with-key",
-		"a/b/issue/app":                 "a/b/revoke-with-key",
-		"pki/issuer/2026/issue/app":     "pki/revoke-with-key",
-		"issue/issue/issue":             "issue/revoke-with-key",
-		"pki/sign/app":                  "pki/revoke",
-		"pki/issuer/2026/sign/app":      "pki/revoke",
-		"pki/sign-verbatim/app":         "pki/revoke",
-		"pki/sign-verbatim":             "pki/revoke",
-		"pki/root/generate/internal":    "",
-		"issue/app":                     "",
-		"pki/issuers/generate/root/kms": "",
-	} {
-		must.Eq(t, want, (&PKIConfig{Path: path}).revokedAt(), must.Sprint(path))
-	}
 }

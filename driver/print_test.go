@@ -15,8 +15,8 @@ import (
 func secretive(h *host) *run {
 	h.write(vaulttest.Planted)
 	return h.start("vault {\n role = \"app\"\n env = true\n file = true\n}\n" +
-		block("secrets/env", "PASS="+strings.ReplaceAll(creds, "username", "password"), "env = true") + block("local/k", kv, "") + block("local/once", kv, "once = true") +
-		block("local/w", `{{ with secret "pki/issue/app" "password=`+vaulttest.Planted+`" }}{{ .Data.certificate }}{{ end }}`, ""))
+		templateHCL("secrets/env", "PASS="+strings.ReplaceAll(creds, "username", "password"), "env = true") + templateHCL("local/k", kv, "") + templateHCL("local/once", kv, "once = true") +
+		templateHCL("local/w", `{{ with secret "pki/issue/app" "password=`+vaulttest.Planted+`" }}{{ .Data.certificate }}{{ end }}`, ""))
 }
 
 // Whatever a line of the log, an error or a panic is made of: no type that holds a secret prints it.

@@ -77,7 +77,7 @@ func (t *task) takenOver() error {
 	switch sessions := t.secrets.describe(); {
 	case sessions != "":
 		t.say("taken over after the end of the plugin before%s", sessions)
-	case len(t.conf.blocks) > 0:
+	case len(t.conf.Blocks()) > 0:
 		t.say("taken over after the end of the plugin before, which kept no session: its secrets are read anew")
 	}
 	return nil
@@ -149,7 +149,7 @@ func (t *task) unasked() error {
 			continue
 		}
 		t.warn("ended: the agent has not asked about the task since its start")
-		err := t.d.destroy(t, t.conf.killTimeout, t.conf.KillSignal)
+		err := t.d.destroy(t, t.conf.KillAfter, t.conf.KillSignal)
 		if err == nil {
 			return nil
 		}
@@ -194,14 +194,8 @@ func (t *task) saveAgain() {
 }
 
 // use remembers that the process has what is in g.
-func (r *record) use(g *generation, blocks []*product) {
-	r.Told, r.Once, r.Doubted = maps.Clone(g.sums), map[string][]byte{}, false
-	for _, b := range blocks {
-		outputs, _ := g.once(b)
-		for i, output := range outputs {
-			r.Once[b.parts[i].key] = output
-		}
-	}
+func use(r *record, g *generation) {
+	r.Told, r.Once, r.Doubted = maps.Clone(g.sums), g.onceOutputs(), false
 }
 
 // bounded returns an error where more would have to be remembered of the task with that generation than fits into a record.
@@ -209,7 +203,7 @@ func (t *task) bounded(g *generation) error {
 	t.saving.Lock()
 	r := t.record
 	t.saving.Unlock()
-	r.use(g, t.conf.blocks)
+	use(&r, g)
 	t.secrets.save(&r)
 	_, err := r.encode()
 	return err

@@ -27,7 +27,7 @@ func TestRecoverAdopts(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
-				r := h.start(whole + block("local/color", kv, onSignal))
+				r := h.start(whole + templateHCL("local/color", kv, onSignal))
 				process, token, user := r.process(), sole(t, h.Tokens()), sole(t, h.Users())
 				h.crash()
 				if test.before != nil {
@@ -71,7 +71,7 @@ func TestRecoverOfASessionThatHasEndedIsOneRotationAndOneAction(t *testing.T) {
 	} {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
-				r := h.start(asApp + block("secrets/env", "USER="+creds, "env = true"))
+				r := h.start(asApp + templateHCL("secrets/env", "USER="+creds, "env = true"))
 				process := r.process()
 				h.crash()
 				end(h)
@@ -108,7 +108,7 @@ func TestRecoverOfAKnownTaskIsNothing(t *testing.T) {
 func TestRecoverFindsTheProcessThatWeHaveRestarted(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(asApp + block("secrets/env", "COLOR="+kv, "env = true"))
+		r := h.start(asApp + templateHCL("secrets/env", "COLOR="+kv, "env = true"))
 		h.write("blue")
 		after(noticed)
 		process := r.process()
@@ -122,7 +122,7 @@ func TestRecoverFindsTheProcessThatWeHaveRestarted(t *testing.T) {
 }
 
 func TestActionThatWasPendingHappensAfterACrash(t *testing.T) {
-	splayed(t, asApp+block("secrets/env", "COLOR="+kv, "env = true"), func(r *run) (over bool) {
+	splayed(t, asApp+templateHCL("secrets/env", "COLOR="+kv, "env = true"), func(r *run) (over bool) {
 		r.write("blue")
 		after(6 * time.Second)
 		must.Eq(t, "COLOR=blue", r.file("secrets/env"))
@@ -145,7 +145,7 @@ func TestCredentialsThatNobodyWasToldOfAreNotLostInACrash(t *testing.T) {
 		t.Run("before "+until, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Fixed: true}) // at 85 % another login, and a lease with it
-				r := h.start(strings.ReplaceAll(asApp+block("secrets/db", creds, more), `"0s"`, `"1000h"`))
+				r := h.start(strings.ReplaceAll(asApp+templateHCL("secrets/db", creds, more), `"0s"`, `"1000h"`))
 				for h.Minted() == 1 {
 					after(time.Second)
 				}
@@ -183,7 +183,7 @@ func TestRecoverWithoutStateLogsInAgainAndActsOnce(t *testing.T) {
 	} {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
-				r := h.start(asApp + block("secrets/db", creds, "env = false"))
+				r := h.start(asApp + templateHCL("secrets/db", creds, "env = false"))
 				process := r.process()
 				h.crash()
 				test.lose(h)
@@ -355,7 +355,7 @@ func TestStartAfterACrashInTheMiddleOfOne(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.Put("kv/slow", map[string]any{"k": "v"})
-				config := whole + block("local/slow", `{{ with secret "kv/slow" }}{{ .Data.k }}{{ end }}`, "")
+				config := whole + templateHCL("local/slow", `{{ with secret "kv/slow" }}{{ .Data.k }}{{ end }}`, "")
 				cfg := h.job(config)
 				mend := hold(h)
 				go func() { _, _, _ = h.StartTask(cfg) }()
@@ -576,7 +576,7 @@ func TestStartWhileASessionIsLookedAt(t *testing.T) {
 	}
 }
 
-var slow = whole + block("local/slow", `{{ with secret "kv/slow" }}{{ .Data.k }}{{ end }}`, "")
+var slow = whole + templateHCL("local/slow", `{{ with secret "kv/slow" }}{{ .Data.k }}{{ end }}`, "")
 
 // An agent that dies while it starts a task comes back without a handle of it, or with the one of the run before, and starts it under
 // another ID. The plugin has lived on, and so has the start.
@@ -721,7 +721,7 @@ func TestPluginThatEndsLeavesTheTasksAlone(t *testing.T) {
 		h.config.Linger = 0
 		must.NoError(t, h.Configure(h.config))
 		h.write("green")
-		r := h.start(whole + strings.ReplaceAll(block("local/color", kv, ""), `"0s"`, `"1h"`))
+		r := h.start(whole + strings.ReplaceAll(templateHCL("local/color", kv, ""), `"0s"`, `"1h"`))
 		old := h.plugin
 		h.write("blue")
 		after(noticed)

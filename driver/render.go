@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 
+	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/inode"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/internal/inode"
 
@@ -22,13 +24,15 @@ import (
 
 // generation is one consistent set of what a task gets: rendered from one pass, never changed afterwards.
 type generation struct {
+	conf   *config.Task
+	blocks []*block
 	pass   *pass
-	output map[string][]byte   // by the keys of parts; those that are not there are not in it
-	env    map[string]string   // to be set in the task
-	files  []template.File     // to be written, with the paths below the allocation's directory
-	absent []string            // such paths where there must be no file
-	sums   map[string]checksum // of each output and of each token that is shown
-	auth   *imageAuth          // nil unless the wrapped driver is to have it
+	output map[string][]byte // by the keys of parts; those that are not there are not in it
+	env    map[string]string // to be set in the task
+	files  []template.File   // to be written, with the paths below the allocation's directory
+	absent []string          // such paths where there must be no file
+	sums   map[string]string // of each output and of each token that is shown
+	auth   *imageAuth        // nil unless the wrapped driver is to have it
 }
 
 // Format keeps it out of logs, errors and panics.
@@ -36,23 +40,22 @@ func (g generation) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "[generation of %d files]", len(g.files))
 }
 
-// checksum of something secret; a string, so that a record holds it as it is.
-type checksum string
-
-func sum(data []byte) checksum {
+// sum is a checksum of something secret.
+func sum(data []byte) string {
 	s := sha256.Sum256(data)
-	return checksum(hex.EncodeToString(s[:]))
+	return hex.EncodeToString(s[:])
 }
 
 // renderer makes generations of one task.
 type renderer struct {
 	cfg     *drivers.TaskConfig
-	conf    *TaskConfig
-	op      Config
+	conf    *config.Task
+	op      config.Operator
 	secrets *secrets
+	blocks  []*block
 
-	ready  bool    // what follows is set: see prepare
-	makers []maker // in the order of conf.blocks
+	ready  bool         // what follows is set: see prepare
+	makers []renderFunc // in the order of blocks
 	budget *template.Budget
 	owner  owner // of token files and of what secret and pki blocks make
 }
@@ -61,15 +64,17 @@ type renderer struct {
 func (r *renderer) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[renderer of %s]", r.cfg.ID) }
 
 // newRenderer resolves the destinations. Two blocks for one file are refused: which of them won would be chance.
-func newRenderer(cfg *drivers.TaskConfig, conf *TaskConfig, op Config, s *secrets) (*renderer, error) {
+func newRenderer(cfg *drivers.TaskConfig, conf *config.Task, op config.Operator, s *secrets) (*renderer, error) {
 	r := &renderer{cfg: cfg, conf: conf, op: op, secrets: s}
 	taken := map[string]string{}
 	for _, v := range conf.Vaults {
 		if v.File {
-			taken[r.below(v.tokenFile())] = fmt.Sprintf("vault %q puts its token there", v.Name)
+			taken[r.below(tokenFile(v.Name))] = fmt.Sprintf("vault %q puts its token there", v.Name)
 		}
 	}
-	for _, b := range conf.blocks {
+	for _, c := range conf.Blocks() {
+		b := newBlock(c)
+		r.blocks = append(r.blocks, b)
 		if err := r.place(b, taken); err != nil {
 			return nil, fmt.Errorf("%s: %w", b.name, err)
 		}
@@ -83,24 +88,24 @@ func (r *renderer) prepare() error {
 	if r.ready {
 		return nil
 	}
-	var makers []maker
+	var makers []renderFunc
 	r.budget = template.NewBudget()
-	for _, b := range r.conf.blocks {
-		m, err := b.config.prepare(r)
+	for _, b := range r.blocks {
+		m, err := b.kind.prepare(r)
 		if err != nil {
 			return err
 		}
 		makers = append(makers, m)
 	}
-	owner, err := taskOwner(r.cfg, r.conf, r.op.DefaultUser)
+	owner, err := taskOwner(r.cfg, r.conf, r.blocks, r.op.DefaultUser)
 	r.makers, r.owner, r.ready = makers, owner, err == nil
 	return err
 }
 
 // place maps the destinations of a block to paths below the allocation's directory, and notes who has taken which.
-func (r *renderer) place(b *product, taken map[string]string) error {
-	for i := range b.parts {
-		p := &b.parts[i]
+func (r *renderer) place(b *block, taken map[string]string) error {
+	for i := range b.outputs {
+		p := &b.outputs[i]
 		if p.destination == "" {
 			continue
 		}
@@ -130,7 +135,7 @@ func (r *renderer) below(in string) string {
 
 // text is the template's source: inline, or a file in the task's directories, an artifact for example. The root is the
 // directory that the path is in and not the allocation's: a link that the task made leads to no other task's secrets.
-func (r *renderer) text(t *TemplateConfig) (string, error) {
+func (r *renderer) text(t *config.Template) (string, error) {
 	if t.Source == "" {
 		return t.Data, nil
 	}
@@ -160,8 +165,8 @@ func (r *renderer) render(ctx context.Context, last *generation, fresh bool) (*g
 	if err := r.prepare(); err != nil {
 		return nil, err
 	}
-	g := &generation{pass: r.secrets.begin(fresh), output: map[string][]byte{}, env: map[string]string{},
-		sums: map[string]checksum{}}
+	g := &generation{conf: r.conf, blocks: r.blocks, pass: r.secrets.begin(fresh), output: map[string][]byte{}, env: map[string]string{},
+		sums: map[string]string{}}
 	if err := r.execute(ctx, g, last); err != nil {
 		return nil, err
 	}
@@ -169,7 +174,7 @@ func (r *renderer) render(ctx context.Context, last *generation, fresh bool) (*g
 		return nil, err
 	}
 	names := map[string]string{}
-	for _, b := range r.conf.blocks {
+	for _, b := range r.blocks {
 		if err := r.add(g, b, names); err != nil {
 			return nil, fmt.Errorf("%s: %w", b.name, err)
 		}
@@ -195,10 +200,10 @@ func (r *renderer) execute(ctx context.Context, g, last *generation) error {
 	var all sync.WaitGroup
 	outputs := make([][][]byte, len(r.makers))
 	errs := make([]error, len(r.makers))
-	for i, b := range r.conf.blocks {
+	for i, b := range r.blocks {
 		all.Go(func() {
 			errs[i] = r.secrets.d.guard(r.secrets.key, b.name, func() (err error) {
-				outputs[i], err = r.makers[i](ctx, g.pass.source(b.Vault, b.every), in)
+				outputs[i], err = r.makers[i](ctx, g.pass.source(b.Vault, b.PollEvery), in)
 				return err
 			})
 			if rendered, ok := last.once(b); ok { // it was executed all the same: what nobody asks for any more is revoked
@@ -207,9 +212,9 @@ func (r *renderer) execute(ctx context.Context, g, last *generation) error {
 		})
 	}
 	all.Wait()
-	for i, b := range r.conf.blocks {
+	for i, b := range r.blocks {
 		for n, output := range outputs[i] {
-			g.output[b.parts[n].key] = output
+			g.output[b.outputs[n].key] = output
 		}
 	}
 	return first(errs)
@@ -230,8 +235,8 @@ func (r *renderer) roots() (task, alloc *os.Root, err error) {
 // paths are the files of every generation, for their removal.
 func (r *renderer) paths() []string {
 	var paths []string
-	for _, b := range r.conf.blocks {
-		for _, p := range b.parts {
+	for _, b := range r.blocks {
+		for _, p := range b.outputs {
 			if p.path != "" {
 				paths = append(paths, p.path)
 			}
@@ -239,7 +244,7 @@ func (r *renderer) paths() []string {
 	}
 	for _, v := range r.conf.Vaults {
 		if v.File {
-			paths = append(paths, r.below(v.tokenFile()))
+			paths = append(paths, r.below(tokenFile(v.Name)))
 		}
 	}
 	return paths
@@ -272,12 +277,24 @@ func first(errs []error) error {
 	return nil
 }
 
+// onceOutputs returns the bytes of all blocks that are rendered once, by the keys of their outputs.
+func (g *generation) onceOutputs() map[string][]byte {
+	all := map[string][]byte{}
+	for _, b := range g.blocks {
+		outputs, _ := g.once(b)
+		for i, output := range outputs {
+			all[b.outputs[i].key] = output
+		}
+	}
+	return all
+}
+
 // once returns what a block has made that is rendered once, and whether it has been; g may be nil.
-func (g *generation) once(b *product) (outputs [][]byte, done bool) {
+func (g *generation) once(b *block) (outputs [][]byte, done bool) {
 	if g == nil || !b.Once {
 		return nil, false
 	}
-	for _, p := range b.parts {
+	for _, p := range b.outputs {
 		output, made := g.output[p.key]
 		if !made {
 			return nil, false
@@ -288,8 +305,8 @@ func (g *generation) once(b *product) (outputs [][]byte, done bool) {
 }
 
 // add puts what a block has made where the task will find it. names are the blocks that have set a variable so far.
-func (r *renderer) add(g *generation, b *product, names map[string]string) error {
-	for _, p := range b.parts {
+func (r *renderer) add(g *generation, b *block, names map[string]string) error {
+	for _, p := range b.outputs {
 		data, there := g.output[p.key]
 		if !there && p.path != "" {
 			g.absent = append(g.absent, p.path)
@@ -318,9 +335,9 @@ func (r *renderer) add(g *generation, b *product, names map[string]string) error
 	return nil
 }
 
-func (r *renderer) file(b *product, p part, data []byte) template.File {
-	f := template.File{Path: p.path, Name: p.destination, Data: data, Perm: b.perm, UID: b.UID, GID: b.GID}
-	if p.public {
+func (r *renderer) file(b *block, o output, data []byte) template.File {
+	f := template.File{Path: o.path, Name: o.destination, Data: data, Perm: b.Perm, UID: b.UID, GID: b.GID}
+	if o.public {
 		f.Perm = 0o644
 	}
 	if b.secret && f.UID < 0 {
@@ -333,7 +350,8 @@ func (r *renderer) file(b *product, p part, data []byte) template.File {
 }
 
 // describe says what of a task's blocks is there, for the log.
-func (g *generation) describe(conf *TaskConfig) string {
+func (g *generation) describe() string {
+	conf := g.conf
 	text := fmt.Sprintf("templates rendered: %d", len(conf.Templates))
 	if len(conf.Secrets) > 0 {
 		text += fmt.Sprintf(", secrets: %d", len(conf.Secrets))
@@ -341,8 +359,8 @@ func (g *generation) describe(conf *TaskConfig) string {
 	if len(conf.PKIs) > 0 {
 		text += fmt.Sprintf(", certificates: %d", len(conf.PKIs))
 	}
-	for _, b := range conf.blocks {
-		if _, there := g.output[b.parts[0].key]; !there {
+	for _, b := range g.blocks {
+		if _, there := g.output[b.outputs[0].key]; !there {
 			text += fmt.Sprintf(", %s is not there yet", b.name)
 		}
 	}
@@ -350,7 +368,7 @@ func (g *generation) describe(conf *TaskConfig) string {
 }
 
 // addToken shows the task its token, where the job asks for that.
-func (r *renderer) addToken(ctx context.Context, g *generation, v *VaultConfig) error {
+func (r *renderer) addToken(ctx context.Context, g *generation, v *config.Vault) error {
 	if !v.Env && !v.File {
 		return nil
 	}
@@ -361,11 +379,11 @@ func (r *renderer) addToken(ctx context.Context, g *generation, v *VaultConfig) 
 	token := reading.Token()
 	g.sums[tokenSum(v.Name)] = sum([]byte(token))
 	if v.File {
-		g.files = append(g.files, template.File{Path: r.below(v.tokenFile()), Data: []byte(token), Perm: 0o600,
+		g.files = append(g.files, template.File{Path: r.below(tokenFile(v.Name)), Data: []byte(token), Perm: 0o600,
 			UID: r.owner.uid, GID: r.owner.gid})
 	}
 	if v.Env {
-		cluster, err := r.op.cluster(v.Cluster)
+		cluster, err := r.op.Cluster(v.Cluster)
 		if err != nil {
 			return err
 		}
@@ -378,28 +396,28 @@ func (r *renderer) addToken(ctx context.Context, g *generation, v *VaultConfig) 
 }
 
 // tokenFile is where the block's token is put: as Nomad does it, secrets/vault_token.
-func (v *VaultConfig) tokenFile() string {
-	if v.Name == "default" {
+func tokenFile(name string) string {
+	if name == "default" {
 		return "secrets/vault_token"
 	}
-	return "secrets/vault_token_" + v.Name
+	return "secrets/vault_token_" + name
 }
 
 // tokenSum is a token's key among the sums, which no destination can have.
 func tokenSum(name string) string { return "token\x00" + name }
 
-// against returns what a task must be told of g that knows the generation with these sums.
-func (g *generation) against(told map[string]checksum, conf *TaskConfig) change {
+// diff returns what a process must be told of g, to which the generation with the given checksums was delivered.
+func (g *generation) diff(delivered map[string]string) change {
 	var all change
-	for _, b := range conf.blocks {
-		news := func(p part) bool { return g.sums[p.key] != told[p.key] }
-		if slices.ContainsFunc(b.parts, news) {
+	for _, b := range g.blocks {
+		changed := func(o output) bool { return g.sums[o.key] != delivered[o.key] }
+		if slices.ContainsFunc(b.outputs, changed) {
 			all = all.join(b.change())
 		}
 	}
-	for i := range conf.Vaults {
-		if v := &conf.Vaults[i]; g.sums[tokenSum(v.Name)] != told[tokenSum(v.Name)] {
-			all = all.join(v.change())
+	for i := range g.conf.Vaults {
+		if v := &g.conf.Vaults[i]; g.sums[tokenSum(v.Name)] != delivered[tokenSum(v.Name)] {
+			all = all.join(tokenChange(v))
 		}
 	}
 	return all
@@ -420,16 +438,16 @@ type owner struct{ uid, gid int }
 
 // taskOwner is the task's user, when a file of its own is asked for. An image's own users are not known here: where neither
 // the job nor the wrapped driver names one, the file is root's.
-func taskOwner(cfg *drivers.TaskConfig, conf *TaskConfig, byDefault string) (owner, error) {
+func taskOwner(cfg *drivers.TaskConfig, conf *config.Task, blocks []*block, byDefault string) (owner, error) {
 	whose, otherwise := "", ""
 	for _, v := range conf.Vaults {
 		if v.File {
 			whose = fmt.Sprintf("vault %q: file = true", v.Name)
 		}
 	}
-	for _, b := range conf.blocks {
-		file := func(p part) bool { return p.destination != "" }
-		if b.secret && (b.UID < 0 || b.GID < 0) && slices.ContainsFunc(b.parts, file) {
+	for _, b := range blocks {
+		file := func(o output) bool { return o.destination != "" }
+		if b.secret && (b.UID < 0 || b.GID < 0) && slices.ContainsFunc(b.outputs, file) {
 			whose, otherwise = b.name, ", or set uid and gid in this block"
 		}
 	}
@@ -438,7 +456,7 @@ func taskOwner(cfg *drivers.TaskConfig, conf *TaskConfig, byDefault string) (own
 		return owner{-1, -1}, nil
 	}
 	name, group, _ := strings.Cut(runsAs, ":")
-	uid, gid, err := lookUser(name)
+	uid, gid, err := config.LookupUser(name)
 	if err != nil {
 		return owner{}, fmt.Errorf("%s: user %q: %w%s", whose, runsAs, err, otherwise)
 	}

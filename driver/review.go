@@ -3,6 +3,7 @@ package driver
 import (
 	"fmt"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
 
@@ -11,7 +12,7 @@ import (
 
 // A Use is a vault block of a task and what the task's other blocks ask there.
 type Use struct {
-	VaultConfig
+	config.Vault
 	Server        vault.Cluster // of the plugin's configuration
 	IdentityBlock string        // what the task must have, as its author writes it
 	Questions     []Question
@@ -27,45 +28,46 @@ type Question struct {
 
 // Review checks a task's config block as a start does, without a task, and returns what would be asked of which Vault. Of
 // cfg it needs the name, the environment and the user. The error is the one that the start would fail with.
-func Review(op Config, cfg *drivers.TaskConfig, conf TaskConfig) ([]Use, error) {
-	if err := conf.validate(op.PollInterval); err != nil {
+func Review(op config.Operator, cfg *drivers.TaskConfig, conf config.Task) ([]Use, error) {
+	if err := conf.Validate(op.PollInterval); err != nil {
 		return nil, err
 	}
-	if err := conf.permitted(op, cfg.Namespace); err != nil {
+	if err := conf.Permit(op, cfg.Namespace); err != nil {
 		return nil, err
 	}
-	if _, err := newRenderer(cfg, &conf, op, nil); err != nil {
+	r, err := newRenderer(cfg, &conf, op, nil)
+	if err != nil {
 		return nil, err
 	}
 	asked := map[string][]Question{}
-	for _, b := range conf.blocks {
-		questions, err := b.config.questions(cfg.Env)
+	for _, b := range r.blocks {
+		questions, err := b.kind.questions(cfg.Env)
 		if err != nil {
 			return nil, err
 		}
 		asked[b.Vault] = append(asked[b.Vault], questions...)
 	}
-	if a := conf.Auth; a.fromVault() {
-		asked[a.Vault] = append(asked[a.Vault], Question{Block: "auth", Request: a.request()})
+	if a := conf.Auth; a.FromVault() {
+		asked[a.Vault] = append(asked[a.Vault], Question{Block: "auth", Request: authRequest(a)})
 	}
 	blocks := conf.Vaults
-	if !conf.has("default") && len(asked["default"]) > 0 {
-		blocks = append([]VaultConfig{conf.vault("default")}, blocks...)
+	if !conf.HasVault("default") && len(asked["default"]) > 0 {
+		blocks = append([]config.Vault{conf.Vault("default")}, blocks...)
 	}
 	var uses []Use
 	for _, block := range blocks {
-		server, err := op.cluster(block.Cluster)
+		server, err := op.Cluster(block.Cluster)
 		if err != nil {
 			return nil, err
 		}
-		uses = append(uses, Use{VaultConfig: block, Server: server, IdentityBlock: identitySource(block, cfg).Block(),
+		uses = append(uses, Use{Vault: block, Server: server, IdentityBlock: identitySource(block, cfg).Block(),
 			Questions: asked[block.Name]})
 	}
 	return uses, nil
 }
 
 // questions are those of one template, without executing it.
-func (t *TemplateConfig) questions(env map[string]string) ([]Question, error) {
+func (t templateBlock) questions(env map[string]string) ([]Question, error) {
 	if t.Source != "" {
 		return []Question{{Block: fmt.Sprintf("template %q", t.Destination), Text: fmt.Sprintf("source %q, a file of the task", t.Source)}}, nil
 	}
@@ -87,20 +89,20 @@ func (t *TemplateConfig) questions(env map[string]string) ([]Question, error) {
 	return all, nil
 }
 
-func (s *SecretConfig) questions(map[string]string) ([]Question, error) {
+func (s secretBlock) questions(map[string]string) ([]Question, error) {
 	return []Question{{Block: s.String(), Request: s.request()}}, nil
 }
 
-func (p *PKIConfig) questions(map[string]string) ([]Question, error) {
+func (p pkiBlock) questions(map[string]string) ([]Question, error) {
 	all := []Question{{Block: p.String(), Request: p.request()}}
 	if p.Revoke {
-		all = append(all, Question{Block: p.String(), Request: vault.Request{Op: vault.Write, Path: p.revokedAt()}})
+		all = append(all, Question{Block: p.String(), Request: vault.Request{Op: vault.Write, Path: p.RevokedAt()}})
 	}
 	return all, nil
 }
 
 // parse checks the template's text. In data the agent has replaced ${...} by values of the task's environment; a source is as it was.
-func (t *TemplateConfig) parse(text string, env map[string]string, all *template.Budget) (*template.Template, error) {
+func (t templateBlock) parse(text string, env map[string]string, all *template.Budget) (*template.Template, error) {
 	spec := template.Spec{Name: t.Destination, Data: text, LeftDelim: t.LeftDelimiter, RightDelim: t.RightDelimiter,
 		ErrorOnMissingKey: t.ErrorOnMissingKey, Budget: all}
 	if t.Source == "" {

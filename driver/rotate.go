@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/vault"
@@ -40,8 +41,8 @@ func (r rendered) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[rendered: %v %v
 // settle delays rendering by the longest wait that a block asks for, counted from the latest change.
 func (t *task) settle() {
 	var least, most time.Duration
-	for _, b := range t.conf.blocks {
-		least, most = max(least, b.waitMin), max(most, b.waitMax)
+	for _, b := range t.conf.Blocks() {
+		least, most = max(least, b.Common().WaitMin), max(most, b.Common().WaitMax)
 	}
 	now := time.Now()
 	if t.latest.IsZero() {
@@ -91,7 +92,7 @@ func (t *task) take(r rendered) {
 	was := t.trouble
 	t.current, t.trouble = r.next, trouble{}
 	t.retry.Reset()
-	t.pending = r.next.against(t.record.Told, &t.conf)
+	t.pending = r.next.diff(t.record.Told)
 	switch {
 	case t.pending.acts() && t.splay == nil:
 		t.splay = time.After(t.pending.delay())
@@ -138,7 +139,7 @@ func (t *task) told(grace time.Duration) {
 	t.reached("told")
 	t.current.pass.commit(grace)
 	t.reached("committed")
-	t.remember(func(r *record) { r.use(t.current, t.conf.blocks) })
+	t.remember(func(r *record) { use(r, t.current) })
 }
 
 // act does the one action that all changes since the last one ask for. A restart replaces every other: the new process
@@ -220,8 +221,8 @@ func (t *task) acted(so attempt) state {
 		t.report(so.level, did+"; trying again")
 		t.untold.event = true
 	}
-	t.remember(func(r *record) { r.Told = t.current.knownBut(so.undone, r.Told, &t.conf) })
-	t.pending = t.current.against(t.record.Told, &t.conf)
+	t.remember(func(r *record) { r.Told = t.current.deliveredExcept(so.undone, r.Told) })
+	t.pending = t.current.diff(t.record.Told)
 	t.splay = time.After(t.retry.Next())
 	return t.running
 }
@@ -249,7 +250,7 @@ func (e scriptError) Error() string { return string(e) }
 // at a time, so that nobody else looks at hanging. The timeout is ours: of the wrapped
 // drivers docker waits for the end of the output all the same, and exec's executor panics when the script ends later, which
 // ends the task (Nomad v1.11.3: drivers/docker/handle.go, Exec; drivers/shared/executor/executor_linux_cgo.go, handleExecWait).
-func (t *task) script(s *ChangeScriptConfig) error {
+func (t *task) script(s *config.ChangeScript) error {
 	select {
 	case <-t.hanging[s]:
 	default:
@@ -263,14 +264,14 @@ func (t *task) script(s *ChangeScriptConfig) error {
 	select {
 	case err := <-ended:
 		return err
-	case <-time.After(s.timeout):
+	case <-time.After(s.Limit):
 		t.hanging[s] = ended
-		return scriptError(fmt.Sprintf("it did not end within its timeout of %s", s.timeout))
+		return scriptError(fmt.Sprintf("it did not end within its timeout of %s", s.Limit))
 	}
 }
 
 // exec runs a change_script to its end.
-func (t *task) exec(s *ChangeScriptConfig) error {
+func (t *task) exec(s *config.ChangeScript) error {
 	const unlimited = 24 * time.Hour
 	result, err := t.d.inner.ExecTask(t.cfg.ID, append([]string{s.Command}, s.Args...), unlimited)
 	if err == nil && !result.ExitResult.Successful() {
@@ -314,7 +315,7 @@ func (t *task) halt() state {
 	over := make(chan error, 1)
 	go func() {
 		over <- t.guard("stopping the process", func() error {
-			return ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, t.conf.killTimeout, t.conf.KillSignal))
+			return ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, t.conf.KillAfter, t.conf.KillSignal))
 		})
 	}()
 	signals := t.signals

@@ -33,7 +33,7 @@ func TestChangeModes(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
-				r := h.start(asApp + block("local/color", kv, test.more))
+				r := h.start(asApp + templateHCL("local/color", kv, test.more))
 				h.write("blue")
 				after(noticed)
 				must.Eq(t, test.calls, r.did())
@@ -52,7 +52,7 @@ func TestChangeModes(t *testing.T) {
 func several(more ...string) string {
 	config := asApp
 	for i, m := range more {
-		config += block(fmt.Sprintf("local/%d", i), kv, m)
+		config += templateHCL(fmt.Sprintf("local/%d", i), kv, m)
 	}
 	return config
 }
@@ -158,7 +158,7 @@ func TestChangeTakenBackBeforeTheActionIsNone(t *testing.T) {
 }
 
 func TestChangesDuringTheSplayAreOneActionWithTheLatest(t *testing.T) {
-	config := asApp + block("secrets/env", "COLOR="+kv, "env = true") + block("local/x", kv, onSignal)
+	config := asApp + templateHCL("secrets/env", "COLOR="+kv, "env = true") + templateHCL("local/x", kv, onSignal)
 	splayed(t, config, func(r *run) (over bool) {
 		for _, color := range []string{"blue", "red", "black"} {
 			r.write(color)
@@ -198,7 +198,7 @@ func TestOnceIsRenderedOnceAndItsLeaseIsKept(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
 		h.write("green")
-		r := h.start(several("") + block("local/once", kv+" "+creds, "once = true"))
+		r := h.start(several("") + templateHCL("local/once", kv+" "+creds, "once = true"))
 		user := sole(t, h.Users())
 		h.write("blue")
 		after(noticed)
@@ -232,7 +232,7 @@ func TestRotatedCredentialsAreRevokedWhenTheNewOnesAreInUse(t *testing.T) {
 				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
 				h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true} // at 85 %: 49 to 53 minutes
 				began := time.Now()
-				h.start(asApp + block("secrets/env", "USER="+creds, test.more))
+				h.start(asApp + templateHCL("secrets/env", "USER="+creds, test.more))
 				first := sole(t, h.Users())
 				for h.file("secrets/env") == "USER="+first {
 					after(time.Second)
@@ -263,7 +263,7 @@ func TestWhatTheProcessWasNotToldOfIsLeftToEnd(t *testing.T) {
 		h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
 		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true}
 		h.write("green")
-		r := h.start(several(onSignal) + block("secrets/db", creds, onNoop))
+		r := h.start(several(onSignal) + templateHCL("secrets/db", creds, onNoop))
 		after(45 * time.Minute) // when it is near its end, the lease is replaced together with what changes
 		h.write("blue")
 		after(noticed)
@@ -277,7 +277,7 @@ func TestWhatTheProcessWasNotToldOfIsLeftToEnd(t *testing.T) {
 func TestRestartInTheDriverIsInvisible(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(asApp + block("secrets/env", "COLOR="+kv, "env = true"))
+		r := h.start(asApp + templateHCL("secrets/env", "COLOR="+kv, "env = true"))
 		ended := r.wait()
 		stats, err := h.TaskStats(h.Context(), r.cfg.ID, time.Second)
 		must.NoError(t, err)
@@ -337,7 +337,7 @@ func TestSignalDuringARestartReachesTheNewProcess(t *testing.T) {
 func TestChangeDuringARestartIsNotLost(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(asApp + block("secrets/env", "COLOR="+kv, "env = true"))
+		r := h.start(asApp + templateHCL("secrets/env", "COLOR="+kv, "env = true"))
 		h.inner.slow("start", 10*time.Minute)
 		h.write("blue")
 		after(2 * time.Minute)
@@ -351,7 +351,7 @@ func TestChangeDuringARestartIsNotLost(t *testing.T) {
 
 func TestChangeWhileRenderingIsPartOfTheSameAction(t *testing.T) {
 	slow := `{{ with secret "secret/data/web" }}{{ .Data.data.k }}{{ if eq .Data.data.k "blue" }}{{ with secret "kv/slow" }}{{ .Data.k }}{{ end }}{{ end }}{{ end }}`
-	splayed(t, asApp+block("local/0", slow, onSignal), func(r *run) (over bool) {
+	splayed(t, asApp+templateHCL("local/0", slow, onSignal), func(r *run) (over bool) {
 		r.Put("kv/slow", map[string]any{"k": "!"})
 		r.Break(vaulttest.Fault{Match: "GET kv/slow", Slow: 7 * time.Second})
 		r.write("blue")
@@ -475,7 +475,7 @@ func TestCredentialsOfAScriptThatFailedAreLeftToEnd(t *testing.T) {
 		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true} // at 85 %: 49 to 53 minutes
 		h.inner.exec = exits(1)
 		began := time.Now()
-		r := h.start(asApp + block("secrets/db", creds, onScript))
+		r := h.start(asApp + templateHCL("secrets/db", creds, onScript))
 		first := sole(t, h.Users())
 		for h.Minted() == 1 {
 			after(time.Second)
@@ -499,7 +499,7 @@ func TestNextPluginKnowsOfAScriptThatFailed(t *testing.T) {
 		h.SetRole("app", vaulttest.Role{TTL: 8 * time.Hour, Revoke: true})
 		h.Creds["second"] = vaulttest.Creds{TTL: time.Hour}
 		h.write("app")
-		r := h.start(asApp + block("secrets/db", chosen, onScript) + block("local/1", kv, onSignal))
+		r := h.start(asApp + templateHCL("secrets/db", chosen, onScript) + templateHCL("local/1", kv, onSignal))
 		first := sole(t, h.Users())
 		h.inner.exec = exits(1)
 		h.inner.failing("signal", errWrapped)
@@ -548,7 +548,7 @@ func TestProcessThatCannotBeReachedIsToldLater(t *testing.T) {
 				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
 				h.Creds["second"] = vaulttest.Creds{TTL: time.Hour}
 				h.write("app")
-				r := h.start(asApp + block("secrets/db", chosen, test.more))
+				r := h.start(asApp + templateHCL("secrets/db", chosen, test.more))
 				first := sole(t, h.Users())
 				h.inner.failing(call, errWrapped)
 				h.write("second")
@@ -590,7 +590,7 @@ func TestProcessThatCannotBeReachedIsToldLater(t *testing.T) {
 // What has reached the process does not again, because of something else that has not.
 func TestOnlyWhatWasNotDoneIsTriedAgain(t *testing.T) {
 	usr := strings.ReplaceAll(onSignal, "SIGHUP", "SIGUSR1")
-	config := "vault {\n role = \"app\"\n file = true\n" + usr + "\n}\n" + block("local/0", kv, onSignal) + block("local/1", kv, onScript) + block("local/2", kv, onNoop)
+	config := "vault {\n role = \"app\"\n file = true\n" + usr + "\n}\n" + templateHCL("local/0", kv, onSignal) + templateHCL("local/1", kv, onScript) + templateHCL("local/2", kv, onNoop)
 	began := func(h *host) *run {
 		h.write("green")
 		r := h.start(config)
@@ -757,8 +757,8 @@ func TestWhatNoTemplateAsksAnyMoreIsRevoked(t *testing.T) {
 		h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
 		h.write("green")
 		h.put("web/local/flag", "on")
-		r := h.start(asApp + "vault {\n name = \"db\"\n role = \"app\"\n}\n" + block("local/color", kv, "") +
-			block("local/user", `{{ if eq (file "local/flag") "on" }}`+creds+`{{ end }}`, "vault = \"db\""))
+		r := h.start(asApp + "vault {\n name = \"db\"\n role = \"app\"\n}\n" + templateHCL("local/color", kv, "") +
+			templateHCL("local/user", `{{ if eq (file "local/flag") "on" }}`+creds+`{{ end }}`, "vault = \"db\""))
 		must.Len(t, 1, h.Users())
 		h.put("web/local/flag", "off")
 		h.write("blue")

@@ -26,9 +26,9 @@ func TestNoSecretIsTold(t *testing.T) {
 		h.write(secret)
 
 		cfg := h.job("vault {\n role = \"app\"\n env = true\n file = true\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"\n}\n" +
-			block("secrets/env", "COLOR="+kv+"\nUSER="+strings.ReplaceAll(creds, "username", "password"), "env = true") +
-			block("local/n", `{{ with secret "secret/data/web" }}{{ if .Data.data.fails }}{{ .Data.data.k | parseInt }}{{ end }}{{ end }}`, onScript) +
-			secretBlock("all", "env = true\n format = \"yaml\"\n destination = \"secrets/all\"\n"+onNoop) + secretBlock("bytes", "key = \"k\"\n optional = true\n"+onNoop))
+			templateHCL("secrets/env", "COLOR="+kv+"\nUSER="+strings.ReplaceAll(creds, "username", "password"), "env = true") +
+			templateHCL("local/n", `{{ with secret "secret/data/web" }}{{ if .Data.data.fails }}{{ .Data.data.k | parseInt }}{{ end }}{{ end }}`, onScript) +
+			secretHCL("all", "env = true\n format = \"yaml\"\n destination = \"secrets/all\"\n"+onNoop) + secretHCL("bytes", "key = \"k\"\n optional = true\n"+onNoop))
 		cfg.StdoutPath, cfg.StderrPath = stdout, stderr
 		handle, _, failed := h.StartTask(cfg)
 		must.NoError(t, failed)

@@ -12,12 +12,13 @@ import (
 	"github.com/hashicorp/nomad/nomad/structs"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// secretBlock is a secret block for the path that the tests write to.
-func secretBlock(name, more string) string {
+// secretHCL is a secret block for the path that the tests write to.
+func secretHCL(name, more string) string {
 	return "secret \"" + name + "\" {\n path = \"secret/web\"\n splay = \"0s\"\n " + more + "\n}\n"
 }
 
@@ -37,15 +38,15 @@ func (h *host) ownerOf(path string) (uid, gid uint32) {
 
 func TestSecretBlockIsAFile(t *testing.T) {
 	for name, test := range map[string]struct{ config, file, holds string }{
-		"by default":         {secretBlock("db", ""), "secrets/db", `{"password":"hunter2","user":"web"}` + "\n"},
-		"in a format":        {secretBlock("db", "format = \"properties\"\n destination = \"local/x\""), "local/x", "password=hunter2\nuser=web\n"},
-		"one field":          {secretBlock("db", `key = "user"`), "secrets/db", "web"},
-		"some, renamed":      {secretBlock("db", "exclude = [\"user\"]\n rename = { password = \"PW\" }\n format = \"env\""), "secrets/db", "PW=hunter2\n"},
+		"by default":         {secretHCL("db", ""), "secrets/db", `{"password":"hunter2","user":"web"}` + "\n"},
+		"in a format":        {secretHCL("db", "format = \"properties\"\n destination = \"local/x\""), "local/x", "password=hunter2\nuser=web\n"},
+		"one field":          {secretHCL("db", `key = "user"`), "secrets/db", "web"},
+		"some, renamed":      {secretHCL("db", "exclude = [\"user\"]\n rename = { password = \"PW\" }\n format = \"env\""), "secrets/db", "PW=hunter2\n"},
 		"by the API's path":  {"secret \"db\" {\n path = \"/secret/data/web\"\n key = \"user\"\n}", "secrets/db", "web"},
 		"of KV version 1":    {"secret \"db\" {\n path = \"kv/web\"\n}", "secrets/db", `{"data":{"a":1}}` + "\n"},
 		"of another engine":  {"secret \"db\" {\n path = \"database/creds/app\"\n include = [\"user*\"]\n}", "secrets/db", `{"username":"v-`},
 		"of a write":         {"secret \"db\" {\n path = \"pki/issue/x\"\n method = \"write\"\n args = { ttl = \"2h\" }\n key = \"certificate\"\n}", "secrets/db", "-----BEGIN CERTIFICATE-----"},
-		"named by its block": {secretBlock("a-b_C9.txt", `key = "user"`), "secrets/a-b_C9.txt", "web"},
+		"named by its block": {secretHCL("a-b_C9.txt", `key = "user"`), "secrets/a-b_C9.txt", "web"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -66,7 +67,7 @@ func TestSecretBlockIsAFile(t *testing.T) {
 func TestSecretBlockIsEnvironment(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.Put("secret/web", map[string]any{"user": "web", "cert": "a\nb\n", "port": 5432})
-		r := h.start(asApp + secretBlock("db", "env = true\n rename = { user = \"PGUSER\" }"))
+		r := h.start(asApp + secretHCL("db", "env = true\n rename = { user = \"PGUSER\" }"))
 		must.MapEq(t, map[string]string{"NOMAD_TASK_NAME": "web", "PGUSER": "web", "cert": "a\nb\n", "port": "5432"}, r.process().env)
 		must.Eq(t, "", h.file("secrets/db"), must.Sprint("nobody asked for a file"))
 
@@ -78,7 +79,7 @@ func TestSecretBlockIsEnvironment(t *testing.T) {
 		r.stop()
 		after(2 * time.Minute)
 
-		r = h.start(asApp + secretBlock("db", "env = true\n destination = \"secrets/db.env\"\n format = \"env\""))
+		r = h.start(asApp + secretHCL("db", "env = true\n destination = \"secrets/db.env\"\n format = \"env\""))
 		must.Eq(t, "user=job\n", h.file("secrets/db.env"), must.Sprint("both were asked for"))
 		must.Eq(t, "job", r.process().env["user"])
 	})
@@ -99,7 +100,7 @@ func TestSecretBlockChangesAsATemplateDoes(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
-				r := h.start(asApp + secretBlock("db", "key = \"k\"\n"+test.more))
+				r := h.start(asApp + secretHCL("db", "key = \"k\"\n"+test.more))
 				h.write("blue")
 				after(noticed)
 				must.Eq(t, test.calls, r.did())
@@ -116,7 +117,7 @@ func TestSecretBlockChangesAsATemplateDoes(t *testing.T) {
 func TestSecretBlockAndTemplateShowTheSameCredentials(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true}
-		r := h.start(asApp + block("secrets/user", creds, onSignal) + "secret \"db\" {\n path = \"database/creds/app\"\n key = \"username\"\n splay = \"0s\"\n" +
+		r := h.start(asApp + templateHCL("secrets/user", creds, onSignal) + "secret \"db\" {\n path = \"database/creds/app\"\n key = \"username\"\n splay = \"0s\"\n" +
 			onSignal + "\n}\nsecret \"env\" {\n path = \"/database/creds/app\"\n env = true\n change_mode = \"noop\"\n}\n")
 		must.Eq(t, 1, h.Minted())
 		must.Eq(t, sole(t, h.Users()), h.file("secrets/user"))
@@ -133,7 +134,7 @@ func TestSecretBlockAndTemplateShowTheSameCredentials(t *testing.T) {
 func TestOptionalSecretBlockIsAbsentUntilItIsThere(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.put("web/secrets/db", "of an earlier run")
-		config := asApp + secretBlock("db", "optional = true\n"+onSignal) + secretBlock("env", "optional = true\n env = true\n"+onNoop) + block("local/x", "x", "")
+		config := asApp + secretHCL("db", "optional = true\n"+onSignal) + secretHCL("env", "optional = true\n env = true\n"+onNoop) + templateHCL("local/x", "x", "")
 		cfg := h.job(config)
 		handle, _, err := h.StartTask(cfg)
 		must.NoError(t, err)
@@ -174,7 +175,7 @@ func TestOptionalSecretBlockIsAbsentUntilItIsThere(t *testing.T) {
 func TestSecretBlockOnce(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		config := asApp + strings.Replace(secretBlock("db", "once = true\n env = true\n destination = \"secrets/db\""), "secret/web", "secret/data/web", 1) + block("local/color", kv, onSignal)
+		config := asApp + strings.Replace(secretHCL("db", "once = true\n env = true\n destination = \"secrets/db\""), "secret/web", "secret/data/web", 1) + templateHCL("local/color", kv, onSignal)
 		r := h.start(config)
 		h.write("blue")
 		after(noticed)
@@ -197,25 +198,25 @@ var invalidSecrets = map[string]struct{ config, says string }{
 	"a write that is polled":    {"secret \"x\" {\n path = \"x/y\"\n method = \"write\"\n poll_interval = \"5s\"\n}", `secret "x": poll_interval is for what is read again`},
 	"a name with a slash":       {"secret \"a/b\" {\n path = \"x/y\"\n}", `secret "a/b": name: use letters, digits, -, _ and ., which is not the first`},
 	"parameters in the path":    {"secret \"db\" {\n path = \"kv/data/x?version=2\"\n}", `secret "db": path: parameters belong into args`},
-	"unknown method":            {secretBlock("db", `method = "GET"`), `secret "db": method "GET" is unknown: use "read" or "write"`},
-	"version of a write":        {secretBlock("db", "method = \"write\"\nversion = 2"), `secret "db": version is that of a KV secret to read`},
-	"version below 0":           {secretBlock("db", "version = -1"), `secret "db": version is that of a KV secret to read`},
-	"version twice":             {secretBlock("db", "version = 1\nargs = { version = \"2\" }"), `secret "db": both version and args.version are set: keep one`},
-	"optional write":            {secretBlock("db", "method = \"write\"\noptional = true"), `secret "db": optional is for what may not be there yet`},
-	"unknown format":            {secretBlock("db", `format = "xml"`), `secret "db": format "xml" is unknown: use "json", "env", "properties" or "yaml"`},
-	"format without a file":     {secretBlock("db", "format = \"json\"\nenv = true"), `secret "db": format is that of a file: set destination too`},
-	"unknown encoding":          {secretBlock("db", "key = \"k\"\nencoding = \"rot13\""), `secret "db": encoding "rot13" is unknown: use "utf-8", "base64" or "hex"`},
-	"unknown vault":             {secretBlock("db", `vault = "west"`), `secret "db": vault = "west": the task has no vault block with that name`},
-	"destination outside":       {secretBlock("db", `destination = "../x"`), `secret "db": destination: path "../x" is not below the task's directory`},
-	"destination of a template": {block("secrets/db", "x", "") + secretBlock("db", ""), `secret "db": destination: template "secrets/db" has the same: choose another`},
-	"destination of another":    {secretBlock("a", "") + secretBlock("b", `destination = "/secrets/a"`), `secret "b": destination: secret "a" has the same: choose another`},
-	"destination of the token":  {"vault {\nfile = true\n}\n" + secretBlock("vault_token", ""), `secret "vault_token": destination: vault "default" puts its token there: choose another`},
-	"perms is no mode":          {secretBlock("db", `perms = "rw"`), `secret "db": perms "rw" is not an octal file mode`},
-	"uid below -1":              {secretBlock("db", `uid = -2`), `secret "db": uid and gid are numbers from 0`},
-	"a signal for env":          {secretBlock("db", "env = true\n"+onSignal), `secret "db": change_mode "signal" with env = true`},
-	"poll_interval is short":    {secretBlock("db", `poll_interval = "4s"`), `secret "db": poll_interval 4s is below the 5s that this node's operator allows`},
-	"wait.max before wait.min":  {secretBlock("db", "wait {\nmin = \"9s\"\nmax = \"8s\"\n}"), `secret "db": wait.max 8s is shorter than wait.min 9s`},
-	"script without its block":  {secretBlock("db", `change_mode = "script"`), `secret "db": change_mode "script" and a change_script block go together`},
+	"unknown method":            {secretHCL("db", `method = "GET"`), `secret "db": method "GET" is unknown: use "read" or "write"`},
+	"version of a write":        {secretHCL("db", "method = \"write\"\nversion = 2"), `secret "db": version is that of a KV secret to read`},
+	"version below 0":           {secretHCL("db", "version = -1"), `secret "db": version is that of a KV secret to read`},
+	"version twice":             {secretHCL("db", "version = 1\nargs = { version = \"2\" }"), `secret "db": both version and args.version are set: keep one`},
+	"optional write":            {secretHCL("db", "method = \"write\"\noptional = true"), `secret "db": optional is for what may not be there yet`},
+	"unknown format":            {secretHCL("db", `format = "xml"`), `secret "db": format "xml" is unknown: use "json", "env", "properties" or "yaml"`},
+	"format without a file":     {secretHCL("db", "format = \"json\"\nenv = true"), `secret "db": format is that of a file: set destination too`},
+	"unknown encoding":          {secretHCL("db", "key = \"k\"\nencoding = \"rot13\""), `secret "db": encoding "rot13" is unknown: use "utf-8", "base64" or "hex"`},
+	"unknown vault":             {secretHCL("db", `vault = "west"`), `secret "db": vault = "west": the task has no vault block with that name`},
+	"destination outside":       {secretHCL("db", `destination = "../x"`), `secret "db": destination: path "../x" is not below the task's directory`},
+	"destination of a template": {templateHCL("secrets/db", "x", "") + secretHCL("db", ""), `secret "db": destination: template "secrets/db" has the same: choose another`},
+	"destination of another":    {secretHCL("a", "") + secretHCL("b", `destination = "/secrets/a"`), `secret "b": destination: secret "a" has the same: choose another`},
+	"destination of the token":  {"vault {\nfile = true\n}\n" + secretHCL("vault_token", ""), `secret "vault_token": destination: vault "default" puts its token there: choose another`},
+	"perms is no mode":          {secretHCL("db", `perms = "rw"`), `secret "db": perms "rw" is not an octal file mode`},
+	"uid below -1":              {secretHCL("db", `uid = -2`), `secret "db": uid and gid are numbers from 0`},
+	"a signal for env":          {secretHCL("db", "env = true\n"+onSignal), `secret "db": change_mode "signal" with env = true`},
+	"poll_interval is short":    {secretHCL("db", `poll_interval = "4s"`), `secret "db": poll_interval 4s is below the 5s that this node's operator allows`},
+	"wait.max before wait.min":  {secretHCL("db", "wait {\nmin = \"9s\"\nmax = \"8s\"\n}"), `secret "db": wait.max 8s is shorter than wait.min 9s`},
+	"script without its block":  {secretHCL("db", `change_mode = "script"`), `secret "db": change_mode "script" and a change_script block go together`},
 }
 
 func TestInvalidSecretBlockFailsAtOnceAndNamesTheField(t *testing.T) {
@@ -234,13 +235,13 @@ func TestInvalidSecretBlockFailsAtOnceAndNamesTheField(t *testing.T) {
 
 func TestSecretBlockThatDoesNotFitSaysWhyAndLeavesNothing(t *testing.T) {
 	for name, test := range map[string]struct{ config, says string }{
-		"no such field":      {secretBlock("db", `key = "pasword"`), `secret "db": key: the secret has no field "pasword"`},
-		"a newline in env":   {secretBlock("db", `format = "env"`), `secret "db": field "cert" has a newline or another control character`},
-		"not base64":         {secretBlock("db", "key = \"cert\"\n encoding = \"base64\""), `secret "db": field "cert" is not encoded in base64`},
+		"no such field":      {secretHCL("db", `key = "pasword"`), `secret "db": key: the secret has no field "pasword"`},
+		"a newline in env":   {secretHCL("db", `format = "env"`), `secret "db": field "cert" has a newline or another control character`},
+		"not base64":         {secretHCL("db", "key = \"cert\"\n encoding = \"base64\""), `secret "db": field "cert" is not encoded in base64`},
 		"nothing there":      {"secret \"db\" {\n path = \"secret/none\"\n}", `secret "db": read secret/data/none: not found in Vault`},
-		"a variable twice":   {secretBlock("a", "env = true\n key = \"k\"") + secretBlock("b", "env = true\n key = \"k\""), `secret "b": env = true: secret "a" sets k too: rename one of them`},
-		"a template's, too":  {block("local/x", "k=1", "env = true") + secretBlock("b", "env = true\n key = \"k\""), `secret "b": env = true: template "local/x" sets k too`},
-		"no variable's name": {secretBlock("db", "env = true"), `secret "db": field "no-name" cannot be the name of a variable`},
+		"a variable twice":   {secretHCL("a", "env = true\n key = \"k\"") + secretHCL("b", "env = true\n key = \"k\""), `secret "b": env = true: secret "a" sets k too: rename one of them`},
+		"a template's, too":  {templateHCL("local/x", "k=1", "env = true") + secretHCL("b", "env = true\n key = \"k\""), `secret "b": env = true: template "local/x" sets k too`},
+		"no variable's name": {secretHCL("db", "env = true"), `secret "db": field "no-name" cannot be the name of a variable`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -260,7 +261,7 @@ func TestSecretBlockThatDoesNotFitSaysWhyAndLeavesNothing(t *testing.T) {
 func TestSecretBlockThatDoesNotFitAnyMoreKeepsTheLastKnownGood(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(asApp + secretBlock("db", "format = \"env\"\n"+onSignal))
+		r := h.start(asApp + secretHCL("db", "format = \"env\"\n"+onSignal))
 		h.write(vaulttest.Planted + "\n")
 		after(time.Hour)
 		must.SliceEmpty(t, r.did())
@@ -286,7 +287,7 @@ func TestSecretBlockBelongsToTheTasksUser(t *testing.T) {
 			needRoot(t)
 			bubble(t, func(h *host) {
 				h.write("green")
-				cfg := h.job(asApp + secretBlock("db", test.more) + block("local/x", "x", ""))
+				cfg := h.job(asApp + secretHCL("db", test.more) + templateHCL("local/x", "x", ""))
 				cfg.User = test.user
 				_, _, err := h.StartTask(cfg)
 				must.NoError(t, err)
@@ -299,13 +300,13 @@ func TestSecretBlockBelongsToTheTasksUser(t *testing.T) {
 		})
 	}
 	bubble(t, func(h *host) {
-		cfg := h.job(asApp + secretBlock("db", ""))
+		cfg := h.job(asApp + secretHCL("db", ""))
 		cfg.User = "no-such-user"
 		_, _, err := h.StartTask(cfg)
 		must.ErrorContains(t, err, `secret "db": user "no-such-user": this host does not know it: name a user of the host, or a number, or set uid and gid in this block`)
 		h.write("green")
 		for _, needsNone := range []string{"uid = 7\n gid = 8", "env = true"} { // as users of an image
-			cfg = h.job(asApp + secretBlock("db", needsNone))
+			cfg = h.job(asApp + secretHCL("db", needsNone))
 			cfg.User = "no-such-user"
 			_, _, err = h.StartTask(cfg)
 			must.NoError(t, err)
@@ -317,18 +318,18 @@ func TestSecretBlockBelongsToTheTasksUser(t *testing.T) {
 
 func TestSecretBlockAsksWhatTheCommandsOfVaultAsk(t *testing.T) {
 	for name, test := range map[string]struct {
-		block SecretConfig
+		block config.Secret
 		want  vault.Request
 	}{
-		"vault read":            {SecretConfig{Method: "read", Path: "aws/sts/x", Args: map[string]string{"ttl": "1h"}}, vault.Request{Op: vault.Read, Path: "aws/sts/x", Query: url.Values{"ttl": {"1h"}}}},
-		"vault kv get -version": {SecretConfig{Method: "read", Path: "kv/x", Version: 3, Optional: true}, vault.Request{Op: vault.Read, Path: "kv/x", Query: url.Values{"version": {"3"}}, Optional: true}},
-		"vault write":           {SecretConfig{Method: "write", Path: "ssh/sign/x", Args: map[string]string{"ttl": "1h"}}, vault.Request{Op: vault.Write, Path: "ssh/sign/x", Data: map[string]any{"ttl": "1h"}}},
+		"vault read":            {config.Secret{Method: "read", Path: "aws/sts/x", Args: map[string]string{"ttl": "1h"}}, vault.Request{Op: vault.Read, Path: "aws/sts/x", Query: url.Values{"ttl": {"1h"}}}},
+		"vault kv get -version": {config.Secret{Method: "read", Path: "kv/x", Version: 3, Optional: true}, vault.Request{Op: vault.Read, Path: "kv/x", Query: url.Values{"version": {"3"}}, Optional: true}},
+		"vault write":           {config.Secret{Method: "write", Path: "ssh/sign/x", Args: map[string]string{"ttl": "1h"}}, vault.Request{Op: vault.Write, Path: "ssh/sign/x", Data: map[string]any{"ttl": "1h"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			must.NoError(t, (&test.block).withLabel("x").check())
-			must.Eq(t, test.want, test.block.request())
+			b := &test.block
+			b.Output = config.Output{Vault: "default", Perms: "0600", Splay: "5s", ChangeMode: "noop"}
+			must.NoError(t, (&config.Task{KillTimeout: "5s", Secrets: map[string]*config.Secret{"x": b}}).Validate(0))
+			must.Eq(t, test.want, secretBlock{b}.request())
 		})
 	}
 }
-
-func (s *SecretConfig) withLabel(name string) *SecretConfig { s.label = name; return s }

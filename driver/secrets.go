@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/identity"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
@@ -25,7 +26,7 @@ import (
 type secrets struct {
 	d       *Driver
 	key     string // of the task in the driver's maps and state: allocation and task name
-	conf    TaskConfig
+	conf    config.Task
 	cfg     *drivers.TaskConfig
 	changed chan struct{}
 	notify  func(vault.Notice)
@@ -41,7 +42,7 @@ type secrets struct {
 // Format keeps the sessions out of logs, errors and panics.
 func (s *secrets) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[secrets of %s]", s.key) }
 
-func newSecrets(d *Driver, cfg *drivers.TaskConfig, conf TaskConfig) *secrets {
+func newSecrets(d *Driver, cfg *drivers.TaskConfig, conf config.Task) *secrets {
 	return &secrets{d: d, key: taskKey(cfg), conf: conf, cfg: cfg, changed: make(chan struct{}, 1),
 		sessions: map[string]*vault.Session{}}
 }
@@ -55,12 +56,12 @@ func (s *secrets) session(ctx context.Context, name string) (*vault.Session, err
 	if have != nil {
 		return have, nil
 	}
-	block := s.conf.vault(name)
+	block := s.conf.Vault(name)
 	client, err := s.d.client(block.Cluster)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.d.configured().admits(block, s.cfg.Namespace); err != nil { // a task may have no block at all
+	if err := s.d.configured().PermitVault(block, s.cfg.Namespace); err != nil { // a task may have no block at all
 		return nil, fmt.Errorf("vault %q: %w", name, err)
 	}
 	options := s.options(block)
@@ -90,7 +91,7 @@ func (s *secrets) session(ctx context.Context, name string) (*vault.Session, err
 	return session, nil
 }
 
-func (s *secrets) options(block VaultConfig) vault.Options {
+func (s *secrets) options(block config.Vault) vault.Options {
 	source := identitySource(block, s.cfg)
 	jwt := func(ctx context.Context) (string, error) {
 		token, err := source.Token(ctx)
@@ -103,7 +104,7 @@ func (s *secrets) options(block VaultConfig) vault.Options {
 	return vault.Options{Notify: s.notify, Changed: s.changed, Login: login}
 }
 
-func identitySource(block VaultConfig, cfg *drivers.TaskConfig) identity.Source {
+func identitySource(block config.Vault, cfg *drivers.TaskConfig) identity.Source {
 	return identity.Source{Name: block.Identity, Dir: cfg.TaskDir().Dir, File: block.IdentityFile,
 		Env: cfg.Env["NOMAD_TOKEN_"+block.Identity]}
 }
@@ -115,8 +116,8 @@ func (s *secrets) adopt(old *secrets) (others *secrets) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, session := range old.sessions {
-		block := s.conf.vault(name)
-		if block.login() != old.conf.vault(name).login() {
+		block := s.conf.Vault(name)
+		if loginOf(block) != loginOf(old.conf.Vault(name)) {
 			others.sessions[name] = session
 			continue
 		}
@@ -124,7 +125,7 @@ func (s *secrets) adopt(old *secrets) (others *secrets) {
 		s.sessions[name] = session
 	}
 	for _, one := range old.kept {
-		if s.sessions[one.Name] == nil && s.conf.vault(one.Name).login() == one.Login {
+		if s.sessions[one.Name] == nil && loginOf(s.conf.Vault(one.Name)) == one.Login {
 			s.kept = append(s.kept, one)
 		} else {
 			others.kept = append(others.kept, one)
@@ -140,13 +141,8 @@ func (s *secrets) holds() bool {
 	return len(s.sessions)+len(s.kept) > 0
 }
 
-// login is what a session stands for: a task that asks for something else must not be served by it.
-type login struct {
-	Cluster, Role, Namespace, Identity, IdentityFile string
-	Policies                                         string // with commas
-}
-
-func (v VaultConfig) login() login {
+// loginOf returns what the session of a vault block stands for.
+func loginOf(v config.Vault) login {
 	return login{v.Cluster, v.Role, v.Namespace, v.Identity, v.IdentityFile, strings.Join(v.Policies, ",")}
 }
 

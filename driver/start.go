@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/identity"
 	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/internal/logtext"
@@ -105,11 +106,11 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 	}
 	t := &task{d: d, cfg: cfg, op: d.configured(), pipes: log, retry: vault.Backoff{First: time.Second, Most: time.Minute},
 		begun: make(chan struct{}), asked: make(chan struct{}),
-		stops: make(chan stopRequest), signals: make(chan signalRequest), broken: make(chan error, 1), done: make(chan struct{}), hanging: map[*ChangeScriptConfig]<-chan error{}}
+		stops: make(chan stopRequest), signals: make(chan signalRequest), broken: make(chan error, 1), done: make(chan struct{}), hanging: map[*config.ChangeScript]<-chan error{}}
 	if err := cfg.DecodeDriverConfig(&t.conf); err != nil {
 		return nil, fmt.Errorf("decode config block: %w", err)
 	}
-	if err := t.conf.validate(t.op.PollInterval); err != nil {
+	if err := t.conf.Validate(t.op.PollInterval); err != nil {
 		return nil, err
 	}
 	t.secrets = newSecrets(d, cfg, t.conf)
@@ -162,7 +163,7 @@ func (t *task) replace() error {
 		}
 		other.ask()
 		other.say("ended: %v", errReplaced)
-		patience := min(other.conf.killTimeout, t.op.StartTimeout) // Nomad cannot interrupt a start
+		patience := min(other.conf.KillAfter, t.op.StartTimeout) // Nomad cannot interrupt a start
 		if err := t.d.destroy(other, patience, other.conf.KillSignal); err != nil {
 			return structs.NewRecoverableError(fmt.Errorf("end what an earlier start has left: %w", err), true)
 		}
@@ -172,10 +173,10 @@ func (t *task) replace() error {
 
 // check is for what must be right before a start, and need not be any more when a running task is recovered.
 func (t *task) check() error {
-	if err := t.conf.permitted(t.op, t.cfg.Namespace); err != nil {
+	if err := t.conf.Permit(t.op, t.cfg.Namespace); err != nil {
 		return err
 	}
-	if err := t.op.checkUser(t.cfg.User); err != nil {
+	if err := t.op.PermitUser(t.cfg.User); err != nil {
 		return err
 	}
 	if err := t.make.prepare(); err != nil {
@@ -263,8 +264,8 @@ func (t *task) renderFirst() error {
 	}
 	t.reached("written")
 	t.current = first
-	if len(first.sums) > 0 || len(t.conf.blocks) > 0 || first.auth != nil {
-		summary := first.describe(&t.conf) + first.auth.describe() + t.secrets.describe()
+	if len(first.sums) > 0 || len(t.conf.Blocks()) > 0 || first.auth != nil {
+		summary := first.describe() + first.auth.describe() + t.secrets.describe()
 		t.say("secrets ready after %s: %s", time.Since(began).Round(time.Millisecond), summary)
 		t.event("Secrets ready: %s", summary)
 	}
@@ -304,7 +305,7 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 	}
 	t.remember(func(r *record) {
 		r.Launching, r.InnerVersion, r.Inner = false, inner.Version, inner.DriverState
-		r.use(t.current, t.conf.blocks) // with which it was started: nobody has to tell it after a crash
+		use(r, t.current) // with which it was started: nobody has to tell it after a crash
 	})
 	t.reached("known")
 	return network, t.watch()

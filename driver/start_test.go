@@ -24,7 +24,7 @@ func TestFirstGenerationIsWholeBeforeTheProcessStarts(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
 		r := h.start("vault {\n role = \"app\"\n env = true\n file = true\n}\n" +
-			block("secrets/db.env", "USER="+creds, "env = true") + block("local/color", kv, "perms = \"0640\""))
+			templateHCL("secrets/db.env", "USER="+creds, "env = true") + templateHCL("local/color", kv, "perms = \"0640\""))
 		user, token := sole(t, h.Users()), sole(t, h.Tokens())
 		must.Eq(t, "green", h.file("local/color"))
 		must.Eq(t, "USER="+user, h.file("secrets/db.env"))
@@ -94,7 +94,7 @@ var failures = map[string]struct {
 		must.NoError(h, os.Remove(filepath.Join(h.alloc, "web/secrets/nomad_vault.jwt")))
 		must.NoError(h, os.Mkdir(filepath.Join(h.alloc, "web/private"), 0o755))
 		h.put("web/private/vault_token", "hvs.derived")
-	}, config: "vault {\n file = true\n}\n" + block("local/x", kv, ""), says: []string{`vault "default": file = true: `, "leave file out"}},
+	}, config: "vault {\n file = true\n}\n" + templateHCL("local/x", kv, ""), says: []string{`vault "default": file = true: `, "leave file out"}},
 
 	"Vault is down":   {host: func(h *host) { h.Down(true) }, says: []string{"Vault unavailable", "connection refused"}, recoverable: true, took: time.Minute},
 	"Vault hangs":     {host: func(h *host) { h.Break(vaulttest.Fault{Hang: true}) }, says: []string{"Vault unavailable"}, recoverable: true, took: time.Minute},
@@ -104,17 +104,17 @@ var failures = map[string]struct {
 
 	"denied": {host: func(h *host) { h.SetRole("app", vaulttest.Role{TTL: time.Hour, Deny: []string{"database/"}}) },
 		says: []string{"read database/creds/app: denied by Vault", `path "database/creds/app" { capabilities = ["read"] }`}, took: time.Second},
-	"no such role":   {config: "vault {\n role = \"nobody\"\n}\n" + block("local/x", kv, ""), says: []string{`with role "nobody"`, "could not be found"}},
-	"no such secret": {config: whole + block("local/x", `{{ with secret "secret/data/none" }}{{ end }}`, ""), says: []string{"read secret/data/none: not found in Vault", "write it first"}},
-	"not what Vault has there": {config: whole + block("local/x", `{{ with secret "database/creds/app" "a=b" }}{{ end }}{{ with secret "database/creds/none" }}{{ end }}`, ""),
+	"no such role":   {config: "vault {\n role = \"nobody\"\n}\n" + templateHCL("local/x", kv, ""), says: []string{`with role "nobody"`, "could not be found"}},
+	"no such secret": {config: whole + templateHCL("local/x", `{{ with secret "secret/data/none" }}{{ end }}`, ""), says: []string{"read secret/data/none: not found in Vault", "write it first"}},
+	"not what Vault has there": {config: whole + templateHCL("local/x", `{{ with secret "database/creds/app" "a=b" }}{{ end }}{{ with secret "database/creds/none" }}{{ end }}`, ""),
 		says: []string{"refused by Vault", "unknown role: none"}},
 
-	"a template fails": {config: whole + block("local/x", `{{ with secret "database/creds/app" }}{{ .Data.password | toInt }}{{ .Data.password | parseJSON }}{{ end }}`, ""),
+	"a template fails": {config: whole + templateHCL("local/x", `{{ with secret "database/creds/app" }}{{ .Data.password | toInt }}{{ .Data.password | parseJSON }}{{ end }}`, ""),
 		says: []string{`template "local/x": line 1`}},
-	"a template's lines are no environment": {config: whole + block("local/x", "A=1\nB", "env = true"), says: []string{`template "local/x": env = true: parse environment: line 2`}},
+	"a template's lines are no environment": {config: whole + templateHCL("local/x", "A=1\nB", "env = true"), says: []string{`template "local/x": env = true: parse environment: line 2`}},
 	"a destination is taken": {host: func(h *host) { must.NoError(h, unix.Mkfifo(filepath.Join(h.alloc, "web/local/x"), 0o600)) },
-		config: whole + block("local/x", "x", ""), says: []string{`destination "local/x" is a named pipe`}},
-	"no variable of Nomad's": {config: whole + block("local/x", `{{ with nomadVar "a/b" }}{{ end }}`, ""), says: []string{`template "local/x": line 1`}, recoverable: true},
+		config: whole + templateHCL("local/x", "x", ""), says: []string{`destination "local/x" is a named pipe`}},
+	"no variable of Nomad's": {config: whole + templateHCL("local/x", `{{ with nomadVar "a/b" }}{{ end }}`, ""), says: []string{`template "local/x": line 1`}, recoverable: true},
 
 	"nobody reads the log": {host: func(h *host) {
 		h.stderr = filepath.Join(h.alloc, "web/log")
@@ -226,7 +226,7 @@ func TestSecretThatChangesWhileTheProcessStartsIsNotLost(t *testing.T) {
 		h.write("green")
 		h.inner.slow("start", 10*time.Minute) // docker pulls an image
 		go func() { after(time.Minute); h.write("blue") }()
-		r := h.start(asApp + block("local/color", kv, onSignal))
+		r := h.start(asApp + templateHCL("local/color", kv, onSignal))
 		h.inner.slow("start", 0)
 		after(time.Second)
 		must.Eq(t, []string{"SIGHUP"}, r.process().signals)
@@ -258,7 +258,7 @@ func TestSourceIsNeverReadOutsideOfTheTasksDirectories(t *testing.T) {
 func TestHandleIsEnoughToRecoverAndHoldsNoSecret(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write(vaulttest.Planted)
-		r := h.start("vault {\n role = \"app\"\n env = true\n}\n" + block("secrets/env", "K="+kv, "env = true"))
+		r := h.start("vault {\n role = \"app\"\n env = true\n}\n" + templateHCL("secrets/env", "K="+kv, "env = true"))
 		must.Eq(t, vaulttest.Planted, r.process().env["K"])
 		must.MapEq(t, map[string]string{"NOMAD_TASK_NAME": "web"}, r.handle.Config.Env)
 		must.StrNotContains(t, string(r.handle.DriverState), vaulttest.Planted)

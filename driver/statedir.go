@@ -68,10 +68,10 @@ func (d *Driver) keepIn(s *store) {
 	for _, r := range records {
 		l := &left{record: r, old: true, found: time.Now()}
 		switch known := d.tasks[r.Key] != nil || d.idle[r.Key] != nil; {
-		case r.aside:
+		case r.Aside:
 			late = append(late, l)
 		case known:
-			l.record.file = "" // which is the task's
+			l.record.File = "" // which is the task's
 			late = append(late, l)
 		default:
 			d.park(l, unclaimedAfter)
@@ -80,7 +80,7 @@ func (d *Driver) keepIn(s *store) {
 	d.mu.Unlock()
 	for _, l := range late {
 		l.secrets = d.unpack(l.record)
-		if l.record.file == "" {
+		if l.record.File == "" {
 			d.setAside(l)
 		}
 		d.revokeLater(l)

@@ -85,7 +85,7 @@ func TestWhatIsLeftIsSavedWhenTheStateDirIsThere(t *testing.T) {
 		h.config.Linger = time.Hour
 		h.locked(10 * time.Minute)
 		h.boot()
-		all := h.crowd(2, asApp+block("secrets/db", creds, ""))
+		all := h.crowd(2, asApp+templateHCL("secrets/db", creds, ""))
 		h.startAll(all)
 		h.Down(true)
 		must.NoError(t, h.StopTask(all[0].ID, 0, ""))
@@ -141,9 +141,9 @@ func TestRecordOfATaskIsBounded(t *testing.T) {
 		config string
 		fits   bool
 	}{
-		"many outputs that are rendered once": {block("local/0", kv+big, "once = true") + block("local/1", kv+big, "once = true"), false},
-		"outputs that are rendered again":     {block("local/0", kv+big, "") + block("local/1", kv+big, ""), true},
-		"what is read of Vault":               {block("local/0", `{{ with secret "secret/data/big" }}{{ len .Data.data.k }}{{ end }}`, ""), false},
+		"many outputs that are rendered once": {templateHCL("local/0", kv+big, "once = true") + templateHCL("local/1", kv+big, "once = true"), false},
+		"outputs that are rendered again":     {templateHCL("local/0", kv+big, "") + templateHCL("local/1", kv+big, ""), true},
+		"what is read of Vault":               {templateHCL("local/0", `{{ with secret "secret/data/big" }}{{ len .Data.data.k }}{{ end }}`, ""), false},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -165,7 +165,7 @@ func TestRecordOfATaskIsBounded(t *testing.T) {
 func TestRecordThatGrowsTooLargeIsNotSaved(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(asApp + block("local/color", kv, onNoop))
+		r := h.start(asApp + templateHCL("local/color", kv, onNoop))
 		h.write(strings.Repeat("x", 2<<20))
 		after(noticed)
 		must.Eq(t, 1, h.logged("state is not saved"))
@@ -184,7 +184,7 @@ func TestRecordStaysSmallFor30Days(t *testing.T) {
 		h.SetRole("app", vaulttest.Role{TTL: time.Hour, Fixed: true})
 		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour}
 		h.write("green")
-		r := h.start(asApp + block("secrets/db", creds, onNoop) + block("local/color", kv, onNoop+"\n poll_interval = \"1h\""))
+		r := h.start(asApp + templateHCL("secrets/db", creds, onNoop) + templateHCL("local/color", kv, onNoop+"\n poll_interval = \"1h\""))
 		size := func() int64 {
 			info, err := os.Stat(filepath.Join(h.config.StateDir, fileOf("alloc-1/web")))
 			must.NoError(t, err)
@@ -212,4 +212,45 @@ func TestRecordStaysSmallFor30Days(t *testing.T) {
 		after(olderLinger)
 		must.SliceEmpty(t, h.Tokens())
 	})
+}
+
+// Without a state directory tasks run, and what is lost is told in one line.
+func TestTasksRunWithoutAStateDir(t *testing.T) {
+	for how, test := range map[string]struct {
+		lose func(h *host) // before the plugin starts
+		take func(h *host) // while a task runs
+		says string
+	}{
+		"in use":  {lose: func(h *host) { opened(h, h.config.StateDir) }, says: "sessions will not survive a restart of this plugin"},
+		"removed": {take: func(h *host) { must.NoError(h, os.RemoveAll(h.config.StateDir)) }, says: "state is not saved"},
+		"full": {lose: func(h *host) {
+			needRoot(h.T)
+			must.NoError(h, unix.Mount("test", h.config.StateDir, "tmpfs", 0, "size=4k"))
+			h.Cleanup(func() { must.NoError(h, unix.Unmount(h.config.StateDir, 0)) })
+			must.NoError(h, os.WriteFile(filepath.Join(h.config.StateDir, "filler"), make([]byte, 4096), 0o600))
+		}, says: "state is not saved"},
+	} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				h.crash()
+				if test.lose != nil {
+					test.lose(h)
+				}
+				h.boot()
+				h.write("green")
+				r := h.start(whole + templateHCL("local/color", kv, onSignal))
+				if test.take != nil {
+					test.take(h)
+				}
+				for _, color := range []string{"blue", "red"} {
+					h.write(color)
+					after(noticed)
+					must.Eq(t, []string{"signal SIGHUP"}, r.did())
+				}
+				must.Eq(t, 1, h.logged(test.says))
+				h.kill()
+				after(time.Second)
+			})
+		})
+	}
 }

@@ -11,9 +11,9 @@ import (
 	"path"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/nomad/plugins/drivers"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,33 +37,25 @@ type record struct {
 	InnerVersion int
 	Inner        []byte // the wrapped driver's handle of the present process, nil before there is one
 	Launching    bool   // the wrapped driver was asked for a process whose handle is not here: there may be one
-	Unasked      bool   // the agent has not asked about the task since its start: it may not know of it
+	Unasked      bool   `json:"Unasked"` // the agent has not asked about the task since its start: it may not know of it
 	Ended        bool   // the process has ended, for good
 
-	Told     map[string]checksum     // of the generation that the process was started with or told of
-	Doubted  bool                    // a script failed since: whether the process uses what is new is not known
+	Told     map[string]string       `json:"Told"`    // checksums of what the process was started with or told of
+	Doubted  bool                    `json:"Doubted"` // a script failed since: the process may or may not use what is new
 	Once     map[string][]byte       // output of blocks that are rendered once
 	Sessions map[string]savedSession // by the vault block's name
 	Kept     []savedSession          `json:",omitempty"` // which the plugin process could not adopt
 	AllocDir string
 	Files    []string // below AllocDir, to be removed in the end
 
-	file  string // in the directory
-	aside bool   // no run may claim it: it is to be revoked
+	File  string `json:"-"` // in the state directory
+	Aside bool   `json:"-"` // no run may claim it: its sessions are to be revoked
 }
 
 // Format keeps the sessions out of logs, errors and panics.
 func (r record) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[record of %s]", r.Key) }
 
-// task is what the record has of its task's configuration.
-func (r record) task() *drivers.TaskConfig {
-	alloc, name, _ := strings.Cut(r.Key, "/")
-	return &drivers.TaskConfig{AllocID: alloc, Name: name, AllocDir: r.AllocDir}
-}
-
 const (
-	tmpfsMagic = 0x01021994
-	ramfsMagic = 0x858458f6
 	lockName   = "lock"
 	liveSuffix = ".json"
 	asideName  = ".revoke"
@@ -130,7 +122,7 @@ func inMemory(dir string) error {
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return fmt.Errorf("look at the filesystem of state_dir: %w", err)
 	}
-	if fs.Type == tmpfsMagic || fs.Type == ramfsMagic {
+	if fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC {
 		return nil
 	}
 	options := "mode=0700,size=25%" // of the memory, as far as it is used: a few hundred records of recordMost on a small host
@@ -221,11 +213,11 @@ func decodeRecord(name string, data []byte) (r record, err error) {
 	if json.Unmarshal(data, &r) != nil { // whose error may quote a part of it
 		return record{}, errors.New("it is not a whole record")
 	}
-	r.file, r.aside = name, path.Ext(name) == asideName
+	r.File, r.Aside = name, path.Ext(name) == asideName
 	switch {
 	case r.Version < 1 || r.Version > recordVersion:
 		return record{}, fmt.Errorf("its version %d is not one this plugin reads", r.Version)
-	case !r.aside && name != fileOf(r.Key), !strings.HasPrefix(name, stem(r.Key)+"."), !strings.Contains(r.Key, "/"):
+	case !r.Aside && name != fileOf(r.Key), !strings.HasPrefix(name, stem(r.Key)+"."), !strings.Contains(r.Key, "/"):
 		return record{}, errors.New("it belongs to another task")
 	}
 	return r, nil
@@ -259,4 +251,24 @@ func (s *store) all() []record {
 		}
 	}
 	return records
+}
+
+// savedSession is a session at rest.
+type savedSession struct {
+	Name  string `json:",omitempty"` // of the vault block, where it is not a key of the record's
+	Login login
+	State []byte // of the session, as it encodes itself
+
+	Seen time.Time `json:"-"` // when this process first read it
+}
+
+// Format keeps the session out of logs, errors and panics.
+func (s savedSession) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "[saved session of %+v]", s.Login)
+}
+
+// login is what a session stands for: a task that asks for something else must not be served by it.
+type login struct {
+	Cluster, Role, Namespace, Identity, IdentityFile string
+	Policies                                         string // with commas
 }

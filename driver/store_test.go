@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
@@ -19,7 +18,7 @@ import (
 
 // full is a record with something in every field.
 var full = record{Version: recordVersion, Key: "alloc-1/web", TaskID: "alloc-1/web/1", InnerVersion: 2, Inner: []byte("inner"),
-	Told: map[string]checksum{"local/x": sum([]byte("x")), tokenSum("default"): sum([]byte("token"))},
+	Told: map[string]string{"local/x": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"},
 	Once: map[string][]byte{"local/once": {0xff, 0}}, AllocDir: "/alloc", Files: []string{"web/local/x"},
 	Sessions: map[string]savedSession{"default": {Login: login{"default", "app", "", "vault", "", ""}, State: []byte("{}")}}}
 
@@ -40,20 +39,20 @@ func TestRecordsAreReadAsTheyWereWritten(t *testing.T) {
 	name, err := s.setAside(full)
 	must.NoError(t, err)
 	live := full
-	live.file, aside.file, aside.aside = fileOf(full.Key), name, true
+	live.File, aside.File, aside.Aside = fileOf(full.Key), name, true
 	must.True(t, same(s.all(), live, aside))
 	s.remove(name)
 	s.remove(name)
 	must.True(t, same(s.all(), live))
 	must.Eq(t, "", log.String())
-	info, err := os.Stat(filepath.Join(dir, live.file))
+	info, err := os.Stat(filepath.Join(dir, live.File))
 	must.NoError(t, err)
 	must.Eq(t, 0o600, info.Mode())
 }
 
 // same ignores the order.
 func same(have []record, want ...record) bool {
-	slices.SortFunc(have, func(a, b record) int { return cmp.Compare(len(a.file), len(b.file)) })
+	slices.SortFunc(have, func(a, b record) int { return cmp.Compare(len(a.File), len(b.File)) })
 	return reflect.DeepEqual(have, want)
 }
 
@@ -133,17 +132,6 @@ func TestOthersFilesAreLeftAloneAndHalfWrittenOnesRemoved(t *testing.T) {
 	must.Len(t, 2, entries)
 }
 
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("this test has to run as root")
-	}
-	t.Skip("needs root")
-}
-
 func TestStateDirThatIsNotOursIsRefused(t *testing.T) {
 	for how, test := range map[string]struct {
 		make func(t *testing.T, dir string)
@@ -161,10 +149,10 @@ func TestStateDirThatIsNotOursIsRefused(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			dir := filepath.Join(memory(t), "state")
 			test.make(t, dir)
-			before := descriptors(t)
+			before := openFiles(t)
 			_, err := openStore(dir, hclog.NewNullLogger())
 			must.ErrorContains(t, err, test.says)
-			must.Eq(t, before, descriptors(t))
+			must.Eq(t, before, openFiles(t))
 		})
 	}
 }
@@ -186,7 +174,7 @@ func TestStateDirOnADiskGetsATmpfs(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	var fs unix.Statfs_t
 	must.NoError(t, unix.Statfs(filepath.Dir(dir), &fs))
-	if fs.Type == tmpfsMagic {
+	if fs.Type == unix.TMPFS_MAGIC {
 		must.Eq(t, "", os.Getenv("CI"), must.Sprint("this test needs a temporary directory on a disk"))
 		t.Skip("needs a temporary directory on a disk")
 	}
@@ -196,7 +184,7 @@ func TestStateDirOnADiskGetsATmpfs(t *testing.T) {
 		must.NoError(t, err)
 		must.NoError(t, s.save(full))
 		must.NoError(t, unix.Statfs(dir, &fs))
-		must.Eq(t, tmpfsMagic, int(fs.Type))
+		must.Eq(t, unix.TMPFS_MAGIC, int(fs.Type))
 		must.Len(t, 1, s.all())
 		s.close()
 	}
@@ -212,47 +200,6 @@ func TestStateDirOnADiskGetsATmpfs(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	must.NoError(t, err)
 	must.SliceEmpty(t, entries, must.Sprint("nothing was written to the disk"))
-}
-
-// Without a state directory tasks run, and what is lost is told in one line.
-func TestTasksRunWithoutAStateDir(t *testing.T) {
-	for how, test := range map[string]struct {
-		lose func(h *host) // before the plugin starts
-		take func(h *host) // while a task runs
-		says string
-	}{
-		"in use":  {lose: func(h *host) { opened(h, h.config.StateDir) }, says: "sessions will not survive a restart of this plugin"},
-		"removed": {take: func(h *host) { must.NoError(h, os.RemoveAll(h.config.StateDir)) }, says: "state is not saved"},
-		"full": {lose: func(h *host) {
-			needRoot(h.T)
-			must.NoError(h, unix.Mount("test", h.config.StateDir, "tmpfs", 0, "size=4k"))
-			h.Cleanup(func() { must.NoError(h, unix.Unmount(h.config.StateDir, 0)) })
-			must.NoError(h, os.WriteFile(filepath.Join(h.config.StateDir, "filler"), make([]byte, 4096), 0o600))
-		}, says: "state is not saved"},
-	} {
-		t.Run(how, func(t *testing.T) {
-			bubble(t, func(h *host) {
-				h.crash()
-				if test.lose != nil {
-					test.lose(h)
-				}
-				h.boot()
-				h.write("green")
-				r := h.start(whole + block("local/color", kv, onSignal))
-				if test.take != nil {
-					test.take(h)
-				}
-				for _, color := range []string{"blue", "red"} {
-					h.write(color)
-					after(noticed)
-					must.Eq(t, []string{"signal SIGHUP"}, r.did())
-				}
-				must.Eq(t, 1, h.logged(test.says))
-				h.kill()
-				after(time.Second)
-			})
-		})
-	}
 }
 
 func FuzzDecodeRecord(f *testing.F) {
@@ -279,8 +226,8 @@ func FuzzDecodeRecord(f *testing.F) {
 	})
 }
 
-// descriptors counts the open files of this process.
-func descriptors(t *testing.T) int {
+// openFiles counts the open files of this process.
+func openFiles(t *testing.T) int {
 	entries, err := os.ReadDir("/proc/self/fd")
 	must.NoError(t, err)
 	return len(entries)

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/driver/vault"
 
@@ -33,8 +34,8 @@ const abandonAfter = time.Second
 type task struct {
 	d       *Driver
 	cfg     *drivers.TaskConfig // as Nomad gave it: without our secrets
-	conf    TaskConfig
-	op      Config
+	conf    config.Task
+	op      config.Operator
 	secrets *secrets
 	make    *renderer
 	pipes   *logpipe.Pipes
@@ -64,11 +65,11 @@ type task struct {
 	rendered chan rendered              // of the attempt under way, nil when there is none
 	unreadAt time.Time                  // since when a restart waits for a log collector
 	retry    vault.Backoff
-	hanging  map[*ChangeScriptConfig]<-chan error // scripts whose timeout is over and that have not ended
-	trouble  trouble                              // what kept the last attempt from becoming a generation
-	untold   trouble                              // what kept the process from being told
-	panicked bool                                 // the task ends because of that
-	stopped  bool                                 // Nomad asked for the end
+	hanging  map[*config.ChangeScript]<-chan error // scripts whose timeout is over and that have not ended
+	trouble  trouble                               // what kept the last attempt from becoming a generation
+	untold   trouble                               // what kept the process from being told
+	panicked bool                                  // the task ends because of that
+	stopped  bool                                  // Nomad asked for the end
 
 	tookOver  time.Time // from a plugin process before this one; zero: this one has started it
 	recovered bool      // taken over from a plugin process before this one, whose death may have ended the log collector's work

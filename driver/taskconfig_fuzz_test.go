@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/vaulttest"
@@ -43,7 +44,7 @@ func FuzzTaskConfig(f *testing.F) {
 	ctx, cancel := context.WithCancel(context.Background())
 	f.Cleanup(cancel)
 	d := New(ctx, hclog.NewNullLogger(), "vault-fake", newWrapped(ctx, &machine{procs: map[int]*process{}}))
-	must.NoError(f, d.Configure(Config{Name: "vault-fake", Clusters: []vault.Cluster{{Name: "default", Address: "http://127.0.0.1:8200"}},
+	must.NoError(f, d.Configure(config.Operator{Name: "vault-fake", Clusters: []vault.Cluster{{Name: "default", Address: "http://127.0.0.1:8200"}},
 		StateDir: "/none", StartTimeout: time.Minute, PollInterval: 30 * time.Second, MinPollInterval: 5 * time.Second}))
 	handOver := agent(f)
 
@@ -55,14 +56,14 @@ func FuzzTaskConfig(f *testing.F) {
 		}
 		task, err := d.newTask(cfg, logpipe.New("", "", "", ""))
 		if err == nil {
-			err = task.conf.permitted(task.op, "default")
+			err = task.conf.Permit(task.op, "default")
 		}
 		if err != nil {
 			must.StrNotContains(t, err.Error(), "\n")
 			must.StrNotContains(t, err.Error(), vaulttest.Planted)
 			return
 		}
-		must.GreaterEq(t, 0, task.conf.killTimeout)
+		must.GreaterEq(t, 0, task.conf.KillAfter)
 		seen := map[string]bool{}
 		for _, path := range task.make.paths() {
 			must.True(t, filepath.IsLocal(path) && filepath.Clean(path) == path, must.Sprint(path))
@@ -73,9 +74,9 @@ func FuzzTaskConfig(f *testing.F) {
 			seen[path] = true
 		}
 		for _, c := range task.conf.Templates {
-			must.LessEq(t, 0o777, c.perm)
-			must.GreaterEq(t, 0, min(c.splay, c.every, c.waitMin, c.waitMax-c.waitMin))
-			must.True(t, c.Once || c.PollInterval == "" || c.every >= 5*time.Second)
+			must.LessEq(t, 0o777, c.Perm)
+			must.GreaterEq(t, 0, min(c.SplayMax, c.PollEvery, c.WaitMin, c.WaitMax-c.WaitMin))
+			must.True(t, c.Once || c.PollInterval == "" || c.PollEvery >= 5*time.Second)
 		}
 	})
 }
@@ -83,7 +84,7 @@ func FuzzTaskConfig(f *testing.F) {
 // agent returns what gives a task its config block as an agent does it, with a secret planted in the text of each template. It is
 // false for a block that no agent hands on.
 func agent(f *testing.F) func(cfg *drivers.TaskConfig, data []byte, sent bool) bool {
-	spec, diagnostics := hclspecutils.Convert(hclspec.NewObject(TaskConfigSpec()))
+	spec, diagnostics := hclspecutils.Convert(hclspec.NewObject(config.TaskSpec()))
 	must.False(f, diagnostics.HasErrors())
 	return func(cfg *drivers.TaskConfig, data []byte, sent bool) bool {
 		var block map[string]any

@@ -9,7 +9,7 @@ import (
 )
 
 // with is a template that is right, with more in it.
-func with(more string) string { return block("local/x", "x", more) }
+func with(more string) string { return templateHCL("local/x", "x", more) }
 
 // Each of these is refused before anybody is asked, with one line that names the field.
 var invalid = map[string]struct{ config, says string }{
@@ -29,10 +29,10 @@ var invalid = map[string]struct{ config, says string }{
 	"vault: change_signal is unknown":  {"vault {\nchange_mode = \"signal\"\nchange_signal = \"HUP\"\n}", `vault "default": change_signal "HUP" is not a signal`},
 
 	"template: no destination":            {`template { data = "x" }`, `template number 1: destination is missing: name a file such as "secrets/app.env"`},
-	"template: destination outside":       {block("../x", "x", ""), `template "../x": destination: path "../x" is not below the task's directory`},
-	"template: destination is Nomad's":    {block("/private/x", "x", ""), `template "/private/x": destination: private/ is Nomad's own`},
-	"template: one destination twice":     {block("local/x", "x", "") + block("/local/../local/x", "y", ""), `template "/local/../local/x": destination: template "local/x" has the same: choose another`},
-	"template: destination of the token":  {"vault {\nfile = true\n}\n" + block("secrets/vault_token", "x", ""), `template "secrets/vault_token": destination: vault "default" puts its token there`},
+	"template: destination outside":       {templateHCL("../x", "x", ""), `template "../x": destination: path "../x" is not below the task's directory`},
+	"template: destination is Nomad's":    {templateHCL("/private/x", "x", ""), `template "/private/x": destination: private/ is Nomad's own`},
+	"template: one destination twice":     {templateHCL("local/x", "x", "") + templateHCL("/local/../local/x", "y", ""), `template "/local/../local/x": destination: template "local/x" has the same: choose another`},
+	"template: destination of the token":  {"vault {\nfile = true\n}\n" + templateHCL("secrets/vault_token", "x", ""), `template "secrets/vault_token": destination: vault "default" puts its token there`},
 	"template: neither data nor source":   {`template { destination = "local/x" }`, `template "local/x": neither data nor source is set`},
 	"template: data and source":           {with(`source = "local/y"`), `template "local/x": both data and source are set: keep one`},
 	"template: no such source":            {"template {\ndestination = \"local/x\"\nsource = \"local/y\"\n}", `template "local/x": source "local/y": no such file or directory`},
@@ -49,7 +49,7 @@ var invalid = map[string]struct{ config, says string }{
 	"template: poll_interval is none":     {with(`poll_interval = "often"`), `template "local/x": poll_interval "often" is not a duration`},
 	"template: poll_interval is short":    {with(`poll_interval = "4s"`), `template "local/x": poll_interval 4s is below the 5s that this node's operator allows (min_poll_interval)`},
 	"template: change_mode is unknown":    {with(`change_mode = "reload"`), `template "local/x": change_mode "reload" is unknown: use "noop", "signal", "script" or "restart"`},
-	"template: a signal for env":          {block("local/x", "A=1", "env = true\n"+onSignal), `template "local/x": change_mode "signal" with env = true: a running process cannot see a new environment; use "restart"`},
+	"template: a signal for env":          {templateHCL("local/x", "A=1", "env = true\n"+onSignal), `template "local/x": change_mode "signal" with env = true: a running process cannot see a new environment; use "restart"`},
 	"template: change_signal without use": {with(`change_signal = "SIGHUP"`), `template "local/x": change_signal is set but change_mode is not "signal"`},
 	"template: change_signal is missing":  {with(`change_mode = "signal"`), `template "local/x": change_signal is missing`},
 	"template: change_signal is unknown":  {with("change_mode = \"signal\"\nchange_signal = \"SIGHOP\""), `template "local/x": change_signal "SIGHOP" is not a signal`},
@@ -58,8 +58,8 @@ var invalid = map[string]struct{ config, says string }{
 	"template: script without a command":  {with("change_mode = \"script\"\nchange_script { command = \"\" }"), `template "local/x": change_script.command is empty`},
 	"template: script's timeout is none":  {with("change_mode = \"script\"\nchange_script {\ncommand = \"/x\"\ntimeout = \"x\"\n}"), `template "local/x": change_script.timeout "x" is not a duration`},
 	"template: script without any time":   {with("change_mode = \"script\"\nchange_script {\ncommand = \"/x\"\ntimeout = \"0s\"\n}"), `template "local/x": change_script.timeout is zero`},
-	"template: delimiter that never ends": {block("local/x", "<< x", "left_delimiter = \"<<\"\nright_delimiter = \">>\""), `"local/x": line 1`},
-	"template: a function that is none":   {block("local/x", "{{ sekret \"x\" }}", ""), `parse template "local/x": line 1: function "sekret" not defined`},
+	"template: delimiter that never ends": {templateHCL("local/x", "<< x", "left_delimiter = \"<<\"\nright_delimiter = \">>\""), `"local/x": line 1`},
+	"template: a function that is none":   {templateHCL("local/x", "{{ sekret \"x\" }}", ""), `parse template "local/x": line 1: function "sekret" not defined`},
 }
 
 func TestInvalidConfigFailsAtOnceAndNamesTheField(t *testing.T) {
@@ -84,8 +84,8 @@ func TestUnusualValuesAreAccepted(t *testing.T) {
 		"a poll interval at the floor":          with(`poll_interval = "5s"`),
 		"any poll interval for once":            with("once = true\npoll_interval = \"1s\""),
 		"wait with its own maximum":             with("wait {\nmin = \"0s\"\nmax = \"0s\"\n}"),
-		"the same file name in two places":      block("local/x", "x", "") + block("secrets/x", "x", ""),
-		"a destination in the task's words":     block("/secrets/x", "x", ""),
+		"the same file name in two places":      templateHCL("local/x", "x", "") + templateHCL("secrets/x", "x", ""),
+		"a destination in the task's words":     templateHCL("/secrets/x", "x", ""),
 		"a token file of a block with a name":   "vault {\nname = \"b-2\"\nrole = \"app\"\nfile = true\n}",
 		"a source that is empty":                "template {\ndestination = \"local/x\"\nsource = \"local/empty\"\n}",
 		"a source in the shared directory":      "template {\ndestination = \"local/x\"\nsource = \"/alloc/shared.tpl\"\n}",
@@ -116,21 +116,5 @@ func TestDeniedUserIsRefusedByNameAndByNumberWithAGroupOrWithout(t *testing.T) {
 				h.nothingLeft()
 			})
 		})
-	}
-}
-
-func TestOperatorsConfigIsChecked(t *testing.T) {
-	good := Config{StateDir: "/x", StartTimeout: time.Minute, PollInterval: time.Minute, MinPollInterval: time.Second}
-	must.NoError(t, good.Validate())
-	for says, change := range map[string]func(*Config){
-		`start_timeout 1ms is too short: set 1s or more`:    func(c *Config) { c.StartTimeout = time.Millisecond },
-		`linger -1s is negative: set 0s to revoke at once`:  func(c *Config) { c.Linger = -time.Second },
-		`min_poll_interval 0s is too short: set 1s or more`: func(c *Config) { c.MinPollInterval = 0 },
-		`poll_interval 1s is below min_poll_interval 2s`:    func(c *Config) { c.PollInterval, c.MinPollInterval = time.Second, 2*time.Second },
-		`state_dir is empty: leave it out for the default`:  func(c *Config) { c.StateDir = "" },
-	} {
-		c := good
-		change(&c)
-		must.ErrorContains(t, c.Validate(), says)
 	}
 }

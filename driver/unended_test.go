@@ -21,7 +21,7 @@ func TestProcessThatCannotBeEndedIsSweptByTheNextStart(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.inner.failing("wait", errWrapped)
 		h.inner.failing("destroy", errors.New("wrapped: the daemon does not answer"))
-		_, _, err := h.StartTask(h.job(asApp + block("secrets/db", creds, "")))
+		_, _, err := h.StartTask(h.job(asApp + templateHCL("secrets/db", creds, "")))
 		must.ErrorIs(t, err, errWrapped)
 		must.Len(t, 1, h.machine.running())
 		must.Eq(t, 1, h.logged("[ERROR] a process may be left running"))
@@ -29,7 +29,7 @@ func TestProcessThatCannotBeEndedIsSweptByTheNextStart(t *testing.T) {
 		h.inner.failing("wait", nil)
 		h.inner.failing("destroy", nil)
 		h.inner.did()
-		h.start(asApp + block("secrets/db", creds, ""))
+		h.start(asApp + templateHCL("secrets/db", creds, ""))
 		must.Len(t, 1, h.machine.running())
 		must.Len(t, 1, h.Tokens())
 	})
@@ -40,7 +40,7 @@ func TestProcessThatCannotBeEndedIsSweptAfterTheLinger(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.inner.failing("wait", errWrapped)
 		h.inner.failing("destroy", errWrapped)
-		_, _, err := h.StartTask(h.job(asApp + block("secrets/db", creds, "")))
+		_, _, err := h.StartTask(h.job(asApp + templateHCL("secrets/db", creds, "")))
 		must.Error(t, err)
 		after(2 * time.Minute)
 		h.nothingLeft()
@@ -53,7 +53,7 @@ func TestProcessThatCannotBeEndedForLongIsSweptByALateStart(t *testing.T) {
 		for _, method := range []string{"wait", "destroy", "sweep"} {
 			h.inner.failing(method, errWrapped)
 		}
-		_, _, err := h.StartTask(h.job(asApp + block("secrets/db", creds, "")))
+		_, _, err := h.StartTask(h.job(asApp + templateHCL("secrets/db", creds, "")))
 		must.Error(t, err)
 		after(10 * time.Minute)
 		must.Len(t, 1, h.machine.running())
@@ -61,7 +61,7 @@ func TestProcessThatCannotBeEndedForLongIsSweptByALateStart(t *testing.T) {
 		for _, method := range []string{"wait", "destroy", "sweep"} {
 			h.inner.failing(method, nil)
 		}
-		h.start(asApp + block("secrets/db", creds, ""))
+		h.start(asApp + templateHCL("secrets/db", creds, ""))
 		must.Len(t, 1, h.machine.running())
 		must.Len(t, 1, h.Tokens())
 	})
@@ -73,7 +73,7 @@ func TestCredentialsOfAProcessThatCannotBeEndedAreRevoked(t *testing.T) {
 		for _, method := range []string{"wait", "destroy", "sweep"} {
 			h.inner.failing(method, errWrapped)
 		}
-		_, _, err := h.StartTask(h.job(asApp + block("secrets/db", creds, "")))
+		_, _, err := h.StartTask(h.job(asApp + templateHCL("secrets/db", creds, "")))
 		must.Error(t, err)
 		after(20 * time.Minute)
 		must.Len(t, 1, h.machine.running())
@@ -95,7 +95,7 @@ func TestScriptThatHangsIsNotRunAgain(t *testing.T) {
 			return &drivers.ExecTaskResult{ExitResult: &drivers.ExitResult{}}, nil
 		}
 		h.write("0")
-		h.start(asApp + block("local/color", kv, onScript+"\npoll_interval = \"5s\""))
+		h.start(asApp + templateHCL("local/color", kv, onScript+"\npoll_interval = \"5s\""))
 		for i := range 200 {
 			h.write(fmt.Sprint(i + 1))
 			after(20 * time.Second)
@@ -114,7 +114,7 @@ func TestTaskNameThatLeadsElsewhereIsRefused(t *testing.T) {
 	for _, name := range []string{"", ".", "..", "../other", "a/b", `a\b`} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
-				cfg := h.job(asApp + block("secrets/db", creds, ""))
+				cfg := h.job(asApp + templateHCL("secrets/db", creds, ""))
 				cfg.Name = name
 				_, _, err := h.StartTask(cfg)
 				must.ErrorContains(t, err, "would lead to a directory that is not the task's")
@@ -138,7 +138,7 @@ func TestWrappedDriverGetsThePipesThemselves(t *testing.T) {
 		defer out.Close()
 		defer err.Close()
 		h.write("green")
-		cfg := h.job(asApp + block("local/color", kv, ""))
+		cfg := h.job(asApp + templateHCL("local/color", kv, ""))
 		cfg.StdoutPath, cfg.StderrPath = stdout, stderr
 		handle, _, failed := h.StartTask(cfg)
 		must.NoError(t, failed)

@@ -13,7 +13,7 @@ import (
 	"github.com/hashicorp/hcl"
 	nomad "github.com/hashicorp/nomad/api"
 
-	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/plugin"
 )
@@ -55,7 +55,7 @@ func readAgent(paths []string) (all agent, err error) {
 // A published is one driver of ours: what it wraps, and how it is configured.
 type published struct {
 	name, wraps string
-	conf        driver.Config
+	conf        config.Operator
 	local       bool // by -config, with the files that it names; otherwise as clients tell it
 	block       map[string]any
 	other       map[string]string // clusters that clients tell differently, and who tells what
@@ -122,7 +122,7 @@ func (c *checker) driver(name string) *published {
 	if known := c.plugins[name]; known != nil {
 		return known
 	}
-	p := &published{name: name, conf: driver.Config{Name: name, Allow: driver.Allow{}}, other: map[string]string{}}
+	p := &published{name: name, conf: config.Operator{Name: name, Allow: config.Allow{}}, other: map[string]string{}}
 	clusters := map[string]vault.Cluster{}
 	for _, client := range c.clients {
 		if wraps, these := told(client, name); wraps != "" {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/config"
 )
 
 // What a task, a sibling of its allocation or a user of the host does to have root write, make, open or mount what it may not.
@@ -390,7 +391,7 @@ func TestMountsAreNotOtherDirectoriesLater(t *testing.T) {
 				state := t.TempDir()
 				t.Cleanup(func() { _ = unix.Unmount(state, unix.MNT_DETACH) })
 				p.inner, p.Driver = inner, driver.New(t.Context(), hclog.NewNullLogger(), p.name, inner)
-				must.NoError(t, p.Configure(driver.Config{Name: p.name, StateDir: state, StartTimeout: time.Minute, PollInterval: time.Minute, MinPollInterval: time.Second}))
+				must.NoError(t, p.Configure(config.Operator{Name: p.name, StateDir: state, StartTimeout: time.Minute, PollInterval: time.Minute, MinPollInterval: time.Second}))
 				options := map[string]any{}
 				must.NoError(t, cfg.DecodeDriverConfig(&options))
 				options["volumes"] = []string{"local/dir:/v"}
@@ -452,7 +453,7 @@ func TestLogPipeIsNotAnotherFileLater(t *testing.T) {
 					must.NoError(t, unix.Renameat2(unix.AT_FDCWD, pipe, unix.AT_FDCWD, pipe+"-link", unix.RENAME_EXCHANGE))
 				}
 			}})
-			must.NoError(t, p.Configure(driver.Config{Name: p.name, StateDir: state, StartTimeout: time.Minute, PollInterval: time.Minute, MinPollInterval: time.Second}))
+			must.NoError(t, p.Configure(config.Operator{Name: p.name, StateDir: state, StartTimeout: time.Minute, PollInterval: time.Minute, MinPollInterval: time.Second}))
 			start(t, h, cfg)
 			select {
 			case text := <-spoken:

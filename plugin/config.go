@@ -10,13 +10,13 @@ import (
 	"github.com/hashicorp/nomad/plugins/base"
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 
-	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
 )
 
-// config is our part of a plugin "vault-exec" { config {} } block. The wrapped driver decodes its own part from the same
+// pluginOptions is our part of a plugin "vault-exec" { config {} } block. The wrapped driver decodes its own part from the same
 // bytes; each ignores the other's keys.
-type config struct {
+type pluginOptions struct {
 	Vault           map[string]*cluster `codec:"vault"` // pointers: the decoder has one value for all that a map is to hold
 	StateDir        string              `codec:"state_dir"`
 	StartTimeout    string              `codec:"start_timeout"`
@@ -56,7 +56,7 @@ func ConfigSpec(wraps, name string) map[string]*hclspec.Spec {
 // TaskConfigSpec returns the options that this plugin adds to a task's config block for the driver it wraps. Of a block that
 // the driver has too, these are the options that ours has beside the driver's.
 func TaskConfigSpec(wraps string) map[string]*hclspec.Spec {
-	spec := driver.TaskConfigSpec()
+	spec := config.TaskSpec()
 	if in := inners[wraps]; in.task != nil {
 		maps.Copy(spec, in.task())
 	}
@@ -124,8 +124,8 @@ func text(name, value string) *hclspec.Spec {
 }
 
 // decode reads our part of the configuration. An error names the field.
-func decode(raw []byte) (config, error) {
-	var c config
+func decode(raw []byte) (pluginOptions, error) {
+	var c pluginOptions
 	if err := base.MsgPackDecode(raw, &c); err != nil {
 		return c, fmt.Errorf("decode plugin config: %w", err)
 	}
@@ -136,8 +136,8 @@ func decode(raw []byte) (config, error) {
 }
 
 // forDriver is what package driver needs of it. An error names the field.
-func (c config) forDriver(name string) (driver.Config, error) {
-	out := driver.Config{Name: name, Clusters: c.clusters(), StateDir: c.StateDir, DeniedUsers: c.DeniedUsers,
+func (c pluginOptions) forDriver(name string) (config.Operator, error) {
+	out := config.Operator{Name: name, Clusters: c.clusters(), StateDir: c.StateDir, DeniedUsers: c.DeniedUsers,
 		AuthRegistries: c.AuthRegistries, Allow: c.allowed()}
 	for _, d := range []struct {
 		field, value string
@@ -157,7 +157,7 @@ func (c config) forDriver(name string) (driver.Config, error) {
 }
 
 // clusters returns the vault blocks sorted by name.
-func (c config) clusters() []vault.Cluster {
+func (c pluginOptions) clusters() []vault.Cluster {
 	var all []vault.Cluster
 	for _, name := range c.names() {
 		v := c.Vault[name]
@@ -169,12 +169,12 @@ func (c config) clusters() []vault.Cluster {
 }
 
 // allowed returns the allow blocks.
-func (c config) allowed() driver.Allow {
-	var all driver.Allow
+func (c pluginOptions) allowed() config.Allow {
+	var all config.Allow
 	for name, v := range c.Vault {
 		for namespace, a := range v.Allow {
 			if all == nil {
-				all = driver.Allow{}
+				all = config.Allow{}
 			}
 			if all[name] == nil {
 				all[name] = map[string][]string{}
@@ -185,4 +185,4 @@ func (c config) allowed() driver.Allow {
 	return all
 }
 
-func (c config) names() []string { return slices.Sorted(maps.Keys(c.Vault)) }
+func (c pluginOptions) names() []string { return slices.Sorted(maps.Keys(c.Vault)) }

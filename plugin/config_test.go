@@ -16,7 +16,7 @@ import (
 	"github.com/shoenig/test/must"
 	"github.com/zclconf/go-cty/cty/msgpack"
 
-	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
 )
 
@@ -62,7 +62,7 @@ func options(t *testing.T, p *Plugin, body string) map[string]any {
 	return all
 }
 
-func decoded(t *testing.T, p *Plugin, body string) driver.Config {
+func decoded(t *testing.T, p *Plugin, body string) config.Operator {
 	t.Helper()
 	schema, err := p.ConfigSchema()
 	must.NoError(t, err)
@@ -82,7 +82,7 @@ func TestConfigDefaults(t *testing.T) {
 			if name == "vault-docker" {
 				registries = []string{}
 			}
-			must.Eq(t, driver.Config{
+			must.Eq(t, config.Operator{
 				Name:            name,
 				StateDir:        "/run/nomad-driver-vault/" + name,
 				StartTimeout:    time.Minute,
@@ -132,7 +132,7 @@ func TestConfigEveryField(t *testing.T) {
 		min_poll_interval = "1s"
 		denied_users      = ["root", "www"]
 		auth_registries   = ["docker.io", "registry:5000"]`)
-	must.Eq(t, driver.Config{
+	must.Eq(t, config.Operator{
 		Name: "vault-docker",
 		Clusters: []vault.Cluster{
 			{Name: "default", Address: "https://vault:8200", AuthPath: "jwt-prod", Role: "nomad", Namespace: "team",
@@ -142,7 +142,7 @@ func TestConfigEveryField(t *testing.T) {
 			{Name: "roles", Address: "https://vault:8200", AuthPath: "jwt-nomad", Role: "nomad-cluster", Token: "hvs.x"},
 			{Name: "west", Address: "https://west:8200", AuthPath: "jwt-nomad"},
 		},
-		Allow: driver.Allow{
+		Allow: config.Allow{
 			"roles": {"*": {"app-*"}, "prod": {"db", "cache"}, "test": {"dbtest"}},
 			"file":  {"prod": {}},
 		},
@@ -162,7 +162,7 @@ func TestEveryOptionIsDecoded(t *testing.T) {
 		spec map[string]*hclspec.Spec
 		into []any
 	}{
-		"the options of drivers": {all, []any{config{}, execConfig{}}},
+		"the options of drivers": {all, []any{pluginOptions{}, execConfig{}}},
 		"those of a vault block": {clusterSpec, []any{cluster{}}},
 	} {
 		t.Run(sentence, func(t *testing.T) {

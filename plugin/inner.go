@@ -19,7 +19,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 
-	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/config"
 )
 
 // inner is one of Nomad's drivers and what we change of it. The changes to its defaults are for a plugin that runs
@@ -59,7 +59,7 @@ var inners = map[string]inner{
 		},
 		beside:  keepForeignContainers,
 		options: dockerOptions,
-		task:    driver.ImageAuthSpec,
+		task:    config.ImageAuthSpec,
 	},
 	"raw_exec": {
 		new: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {

@@ -15,7 +15,7 @@ import (
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/msgpack"
 
-	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
 )
 
@@ -23,17 +23,17 @@ import (
 
 // ReadConfig reads the config block of a plugin that wraps a driver and is published as name. It is the configuration of an
 // agent on this machine: the files that it names must be here.
-func ReadConfig(ctx context.Context, wraps, name string, block map[string]any) (driver.Config, error) {
+func ReadConfig(ctx context.Context, wraps, name string, block map[string]any) (config.Operator, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p := New(ctx, hclog.NewNullLogger(), wraps, name)
 	raw, err := encode(p.ConfigSchema, block, nil)
 	if err != nil {
-		return driver.Config{}, err
+		return config.Operator{}, err
 	}
 	own, err := decode(raw)
 	if err != nil {
-		return driver.Config{}, err
+		return config.Operator{}, err
 	}
 	conf, err := own.forDriver(name)
 	if err == nil {
@@ -61,7 +61,7 @@ func ReadFingerprint(name string, attributes map[string]string) (wraps string, c
 }
 
 // ReadTask reads our part of the config block of a task whose driver wraps that one. vars are what the block may refer to.
-func ReadTask(ctx context.Context, wraps string, block map[string]any, vars map[string]cty.Value) (conf driver.TaskConfig, err error) {
+func ReadTask(ctx context.Context, wraps string, block map[string]any, vars map[string]cty.Value) (conf config.Task, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	raw, err := encode(New(ctx, hclog.NewNullLogger(), wraps, wraps).TaskConfigSchema, block, vars)

@@ -1,4 +1,4 @@
-package driver
+package config
 
 import (
 	"cmp"
@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// lookUser returns the ids of a user of this host, or of a number that need not be one.
-func lookUser(name string) (uid, gid int, err error) {
+// LookupUser returns the ids of a user of this host, or of a number that need not be one.
+func LookupUser(name string) (uid, gid int, err error) {
 	if n, err := strconv.Atoi(name); err == nil {
 		return n, -1, nil
 	}
@@ -23,10 +23,10 @@ func lookUser(name string) (uid, gid int, err error) {
 	return uid, gid, nil
 }
 
-// checkUser refuses the users that the operator denies, by name and by number however it is written, with a group or without, as the agent does
+// PermitUser refuses the users that the operator denies, by name and by number however it is written, with a group or without, as the agent does
 // for its own exec driver (client option user.denylist; the agent does not know our name and checks nothing for us). A task that names none is
 // judged by the user that the wrapped driver runs it as, where that is known. A group alone leaves the user to Docker, which takes root.
-func (c Config) checkUser(name string) error {
+func (c Operator) PermitUser(name string) error {
 	owner, _, _ := strings.Cut(cmp.Or(name, c.DefaultUser), ":")
 	if owner == "" && name != "" {
 		return fmt.Errorf("user %q names a group and no user: write it as user:group", name)
@@ -43,10 +43,10 @@ func (c Config) checkUser(name string) error {
 
 // sameUser reports whether two names or numbers are those of one user of this host.
 func sameUser(a, b string) bool {
-	one, _, err := lookUser(a)
+	one, _, err := LookupUser(a)
 	if err != nil {
 		return false
 	}
-	other, _, err := lookUser(b)
+	other, _, err := LookupUser(b)
 	return err == nil && one == other
 }

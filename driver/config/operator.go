@@ -1,4 +1,4 @@
-package driver
+package config
 
 import (
 	"fmt"
@@ -9,8 +9,8 @@ import (
 	"nomad-driver-vault/driver/vault"
 )
 
-// Config is what the operator set, decoded by package plugin.
-type Config struct {
+// Operator is what the operator set, decoded by package plugin.
+type Operator struct {
 	Name         string          // the published driver name, e.g. "vault-exec"
 	Clusters     []vault.Cluster // the vault "name" {} blocks
 	StateDir     string
@@ -26,7 +26,7 @@ type Config struct {
 }
 
 // Validate returns an error that names the field for the first value that cannot be meant.
-func (c Config) Validate() error {
+func (c Operator) Validate() error {
 	switch {
 	case c.StartTimeout < time.Second:
 		return fmt.Errorf("start_timeout %s is too short: set 1s or more, for example \"60s\"", c.StartTimeout)
@@ -42,8 +42,8 @@ func (c Config) Validate() error {
 	return c.validateAllow()
 }
 
-// cluster returns the cluster of that name.
-func (c Config) cluster(name string) (vault.Cluster, error) {
+// Cluster returns the cluster of that name.
+func (c Operator) Cluster(name string) (vault.Cluster, error) {
 	var names []string
 	for _, known := range c.Clusters {
 		if known.Name == name {

@@ -1,4 +1,4 @@
-package driver
+package config
 
 import (
 	"errors"
@@ -17,7 +17,7 @@ const everyNamespace = "*"
 // namespace. What is not there is not allowed.
 type Allow map[string]map[string][]string
 
-func (c Config) validateAllow() error {
+func (c Operator) validateAllow() error {
 	for _, cluster := range c.Clusters {
 		allow := c.Allow[cluster.Name]
 		if len(allow) > 0 && !cluster.Issues() {
@@ -39,9 +39,9 @@ func (a Allow) allowed(cluster, namespace string) []string {
 	return append(slices.Clone(a[cluster][everyNamespace]), a[cluster][namespace]...)
 }
 
-// admits checks that a vault block says what its cluster needs to know, and no more than the operator allows in that Nomad namespace.
-func (c Config) admits(v VaultConfig, namespace string) error {
-	cluster, err := c.cluster(v.Cluster)
+// PermitVault checks that a vault block says what its cluster needs to know, and no more than the operator allows in that Nomad namespace.
+func (c Operator) PermitVault(v Vault, namespace string) error {
+	cluster, err := c.Cluster(v.Cluster)
 	if err != nil {
 		return err
 	}
