@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/go-hclog"
@@ -41,7 +42,7 @@ type Driver struct {
 	made    []*vault.Client          // all that were ever made: sessions may still use one that another has replaced
 	tasks   map[string]*task         // by taskKey: its only run that starts, runs, or has ended and is not destroyed yet
 	idle    map[string]*left         // by taskKey: what waits for the task's next run
-	store   *store                   // nil until Serve, and where sessions cannot be kept
+	store   *state.Store             // nil until Serve, and where sessions cannot be kept
 	serving bool                     // Serve was called
 	news    chan struct{}            // closed when what Clusters returns changes
 }
@@ -184,7 +185,7 @@ func (d *Driver) configured() config.Operator {
 }
 
 // kept returns the state directory, nil where there is none.
-func (d *Driver) kept() *store {
+func (d *Driver) kept() *state.Store {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.store

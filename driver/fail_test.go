@@ -11,6 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
+	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
@@ -241,7 +242,7 @@ func TestTroubleIsToldOnce(t *testing.T) {
 	bubble(t, func(h *host) {
 		r := h.start(whole)
 		h.crash()
-		must.NoError(t, os.Remove(filepath.Join(h.config.StateDir, fileOf("alloc-1/web"))))
+		must.NoError(t, os.Remove(filepath.Join(h.config.StateDir, state.FileOf("alloc-1/web"))))
 		h.identity(expired)
 		h.boot()
 		r.recovered()

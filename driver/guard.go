@@ -48,7 +48,7 @@ func (t *task) breaks(err error) {
 }
 
 // step does what the task does in one state. A panic leads to the end of the task, and another one there to an end that leaves the process alone.
-func (t *task) step(now state) (next state) {
+func (t *task) step(now stateFunc) (next stateFunc) {
 	err := t.d.guard(t.record.Key, "the life of the task", func() error {
 		next = now()
 		return nil
@@ -60,5 +60,5 @@ func (t *task) step(now state) (next state) {
 		return t.ended(&drivers.ExitResult{ExitCode: -1, Err: err})
 	}
 	t.panicked = true
-	return func() state { return t.fail(err) }
+	return func() stateFunc { return t.fail(err) }
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/state/statetest"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
@@ -52,7 +53,7 @@ type plugin struct {
 // bubble runs a scenario in which time passes only while everybody waits. What the scenario leaves running fails it.
 func bubble(t *testing.T, scenario func(*host)) {
 	t.Helper()
-	state := memory(t)
+	state := statetest.Memory(t)
 	synctest.Test(t, func(t *testing.T) {
 		h := &host{T: t, Server: vaulttest.New(t), machine: &machine{procs: map[int]*process{}}, alloc: t.TempDir(), stderr: os.DevNull}
 		h.JWT = jwt("one")

@@ -66,7 +66,7 @@ const remindEvery = 5 * time.Minute
 // remind writes what is wrong at this moment into the agent's log.
 func (t *task) remind() {
 	all := append(t.secrets.trouble(), t.trouble.text, t.untold.text)
-	if t.record.Doubted {
+	if t.record.Unverified {
 		all = append(all, "a change_script failed: whether the task uses what is new is not known")
 	}
 	for _, text := range all {

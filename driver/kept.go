@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/vault"
 )
 
@@ -17,31 +18,31 @@ import (
 // bytes are kept: by the task as long as it runs, and then with what is to be revoked.
 
 // blockOf returns the vault block that a session is for.
-func blockOf(one savedSession) config.Vault {
+func blockOf(one state.Session) config.Vault {
 	l := one.Login
 	return config.Vault{Name: one.Name, Cluster: l.Cluster, Role: l.Role, Namespace: l.Namespace, Identity: l.Identity,
 		IdentityFile: l.IdentityFile, Policies: strings.FieldsFunc(l.Policies, func(r rune) bool { return r == ',' })}
 }
 
 // save puts the sessions into a record.
-func (s *secrets) save(r *record) {
+func (s *secrets) save(r *state.Record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r.Sessions, r.Kept = map[string]savedSession{}, slices.Clone(s.kept)
+	r.Sessions, r.Kept = map[string]state.Session{}, slices.Clone(s.kept)
 	for name, session := range s.sessions {
-		state, err := session.Save()
+		data, err := session.Save()
 		if err != nil {
 			s.d.logger.Warn("a session is not saved", "task", s.key, "error", err)
 			continue
 		}
-		r.Sessions[name] = savedSession{Login: loginOf(s.conf.Vault(name)), State: state}
+		r.Sessions[name] = state.Session{Login: loginOf(s.conf.Vault(name)), State: data}
 	}
 }
 
 // unpack returns the sessions of a record as they are. One that cannot be read is lost.
-func (d *Driver) unpack(r record) *secrets {
+func (d *Driver) unpack(r state.Record) *secrets {
 	s := newSecrets(d, taskOf(r), config.Task{})
-	var all []savedSession
+	var all []state.Session
 	for _, name := range slices.Sorted(maps.Keys(r.Sessions)) {
 		one := r.Sessions[name]
 		one.Name = name
@@ -60,11 +61,11 @@ func (d *Driver) unpack(r record) *secrets {
 
 // restore brings the sessions of a record back to life, for a run that adopts them or for their revocation, and keeps
 // the others.
-func (d *Driver) restore(r record) *secrets {
+func (d *Driver) restore(r state.Record) *secrets {
 	s := d.unpack(r)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.kept = slices.DeleteFunc(s.kept, func(one savedSession) bool {
+	s.kept = slices.DeleteFunc(s.kept, func(one state.Session) bool {
 		if s.sessions[one.Name] != nil {
 			return false
 		}
@@ -104,7 +105,7 @@ func (s *secrets) revive(client *vault.Client, block config.Vault, options vault
 func (s *secrets) reclaim() (waiting error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.kept = slices.DeleteFunc(s.kept, func(one savedSession) bool {
+	s.kept = slices.DeleteFunc(s.kept, func(one state.Session) bool {
 		origin, err := vault.OriginOf(one.State, one.Seen)
 		if err != nil || !origin.Ends.IsZero() && time.Now().After(origin.Ends) {
 			return true
@@ -146,7 +147,7 @@ func (d *Driver) clientOf(o vault.Origin) *vault.Client {
 }
 
 // whyKept says why a session is not in use, and what the operator can do.
-func (d *Driver) whyKept(one savedSession) error {
+func (d *Driver) whyKept(one state.Session) error {
 	origin, err := vault.OriginOf(one.State, one.Seen)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"nomad-driver-vault/driver/logpipe"
+	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
 
@@ -30,7 +31,7 @@ const (
 // left is what one run of a task leaves for the next: its secrets, and what is remembered of it in the state directory.
 // Either the next run claims it, or it expires: its files are removed and its sessions revoked.
 type left struct {
-	record  record
+	record  state.Record
 	secrets *secrets       // nil: not restored yet from what another plugin process has saved
 	save    func()         // saves it, where that has not succeeded yet; nil for another process's
 	seal    func()         // ends what the run itself still saves of its sessions; nil for another process's
@@ -119,11 +120,11 @@ func (d *Driver) sweep(l *left) error {
 // stray reports that nobody else will end what l may have left running: the agent has no handle of it, or the allocation is
 // gone.
 func (l *left) stray() bool {
-	return l.record.Launching || l.record.Unasked || gone(l.record.AllocDir)
+	return l.record.Launching || l.record.Unacknowledged || gone(l.record.AllocDir)
 }
 
 // taskOf returns what a record says of its task's configuration.
-func taskOf(r record) *drivers.TaskConfig {
+func taskOf(r state.Record) *drivers.TaskConfig {
 	alloc, name, _ := strings.Cut(r.Key, "/")
 	return &drivers.TaskConfig{AllocID: alloc, Name: name, AllocDir: r.AllocDir}
 }
@@ -145,7 +146,7 @@ func (d *Driver) awaited(l *left) bool {
 	if !can {
 		return soon
 	}
-	return inner.Runs(taskOf(r)) && (soon || !r.Unasked) // without a process nobody is hurt by new credentials
+	return inner.Runs(taskOf(r)) && (soon || !r.Unacknowledged) // without a process nobody is hurt by new credentials
 }
 
 func (d *Driver) expire(l *left) {
@@ -205,7 +206,7 @@ func (d *Driver) clear(l *left) {
 	d.setAside(l)
 	reached(l.record.Key, "set-aside")
 	if store := d.kept(); store != nil {
-		store.remove(fileOf(l.record.Key))
+		store.Remove(state.FileOf(l.record.Key))
 	}
 }
 
@@ -216,9 +217,9 @@ func (d *Driver) setAside(l *left) {
 		return
 	}
 	r := l.record
-	r.Once, r.Told, r.Inner = nil, nil, nil // which only a run needs
+	r.Once, r.Delivered, r.Inner = nil, nil, nil // which only a run needs
 	l.secrets.save(&r)
-	file, err := store.setAside(r)
+	file, err := store.SetAside(r)
 	if err != nil && !l.warned {
 		d.logger.Warn("a crash now would lose what is to be revoked", "task", l.record.Key, "error", err)
 	}
@@ -271,7 +272,7 @@ func (d *Driver) revoke(ctx context.Context, l *left) bool {
 	}
 	if store := d.kept(); store != nil && l.record.File != "" {
 		reached(l.record.Key, "revoked")
-		store.remove(l.record.File)
+		store.Remove(l.record.File)
 	}
 	return true
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
@@ -271,7 +272,7 @@ func TestStartAtTheMomentTheLingerEnds(t *testing.T) {
 				must.Eq(t, vaulttest.Planted+sole(t, h.Users()), h.file("secrets/db"))
 				must.Eq(t, sole(t, h.Tokens()), h.file("secrets/vault_token"))
 				must.Eq(t, map[bool]int{true: 1, false: 2}[how == "before"], h.Logins())
-				must.Eq(t, []string{fileOf("alloc-1/web")}, h.records())
+				must.Eq(t, []string{state.FileOf("alloc-1/web")}, h.records())
 			})
 		})
 	}

@@ -64,7 +64,7 @@ func TestSessionOfATokenRoleIsRestoredWithItsPolicies(t *testing.T) {
 		h.issuing()
 		h.start(asking(`"app-web", "app-more"`) + templateHCL("secrets/user", creds, onNoop))
 		h.reboot()
-		restored := h.restore(sole(t, h.store.all()))
+		restored := h.restore(sole(t, h.store.All()))
 		must.Eq(t, []string{"app-more", "app-web"}, restored.conf.Vault("default").Policies)
 		must.Eq(t, []string{"app-more", "app-web"}, restored.options(restored.conf.Vault("default")).Login.Policies)
 		waiting, lost := restored.close(h.Context())

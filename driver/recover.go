@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"nomad-driver-vault/driver/state"
 	"time"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
@@ -99,7 +100,7 @@ func (t *task) reattach() (*left, error) {
 	old := t.d.claim(t.secrets.key)
 	if old != nil && old.record.TaskID == t.cfg.ID && old.record.Inner != nil { // of the present process, which we may have restarted
 		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner
-		t.record.Told, t.record.Once, t.record.Doubted = old.record.Told, old.record.Once, old.record.Doubted
+		t.record.Delivered, t.record.Once, t.record.Unverified = old.record.Delivered, old.record.Once, old.record.Unverified
 	}
 	cfg, err := t.wrappedConfig()
 	if err != nil { // a task goes on without its log, whatever has become of that
@@ -129,7 +130,7 @@ func (t *task) reattach() (*left, error) {
 func (t *task) ask() {
 	t.asking.Do(func() {
 		close(t.asked)
-		t.remember(func(r *record) { r.Unasked = false })
+		t.remember(func(r *state.Record) { r.Unacknowledged = false })
 	})
 }
 
@@ -158,7 +159,7 @@ func (t *task) unasked() error {
 }
 
 // remember changes what the state directory has of the task. A failure costs adoption after a crash, not the task.
-func (t *task) remember(change func(*record)) {
+func (t *task) remember(change func(*state.Record)) {
 	t.saving.Lock()
 	defer t.saving.Unlock()
 	change(&t.record)
@@ -169,7 +170,7 @@ func (t *task) remember(change func(*record)) {
 	}
 	r := t.record
 	t.secrets.save(&r)
-	err := store.save(r)
+	err := store.Save(r)
 	t.unsaved = err != nil
 	switch {
 	case t.unsaved && !t.warned:
@@ -181,7 +182,7 @@ func (t *task) remember(change func(*record)) {
 }
 
 // save is for when a session has something new that must not be lost.
-func (t *task) save() { t.remember(func(*record) {}) }
+func (t *task) save() { t.remember(func(*state.Record) {}) }
 
 // saveAgain saves the task where that has not succeeded.
 func (t *task) saveAgain() {
@@ -194,8 +195,8 @@ func (t *task) saveAgain() {
 }
 
 // use remembers that the process has what is in g.
-func use(r *record, g *generation) {
-	r.Told, r.Once, r.Doubted = maps.Clone(g.sums), g.onceOutputs(), false
+func use(r *state.Record, g *generation) {
+	r.Delivered, r.Once, r.Unverified = maps.Clone(g.sums), g.onceOutputs(), false
 }
 
 // bounded returns an error where more would have to be remembered of the task with that generation than fits into a record.
@@ -205,14 +206,14 @@ func (t *task) bounded(g *generation) error {
 	t.saving.Unlock()
 	use(&r, g)
 	t.secrets.save(&r)
-	_, err := r.encode()
+	_, err := r.Encode()
 	return err
 }
 
 // leaves returns what the run leaves for the next one. Until somebody has claimed it, what becomes of its sessions is saved.
 func (t *task) leaves() *left {
 	l := &left{secrets: t.secrets, save: t.saveAgain, seal: t.seal}
-	t.remember(func(r *record) {
+	t.remember(func(r *state.Record) {
 		r.Ended = true
 		l.record = *r
 	})

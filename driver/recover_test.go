@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nomad-driver-vault/driver/logpipe/logpipetest"
+	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
@@ -167,15 +168,19 @@ func TestCredentialsThatNobodyWasToldOfAreNotLostInACrash(t *testing.T) {
 func TestRecoverWithoutStateLogsInAgainAndActsOnce(t *testing.T) {
 	garbage := func(data string) func(*host) {
 		return func(h *host) {
-			must.NoError(h, os.WriteFile(filepath.Join(h.config.StateDir, fileOf("alloc-1/web")), []byte(data), 0o600))
+			must.NoError(h, os.WriteFile(filepath.Join(h.config.StateDir, state.FileOf("alloc-1/web")), []byte(data), 0o600))
 		}
 	}
 	for how, test := range map[string]struct {
 		lose func(*host)
 		down bool
 	}{
-		"gone":                         {lose: func(h *host) { must.NoError(h, os.Remove(filepath.Join(h.config.StateDir, fileOf("alloc-1/web")))) }},
-		"gone and Vault is down":       {lose: func(h *host) { must.NoError(h, os.Remove(filepath.Join(h.config.StateDir, fileOf("alloc-1/web")))) }, down: true},
+		"gone": {lose: func(h *host) {
+			must.NoError(h, os.Remove(filepath.Join(h.config.StateDir, state.FileOf("alloc-1/web"))))
+		}},
+		"gone and Vault is down": {lose: func(h *host) {
+			must.NoError(h, os.Remove(filepath.Join(h.config.StateDir, state.FileOf("alloc-1/web"))))
+		}, down: true},
 		"garbage":                      {lose: garbage("\x00\xff{")},
 		"empty":                        {lose: garbage("")},
 		"of a newer plugin":            {lose: garbage(`{"Version":2,"Key":"alloc-1/web"}`)},
@@ -385,10 +390,10 @@ func TestStartAfterACrashInTheMiddleOfOne(t *testing.T) {
 func TestProcessThatNobodyKnowsOfIsEnded(t *testing.T) {
 	lose := func(r *run) { // as the crash left it: the wrapped driver was asked, and has not answered
 		r.crash()
-		name := filepath.Join(r.config.StateDir, fileOf("alloc-1/web"))
+		name := filepath.Join(r.config.StateDir, state.FileOf("alloc-1/web"))
 		data, err := os.ReadFile(name)
 		must.NoError(r, err)
-		kept, err := decodeRecord(fileOf("alloc-1/web"), data)
+		kept, err := state.DecodeRecord(state.FileOf("alloc-1/web"), data)
 		must.NoError(r, err)
 		must.False(r, kept.Launching)
 		kept.Launching, kept.InnerVersion, kept.Inner = true, 0, nil
@@ -450,7 +455,7 @@ func TestProcessThatNobodyKnowsOfIsEnded(t *testing.T) {
 			must.ErrorIs(t, err, errWrapped)
 			must.True(t, structs.IsRecoverable(err))
 			must.SliceNotContains(t, r.did(), "start")
-			must.Eq(t, []string{fileOf("alloc-1/web")}, h.records(), must.Sprint("a crash now loses nothing"))
+			must.Eq(t, []string{state.FileOf("alloc-1/web")}, h.records(), must.Sprint("a crash now loses nothing"))
 			h.inner.failing("sweep", nil)
 			_, _, err = h.StartTask(r.cfg)
 			must.NoError(t, err)
@@ -478,7 +483,7 @@ func TestSessionOfAnAllocationThatIsGoneIsRevokedAMinuteLater(t *testing.T) {
 		after(time.Second)
 		must.NotEq(t, lost, sole(t, h.Users()))
 		must.Eq(t, 1, h.logged("revoking the session of a task that is gone"))
-		must.Eq(t, []string{fileOf("alloc-1/web")}, h.records())
+		must.Eq(t, []string{state.FileOf("alloc-1/web")}, h.records())
 		after(time.Hour)
 		must.Len(t, 1, h.Users())
 		must.Eq(t, []string{"recover", "sweep alloc-2 web"}, r.did())

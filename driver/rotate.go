@@ -10,6 +10,7 @@ import (
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/logpipe"
+	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/vault"
 
@@ -92,7 +93,7 @@ func (t *task) take(r rendered) {
 	was := t.trouble
 	t.current, t.trouble = r.next, trouble{}
 	t.retry.Reset()
-	t.pending = r.next.diff(t.record.Told)
+	t.pending = r.next.diff(t.record.Delivered)
 	switch {
 	case t.pending.acts() && t.splay == nil:
 		t.splay = time.After(t.pending.delay())
@@ -132,19 +133,19 @@ func (t *task) stay(err error) {
 // told is after the process has what it needs of the current generation. What that replaces is revoked after grace, or
 // left to end when grace is negative, or when nobody knows whether the process uses it still.
 func (t *task) told(grace time.Duration) {
-	if t.record.Doubted {
+	if t.record.Unverified {
 		grace = -1
 	}
 	t.pending, t.splay, t.unreadAt, t.untold = change{}, nil, time.Time{}, trouble{}
 	t.reached("told")
 	t.current.pass.commit(grace)
 	t.reached("committed")
-	t.remember(func(r *record) { use(r, t.current) })
+	t.remember(func(r *state.Record) { use(r, t.current) })
 }
 
 // act does the one action that all changes since the last one ask for. A restart replaces every other: the new process
 // reads everything anew. Otherwise each script runs, and then each signal is sent, once.
-func (t *task) act() state {
+func (t *task) act() stateFunc {
 	if t.pending.restart {
 		return t.restart
 	}
@@ -161,14 +162,14 @@ type attempt struct {
 
 // tell does what is left of the actions one after the other. Each may take its time: the end of the process, a stop and a
 // signal do not wait for it.
-func (t *task) tell(rest []action, so attempt) state {
+func (t *task) tell(rest []action, so attempt) stateFunc {
 	if len(rest) == 0 {
-		return func() state { return t.acted(so) }
+		return func() stateFunc { return t.acted(so) }
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- t.guard("telling the task", func() error { return t.do(rest[0]) }) }()
-	var telling state
-	telling = func() state {
+	var telling stateFunc
+	telling = func() stateFunc {
 		select {
 		case <-t.d.ctx.Done():
 			return nil
@@ -188,7 +189,7 @@ func (t *task) tell(rest []action, so attempt) state {
 
 // tried is after the first of the actions has ended. A script that has run is not run again, however it ended: what it did
 // before it failed may not bear that. But whether the process uses what is new is then not known.
-func (t *task) tried(rest []action, so attempt, err error) state {
+func (t *task) tried(rest []action, so attempt, err error) stateFunc {
 	a := rest[0]
 	if err == nil {
 		so.did = append(so.did, a.done())
@@ -201,7 +202,7 @@ func (t *task) tried(rest []action, so attempt, err error) state {
 	}
 	so.did = append(so.did, failed)
 	if so.level = hclog.Warn; errors.As(err, new(scriptError)) {
-		t.remember(func(r *record) { r.Doubted = true })
+		t.remember(func(r *state.Record) { r.Unverified = true })
 		return t.tell(rest[1:], so)
 	}
 	so.failed, so.undone = append(so.failed, failed), so.undone.join(a.change())
@@ -210,7 +211,7 @@ func (t *task) tried(rest []action, so attempt, err error) state {
 
 // acted is after each of the actions was tried. One that did not reach the process is tried again until it does. The process
 // may use what it had, which is kept alive for as long. The same failure is told once.
-func (t *task) acted(so attempt) state {
+func (t *task) acted(so attempt) stateFunc {
 	did := strings.Join(so.did, ", ")
 	if !so.undone.acts() {
 		t.report(so.level, did)
@@ -221,8 +222,8 @@ func (t *task) acted(so attempt) state {
 		t.report(so.level, did+"; trying again")
 		t.untold.event = true
 	}
-	t.remember(func(r *record) { r.Told = t.current.deliveredExcept(so.undone, r.Told) })
-	t.pending = t.current.diff(t.record.Told)
+	t.remember(func(r *state.Record) { r.Delivered = t.current.deliveredExcept(so.undone, r.Delivered) })
+	t.pending = t.current.diff(t.record.Delivered)
 	t.splay = time.After(t.retry.Next())
 	return t.running
 }
@@ -282,7 +283,7 @@ func (t *task) exec(s *config.ChangeScript) error {
 
 // restart stops the process and starts it with the current generation. Nomad does not notice: the task runs on, its log
 // stays open, and no restart attempt is spent.
-func (t *task) restart() state {
+func (t *task) restart() stateFunc {
 	if err := t.pipes.Open(); err != nil {
 		return t.unread(err)
 	}
@@ -297,7 +298,7 @@ func (t *task) restart() state {
 
 // unread is when nobody reads the task's log: the new process would hang at its first lines. The one that is there goes on with the last known
 // good secrets, and the restart is tried again without end: the agent may be about to start a log collector.
-func (t *task) unread(err error) state {
+func (t *task) unread(err error) stateFunc {
 	if t.unreadAt.IsZero() {
 		t.unreadAt = time.Now()
 	}
@@ -311,7 +312,7 @@ func (t *task) unread(err error) state {
 
 // halt ends the process, by force where it does not stop. The job's kill_timeout has no bound, and nobody waits for it but
 // the restart: Nomad's own stop comes with a timeout of its own, and a signal is for the process that is there.
-func (t *task) halt() state {
+func (t *task) halt() stateFunc {
 	over := make(chan error, 1)
 	go func() {
 		over <- t.guard("stopping the process", func() error {
@@ -320,8 +321,8 @@ func (t *task) halt() state {
 	}()
 	signals := t.signals
 	var exit <-chan *drivers.ExitResult // looked at once StopTask is over
-	var halting state
-	halting = func() state {
+	var halting stateFunc
+	halting = func() stateFunc {
 		select {
 		case <-t.d.ctx.Done():
 			return nil
@@ -344,7 +345,7 @@ func (t *task) halt() state {
 }
 
 // halted is after the process was asked to stop.
-func (t *task) halted(err error, next state) state {
+func (t *task) halted(err error, next stateFunc) stateFunc {
 	if err == nil {
 		return next
 	}
@@ -356,7 +357,7 @@ func (t *task) halted(err error, next state) state {
 }
 
 // startAgain is after the process has ended, with that result.
-func (t *task) startAgain(result *drivers.ExitResult) state {
+func (t *task) startAgain(result *drivers.ExitResult) stateFunc {
 	if t.recovered && t.pipes.Stalled("restarting: "+t.pending.String()+" changed", logpipe.ReaderTimeout) {
 		return t.fail(fmt.Errorf("restart: %w", logpipe.ErrStalled))
 	}

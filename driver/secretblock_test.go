@@ -13,6 +13,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/state/statetest"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
@@ -284,7 +285,7 @@ func TestSecretBlockBelongsToTheTasksUser(t *testing.T) {
 		"half of it by both": {"nobody", "uid = 7", 7, 65534},
 	} {
 		t.Run(name, func(t *testing.T) {
-			needRoot(t)
+			statetest.NeedRoot(t)
 			bubble(t, func(h *host) {
 				h.write("green")
 				cfg := h.job(asApp + secretHCL("db", test.more) + templateHCL("local/x", "x", ""))

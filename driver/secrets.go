@@ -13,6 +13,7 @@ import (
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/identity"
+	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
@@ -34,7 +35,7 @@ type secrets struct {
 
 	mu       sync.Mutex                // guards what follows; nobody holds it while Vault is asked
 	sessions map[string]*vault.Session // by the vault block's name
-	kept     []savedSession            // as they were saved: the operator's configuration does not have their Vault now
+	kept     []state.Session           // as they were saved: the operator's configuration does not have their Vault now
 	watch    *taskapi.Watch
 	paused   bool // the run is over
 }
@@ -142,8 +143,8 @@ func (s *secrets) holds() bool {
 }
 
 // loginOf returns what the session of a vault block stands for.
-func loginOf(v config.Vault) login {
-	return login{v.Cluster, v.Role, v.Namespace, v.Identity, v.IdentityFile, strings.Join(v.Policies, ",")}
+func loginOf(v config.Vault) state.Login {
+	return state.Login{v.Cluster, v.Role, v.Namespace, v.Identity, v.IdentityFile, strings.Join(v.Policies, ",")}
 }
 
 // describe says for each session which token it has, in the order of their names.

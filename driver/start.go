@@ -11,7 +11,8 @@ import (
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/identity"
 	"nomad-driver-vault/driver/logpipe"
-	"nomad-driver-vault/internal/logtext"
+	"nomad-driver-vault/driver/logtext"
+	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
@@ -119,7 +120,7 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 	if t.make, err = newRenderer(cfg, &t.conf, t.op, t.secrets); err != nil {
 		return nil, err
 	}
-	t.record = record{Key: t.secrets.key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.make.paths()}
+	t.record = state.Record{Key: t.secrets.key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.make.paths()}
 	t.ctx, t.cancel = context.WithCancel(d.ctx)
 	return t, nil
 }
@@ -127,7 +128,7 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 // admit checks the task, makes t its only run, also where it cannot be started, and takes over what the run before has left. After an
 // error there is no run. The log pipes are held before another run lets go of them: the log collector stops for good when nobody does.
 func (t *task) admit() error {
-	t.record.Unasked = true
+	t.record.Unacknowledged = true
 	err := t.check()
 	if unended := t.replace(); err == nil { // whatever check says: the agent does not know of another run any more
 		err = unended
@@ -237,7 +238,7 @@ func (t *task) unstarted() (*drivers.TaskHandle, *drivers.DriverNetwork, error) 
 
 // adopt takes over what the run before has left. What the job does not ask for any more is revoked.
 func (t *task) adopt(old *left) {
-	others := &left{record: record{Key: t.secrets.key}, secrets: t.secrets.adopt(old.secrets)}
+	others := &left{record: state.Record{Key: t.secrets.key}, secrets: t.secrets.adopt(old.secrets)}
 	if others.secrets.holds() {
 		t.d.setAside(others)
 		t.d.revokeLater(others)
@@ -295,15 +296,15 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 	if err := t.current.auth.give(cfg); err != nil {
 		return nil, err
 	}
-	t.remember(func(r *record) { r.Launching = true })
+	t.remember(func(r *state.Record) { r.Launching = true })
 	t.reached("launching")
 	inner, network, err := t.d.inner.StartTask(cfg)
 	t.reached("launched")
 	if err != nil {
-		t.remember(func(r *record) { r.Launching = false })
+		t.remember(func(r *state.Record) { r.Launching = false })
 		return nil, err
 	}
-	t.remember(func(r *record) {
+	t.remember(func(r *state.Record) {
 		r.Launching, r.InnerVersion, r.Inner = false, inner.Version, inner.DriverState
 		use(r, t.current) // with which it was started: nobody has to tell it after a crash
 	})
@@ -323,7 +324,7 @@ func (t *task) wrappedConfig() (cfg *drivers.TaskConfig, err error) {
 func (t *task) destroyProcess() (err error) {
 	err = t.guard("ending the process", func() error { return ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)) })
 	if err != nil {
-		t.remember(func(r *record) { r.Launching = true })
+		t.remember(func(r *state.Record) { r.Launching = true })
 		t.speak(hclog.Error, fmt.Sprintf("a process may be left running, until the task's next start or for %s: %v", claimedWithin, err))
 	}
 	return err

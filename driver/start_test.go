@@ -212,7 +212,7 @@ func TestStartThatCannotTellVaultRevokesLater(t *testing.T) {
 		must.Less(t, time.Second+undoWithin+time.Second, time.Since(began))
 		must.Len(t, 1, h.Users())
 		must.Len(t, 1, h.records(), must.Sprint("a crash must not lose what is to be revoked"))
-		must.StrHasSuffix(t, asideName, sole(t, h.records()))
+		must.StrHasSuffix(t, ".revoke", sole(t, h.records()))
 		after(10 * time.Minute)
 		h.Down(false)
 		after(time.Minute)

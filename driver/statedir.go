@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"nomad-driver-vault/driver/state"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,14 +20,14 @@ const (
 // openState opens the state directory, for which it waits where another process still has it.
 func (d *Driver) openState() {
 	dir := d.configured().StateDir
-	store, err := openStore(dir, d.logger)
+	store, err := state.Open(dir, d.logger)
 	for end := time.Now().Add(lockedFor); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); {
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-d.ctx.Done():
 			return
 		}
-		store, err = openStore(dir, d.logger)
+		store, err = state.Open(dir, d.logger)
 	}
 	if err != nil {
 		d.logger.Warn("sessions will not survive a restart of this plugin until this is mended", "state_dir", dir, "error", err)
@@ -45,7 +46,7 @@ func (d *Driver) tendState() {
 		}
 		if d.kept() == nil {
 			dir := d.configured().StateDir
-			store, err := openStore(dir, d.logger)
+			store, err := state.Open(dir, d.logger)
 			if err != nil {
 				continue
 			}
@@ -59,10 +60,10 @@ func (d *Driver) tendState() {
 // keepIn takes over what a plugin process before this one has left, and has the sessions kept there from now on. A task
 // that this process serves already, because the directory could not be opened before, cannot adopt any more: what is
 // there of it is revoked.
-func (d *Driver) keepIn(s *store) {
-	context.AfterFunc(d.ctx, s.close)
+func (d *Driver) keepIn(s *state.Store) {
+	context.AfterFunc(d.ctx, s.Close)
 	var late []*left
-	records := s.all()
+	records := s.All()
 	d.mu.Lock()
 	d.store = s
 	for _, r := range records {

@@ -8,19 +8,22 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
+	"nomad-driver-vault/driver/state"
+	"nomad-driver-vault/driver/state/statetest"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
 // locked has another process hold the state directory for that long after the next boot.
 func (h *host) locked(d time.Duration) {
 	h.crash()
-	other, err := openStore(h.config.StateDir, h.logger)
+	other, err := state.Open(h.config.StateDir, h.logger)
 	must.NoError(h, err)
-	time.AfterFunc(d, other.close)
+	time.AfterFunc(d, other.Close)
 }
 
 func TestStateDirThatIsStillLockedIsWaitedFor(t *testing.T) {
@@ -65,7 +68,7 @@ func TestStateDirThatIsLockedForLongIsTakenOverLate(t *testing.T) {
 		must.Eq(t, 1, h.logged("sessions survive a restart of this plugin again"))
 		must.Eq(t, second, sole(t, h.Tokens()))
 		must.True(t, process == r.process())
-		must.Eq(t, []string{fileOf("alloc-1/web")}, h.records())
+		must.Eq(t, []string{state.FileOf("alloc-1/web")}, h.records())
 
 		h.reboot()
 		r.recovered()
@@ -96,8 +99,8 @@ func TestWhatIsLeftIsSavedWhenTheStateDirIsThere(t *testing.T) {
 		names := sorted(h.records())
 		must.Len(t, 2, names)
 		must.StrHasPrefix(t, "crowd-0.web.", names[0])
-		must.StrHasSuffix(t, asideName, names[0])
-		must.Eq(t, fileOf("crowd-1/web"), names[1])
+		must.StrHasSuffix(t, ".revoke", names[0])
+		must.Eq(t, state.FileOf("crowd-1/web"), names[1])
 		h.crash()
 		h.Down(false)
 		h.boot()
@@ -109,7 +112,7 @@ func TestWhatIsLeftIsSavedWhenTheStateDirIsThere(t *testing.T) {
 }
 
 func TestStateThatCouldNotBeSavedIsSavedLater(t *testing.T) {
-	needRoot(t)
+	statetest.NeedRoot(t)
 	bubble(t, func(h *host) {
 		h.crash()
 		must.NoError(t, unix.Mount("test", h.config.StateDir, "tmpfs", 0, "size=64k"))
@@ -155,7 +158,7 @@ func TestRecordOfATaskIsBounded(t *testing.T) {
 				}
 				err := h.refused(asApp + c.config)
 				must.ErrorContains(t, err, "what must be kept of the task for the plugin's next process takes ")
-				must.ErrorContains(t, err, fmt.Sprintf("%d KiB is the most: make what its blocks", recordMost>>10))
+				must.ErrorContains(t, err, fmt.Sprintf("%d KiB is the most: make what its blocks", state.MaxRecord>>10))
 			})
 		})
 	}
@@ -186,7 +189,7 @@ func TestRecordStaysSmallFor30Days(t *testing.T) {
 		h.write("green")
 		r := h.start(asApp + templateHCL("secrets/db", creds, onNoop) + templateHCL("local/color", kv, onNoop+"\n poll_interval = \"1h\""))
 		size := func() int64 {
-			info, err := os.Stat(filepath.Join(h.config.StateDir, fileOf("alloc-1/web")))
+			info, err := os.Stat(filepath.Join(h.config.StateDir, state.FileOf("alloc-1/web")))
 			must.NoError(t, err)
 			return info.Size()
 		}
@@ -196,15 +199,15 @@ func TestRecordStaysSmallFor30Days(t *testing.T) {
 		}
 		must.Greater(t, 700, h.Logins(), must.Sprint("another token each hour"))
 		t.Logf("after 30 days: %d bytes, %d logins", size(), h.Logins())
-		data, err := os.ReadFile(filepath.Join(h.config.StateDir, fileOf("alloc-1/web")))
+		data, err := os.ReadFile(filepath.Join(h.config.StateDir, state.FileOf("alloc-1/web")))
 		must.NoError(t, err)
-		saved, err := decodeRecord(fileOf("alloc-1/web"), data)
+		saved, err := state.DecodeRecord(state.FileOf("alloc-1/web"), data)
 		must.NoError(t, err)
 		var used, free unix.Statfs_t
 		must.NoError(t, unix.Statfs(h.config.StateDir, &free))
 		for i := range 1000 {
 			saved.Key = fmt.Sprintf("alloc-%d/many", i)
-			must.NoError(t, h.store.save(saved))
+			must.NoError(t, h.store.Save(saved))
 		}
 		must.NoError(t, unix.Statfs(h.config.StateDir, &used))
 		must.Less(t, 1000*most, int64(free.Bfree-used.Bfree)*free.Bsize, must.Sprint("a thousand of them"))
@@ -221,10 +224,10 @@ func TestTasksRunWithoutAStateDir(t *testing.T) {
 		take func(h *host) // while a task runs
 		says string
 	}{
-		"in use":  {lose: func(h *host) { opened(h, h.config.StateDir) }, says: "sessions will not survive a restart of this plugin"},
+		"in use":  {lose: func(h *host) { h.otherAgent() }, says: "sessions will not survive a restart of this plugin"},
 		"removed": {take: func(h *host) { must.NoError(h, os.RemoveAll(h.config.StateDir)) }, says: "state is not saved"},
 		"full": {lose: func(h *host) {
-			needRoot(h.T)
+			statetest.NeedRoot(h.T)
 			must.NoError(h, unix.Mount("test", h.config.StateDir, "tmpfs", 0, "size=4k"))
 			h.Cleanup(func() { must.NoError(h, unix.Unmount(h.config.StateDir, 0)) })
 			must.NoError(h, os.WriteFile(filepath.Join(h.config.StateDir, "filler"), make([]byte, 4096), 0o600))
@@ -253,4 +256,11 @@ func TestTasksRunWithoutAStateDir(t *testing.T) {
 			})
 		})
 	}
+}
+
+// otherAgent has another agent of this host use the state directory.
+func (h *host) otherAgent() {
+	other, err := state.Open(h.config.StateDir, hclog.NewNullLogger())
+	must.NoError(h, err)
+	h.Cleanup(other.Close)
 }

@@ -10,6 +10,7 @@ import (
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/logpipe"
+	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
@@ -77,7 +78,7 @@ type task struct {
 	// saving guards what follows, which others save too. The record is changed by run alone, which may read it without the lock, but for Unasked,
 	// which is ask's.
 	saving  sync.Mutex
-	record  record
+	record  state.Record
 	unsaved bool // what the state directory has of it is not the present record
 	warned  bool // of that
 	over    bool // it is another's to save
@@ -97,8 +98,8 @@ type signalRequest struct {
 	reply chan error
 }
 
-// state is where the task's goroutine stands; it returns where to go next, nil at the end.
-type state func() state
+// stateFunc is where the task's goroutine stands; it returns where to go next, nil at the end.
+type stateFunc func() stateFunc
 
 func (t *task) run() {
 	t.reminder = time.NewTicker(remindEvery)
@@ -122,7 +123,7 @@ func (t *task) run() {
 }
 
 // running waits for whatever comes first. Nothing here waits for Vault: rendering has a goroutine of its own.
-func (t *task) running() state {
+func (t *task) running() stateFunc {
 	select {
 	case <-t.d.ctx.Done():
 		return nil
@@ -153,7 +154,7 @@ func (t *task) running() state {
 func (t *task) reached(step string) { reached(t.record.Key, step) }
 
 // stopping does what Nomad asked. An error leaves the task where it was, and Nomad asks again.
-func (t *task) stopping(request stopRequest, back state) state {
+func (t *task) stopping(request stopRequest, back stateFunc) stateFunc {
 	t.reached("stopping")
 	err := ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, request.timeout, request.signal))
 	if err != nil {
@@ -185,13 +186,13 @@ func (t *task) passOn(request signalRequest) bool {
 	return false
 }
 
-func (t *task) ended(result *drivers.ExitResult) state {
+func (t *task) ended(result *drivers.ExitResult) stateFunc {
 	t.result = result
 	return nil
 }
 
 // fail ends the task with an error of ours.
-func (t *task) fail(err error) state {
+func (t *task) fail(err error) stateFunc {
 	t.warn("ended: %v", err)
 	_ = t.destroyProcess() // there may be no process any more; what is left is said, and swept later
 	return t.ended(&drivers.ExitResult{ExitCode: -1, Err: err})

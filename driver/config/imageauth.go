@@ -24,7 +24,8 @@ type ImageAuth struct {
 	Query url.Values `codec:"-"` // of vault_path: version=2
 }
 
-// validateAuth leaves a block without our fields to the wrapped driver: a handle of before them has it without the defaults.
+// validateAuth leaves a block without our fields to the wrapped driver: a handle of before them has it without the
+// defaults.
 func (c *Task) validateAuth() error {
 	a := c.Auth
 	if a == nil {
@@ -52,7 +53,8 @@ func (c *Task) validateAuth() error {
 	return nil
 }
 
-// permittedAuth refuses to read credentials for a registry that the operator has not named: they go to whichever the image names.
+// permittedAuth refuses to read credentials for a registry that the operator has not named: they go to whichever the
+// image names.
 func (c *Task) permittedAuth(op Operator) error {
 	if !c.Auth.FromVault() || len(op.AuthRegistries) == 0 {
 		return nil
@@ -63,8 +65,8 @@ func (c *Task) permittedAuth(op Operator) error {
 	return nil
 }
 
-// registry returns the host, with its port, that Docker pulls an image from (splitDockerDomain in github.com/distribution/reference,
-// parseDockerImage in Nomad's drivers/docker).
+// registry returns the host, with its port, that Docker pulls an image from (splitDockerDomain in
+// github.com/distribution/reference, parseDockerImage in Nomad's drivers/docker).
 func registry(image string) string {
 	const hub = "docker.io"
 	host, _, named := strings.Cut(strings.TrimPrefix(image, "https://"), "/")

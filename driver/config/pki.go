@@ -92,8 +92,8 @@ func (p *PKI) check() (err error) {
 // (https://developer.hashicorp.com/vault/api-docs/secret/pki#issuing-certificates).
 var issuingPath = regexp.MustCompile(`^/?(.+?)/(?:issuer/[^/]+/)?(issue|sign|sign-verbatim)(?:/[^/]+)?/?$`)
 
-// RevokedAt is where Vault revokes a certificate of the block: for who has its key, where Vault has made that, so that a policy need not
-// grant the revocation of everybody's. It is empty for a path of another kind.
+// RevokedAt is where Vault revokes a certificate of the block: for who has its key, where Vault has made that, so
+// that a policy need not grant the revocation of everybody's. It is empty for a path of another kind.
 func (p *PKI) RevokedAt() string {
 	switch m := issuingPath.FindStringSubmatch(p.Path); {
 	case m == nil:

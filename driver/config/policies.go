@@ -13,8 +13,8 @@ import (
 // everyNamespace is the label of an allow block for the tasks of all Nomad namespaces.
 const everyNamespace = "*"
 
-// Allow is which policies tasks may ask for of the clusters that make tokens by a token role: globs as of path.Match, by cluster and Nomad
-// namespace. What is not there is not allowed.
+// Allow is which policies tasks may ask for of the clusters that make tokens by a token role: globs as of path.Match,
+// by cluster and Nomad namespace. What is not there is not allowed.
 type Allow map[string]map[string][]string
 
 func (c Operator) validateAllow() error {
@@ -39,7 +39,8 @@ func (a Allow) allowed(cluster, namespace string) []string {
 	return append(slices.Clone(a[cluster][everyNamespace]), a[cluster][namespace]...)
 }
 
-// PermitVault checks that a vault block says what its cluster needs to know, and no more than the operator allows in that Nomad namespace.
+// PermitVault checks that a vault block says what its cluster needs to know, and no more than the operator allows in
+// that Nomad namespace.
 func (c Operator) PermitVault(v Vault, namespace string) error {
 	cluster, err := c.Cluster(v.Cluster)
 	if err != nil {
@@ -75,7 +76,8 @@ func (c Operator) PermitVault(v Vault, namespace string) error {
 	return nil
 }
 
-// validatePolicies makes the names what Vault makes of them, which is in small letters. The rest a list must not hide from who allows it.
+// validatePolicies makes the names what Vault makes of them, which is in small letters. The rest a list must not hide
+// from who allows it.
 func validatePolicies(names []string) error {
 	for i, name := range names {
 		names[i] = strings.ToLower(name)

@@ -117,7 +117,8 @@ type ChangeScript struct {
 	Limit time.Duration `codec:"-"` // what timeout means
 }
 
-// maxBlocks bounds what one task asks of the plugin that all tasks of a node share. A block has at least a file or a variable of its own.
+// maxBlocks bounds what one task asks of the plugin that all tasks of a node share. A block has at least a file or a
+// variable of its own.
 const maxBlocks = 256
 
 // Validate checks every value by itself and fills in what it means; every is the poll interval of a block that sets
@@ -149,7 +150,8 @@ func (c *Task) Validate(every time.Duration) error {
 	return nil
 }
 
-// Blocks returns the blocks that something is rendered of: templates in their order, then secrets and certificates by name.
+// Blocks returns the blocks that something is rendered of: templates in their order, then secrets and certificates by
+// name.
 func (c *Task) Blocks() (all []Block) {
 	for i := range c.Templates {
 		c.Templates[i].number = i + 1
@@ -176,8 +178,9 @@ func (c *Task) validateBlock(b Block, every time.Duration) error {
 	return b.Common().validate(every)
 }
 
-// Permit checks what the operator decides: which clusters there are, which policies tasks of a Nomad namespace may have, and how often a
-// template may ask. Only a start asks this; a task that runs is not ended because the operator has changed his mind.
+// Permit checks what the operator decides: which clusters there are, which policies tasks of a Nomad namespace may
+// have, and how often a template may ask. Only a start asks this; a task that runs is not ended because the operator
+// has changed his mind.
 func (c *Task) Permit(op Operator, namespace string) error {
 	for _, v := range c.Vaults {
 		if err := op.PermitVault(v, namespace); err != nil {
@@ -327,8 +330,8 @@ func duration(field, value string) (time.Duration, error) {
 	return d, nil
 }
 
-// checkSignal accepts the names the kernel has on this platform, with SIG in front as Nomad writes them, and puts them in
-// capitals.
+// checkSignal accepts the names the kernel has on this platform, with SIG in front as Nomad writes them, and puts
+// them in capitals.
 func checkSignal(field string, name *string, mayBeEmpty bool) error {
 	switch *name = strings.ToUpper(*name); {
 	case *name == "" && mayBeEmpty:

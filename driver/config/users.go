@@ -23,9 +23,10 @@ func LookupUser(name string) (uid, gid int, err error) {
 	return uid, gid, nil
 }
 
-// PermitUser refuses the users that the operator denies, by name and by number however it is written, with a group or without, as the agent does
-// for its own exec driver (client option user.denylist; the agent does not know our name and checks nothing for us). A task that names none is
-// judged by the user that the wrapped driver runs it as, where that is known. A group alone leaves the user to Docker, which takes root.
+// PermitUser refuses the users that the operator denies, by name and by number however it is written, with a group or
+// without, as the agent does for its own exec driver (client option user.denylist; the agent does not know our name
+// and checks nothing for us). A task that names none is judged by the user that the wrapped driver runs it as, where
+// that is known. A group alone leaves the user to Docker, which takes root.
 func (c Operator) PermitUser(name string) error {
 	owner, _, _ := strings.Cut(cmp.Or(name, c.DefaultUser), ":")
 	if owner == "" && name != "" {

@@ -162,9 +162,9 @@ func (p *Pipes) Say(text string) {
 	})
 }
 
-// Stalled reports whether the log collector has the pipes open but does not read any more. It stops for good when nobody
-// holds a write end, as after the death of a plugin process while the task had no process. Stalled writes a line and
-// waits up to patience until it is read.
+// Stalled reports whether the log collector has the pipes open but does not read any more. It stops for good when
+// nobody holds a write end, as after the death of a plugin process while the task had no process. Stalled writes a
+// line and waits up to patience until it is read.
 func (p *Pipes) Stalled(text string, patience time.Duration) bool {
 	p.Say(text)
 	for end := time.Now().Add(patience); p.unread(); time.Sleep(10 * time.Millisecond) {

@@ -1,4 +1,8 @@
-package driver
+// Package state keeps what must survive the plugin process: one record per task in state_dir. A record is replaced as
+// a whole or not at all, and believed only if nobody but us can have written it. It holds tokens, leases and secrets,
+// so the directory is in memory and root's alone. The package knows neither Nomad nor Vault: the state of a session
+// is bytes to it.
+package state
 
 import (
 	"crypto/rand"
@@ -17,58 +21,58 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// store is the directory where what must survive this process is kept: tokens, leases and secrets, so it is in memory and
-// root's alone. One process at a time serves it.
-type store struct {
+// Store is an open state directory, locked for this process.
+type Store struct {
 	root   *os.Root
 	lock   *os.File
 	logger hclog.Logger
 }
 
-// recordVersion is that of the format of a record. Older ones are read as far as they go; newer ones are not ours to read.
+// recordVersion is that of the format of a record. Older ones are read as far as they go; newer ones are not ours to
+// read.
 const recordVersion = 1
 
-// record is one task at rest.
-type record struct {
+// Record is what is kept of one task.
+type Record struct {
 	Version int
-	Key     string // taskKey
+	Key     string // allocation ID and task name, with a slash between them
 	TaskID  string // of the run that the wrapped driver's handle belongs to
 
-	InnerVersion int
-	Inner        []byte // the wrapped driver's handle of the present process, nil before there is one
-	Launching    bool   // the wrapped driver was asked for a process whose handle is not here: there may be one
-	Unasked      bool   `json:"Unasked"` // the agent has not asked about the task since its start: it may not know of it
-	Ended        bool   // the process has ended, for good
+	InnerVersion   int
+	Inner          []byte // the wrapped driver's handle of the present process, nil before there is one
+	Launching      bool   // the wrapped driver was asked for a process whose handle is not here: there may be one
+	Unacknowledged bool   `json:"Unasked"` // the agent has not asked about the task since its start: it may not know of it
+	Ended          bool   // the process has ended, for good
 
-	Told     map[string]string       `json:"Told"`    // checksums of what the process was started with or told of
-	Doubted  bool                    `json:"Doubted"` // a script failed since: the process may or may not use what is new
-	Once     map[string][]byte       // output of blocks that are rendered once
-	Sessions map[string]savedSession // by the vault block's name
-	Kept     []savedSession          `json:",omitempty"` // which the plugin process could not adopt
-	AllocDir string
-	Files    []string // below AllocDir, to be removed in the end
+	Delivered  map[string]string  `json:"Told"`    // checksums of what the process was started with or told of
+	Unverified bool               `json:"Doubted"` // a script failed since: the process may or may not use what is new
+	Once       map[string][]byte  // output of blocks that are rendered once
+	Sessions   map[string]Session // by the vault block's name
+	Kept       []Session          `json:",omitempty"` // which the plugin process could not adopt
+	AllocDir   string
+	Files      []string // below AllocDir, to be removed in the end
 
 	File  string `json:"-"` // in the state directory
 	Aside bool   `json:"-"` // no run may claim it: its sessions are to be revoked
 }
 
 // Format keeps the sessions out of logs, errors and panics.
-func (r record) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[record of %s]", r.Key) }
+func (r Record) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[record of %s]", r.Key) }
 
 const (
-	lockName   = "lock"
-	liveSuffix = ".json"
-	asideName  = ".revoke"
-	tempSuffix = ".new"
-	// recordMost bounds what one task takes of the directory, in bytes, so that none takes the place of another's.
-	recordMost = 2 << 20
-	// readMost is for records of a version that did not bound them.
-	readMost = 64 << 20
+	lockName    = "lock"
+	liveSuffix  = ".json"
+	asideSuffix = ".revoke"
+	tempSuffix  = ".new"
+	// MaxRecord bounds what one task takes of the directory, in bytes, so that no task takes the place of another.
+	MaxRecord = 2 << 20
+	// maxRead is for records of a version that did not bound them.
+	maxRead = 64 << 20
 )
 
-// openStore makes the directory if need be, puts it into memory if it is not, and locks it. The error says why sessions
-// cannot be kept.
-func openStore(dir string, logger hclog.Logger) (*store, error) {
+// Open creates dir if need be, mounts a tmpfs there if it is on a disk, and locks it. The error says why nothing can be
+// kept; it is unix.EWOULDBLOCK where another process has the directory.
+func Open(dir string, logger hclog.Logger) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create state_dir: %w", err)
 	}
@@ -87,16 +91,16 @@ func openStore(dir string, logger hclog.Logger) (*store, error) {
 		root.Close()
 		return nil, fmt.Errorf("lock state_dir: %w", err)
 	}
-	s := &store{root: root, lock: lock, logger: logger}
+	s := &Store{root: root, lock: lock, logger: logger}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		s.close()
+		s.Close()
 		return nil, fmt.Errorf("lock state_dir, does another agent on this host use it?: %w", err)
 	}
 	return s, nil
 }
 
-// close lets another process serve the directory.
-func (s *store) close() {
+// Close unlocks the directory for another process.
+func (s *Store) Close() {
 	s.root.Close()
 	s.lock.Close()
 }
@@ -125,7 +129,7 @@ func inMemory(dir string) error {
 	if fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC {
 		return nil
 	}
-	options := "mode=0700,size=25%" // of the memory, as far as it is used: a few hundred records of recordMost on a small host
+	options := "mode=0700,size=25%" // of the memory, as far as it is used: a few hundred records of MaxRecord on a small host
 	mount := func(options string) error {
 		return unix.Mount("nomad-driver-vault", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOSUID, options)
 	}
@@ -139,39 +143,40 @@ func inMemory(dir string) error {
 	return nil
 }
 
-// fileOf is where the record of a task is, which its next run may claim.
-func fileOf(key string) string { return stem(key) + liveSuffix }
+// FileOf returns the name of the file of a task's record, which the next run of the task may claim.
+func FileOf(key string) string { return stem(key) + liveSuffix }
 
 func stem(key string) string { return strings.ReplaceAll(key, "/", ".") }
 
-// save replaces the record of its task as a whole or not at all.
-func (s *store) save(r record) error { return s.write(fileOf(r.Key), r) }
+// Save replaces the record of its task, as a whole or not at all.
+func (s *Store) Save(r Record) error { return s.write(FileOf(r.Key), r) }
 
-// setAside keeps a record, which no run may claim any more, until what is in it has been revoked. It returns the file.
-func (s *store) setAside(r record) (string, error) {
-	name := stem(r.Key) + "." + rand.Text() + asideName
+// SetAside writes a record that no run may claim any more, and that is kept until what is in it was revoked. It
+// returns the name of the file, for Remove.
+func (s *Store) SetAside(r Record) (string, error) {
+	name := stem(r.Key) + "." + rand.Text() + asideSuffix
 	if err := s.write(name, r); err != nil {
 		return "", err
 	}
 	return name, nil
 }
 
-// encode returns the record as a file has it. The error names the bound where there is too much of it.
-func (r record) encode() ([]byte, error) {
+// Encode returns the contents of the record's file. The error names the bound when the record is larger than MaxRecord.
+func (r Record) Encode() ([]byte, error) {
 	r.Version = recordVersion
 	data, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("encode state: %w", err)
 	}
-	if len(data) > recordMost {
+	if len(data) > MaxRecord {
 		return nil, fmt.Errorf("what must be kept of the task for the plugin's next process takes %d KiB, and %d KiB is the most: "+
-			"make what its blocks read of Vault, or what its blocks with once = true make, smaller", len(data)>>10, recordMost>>10)
+			"make what its blocks read of Vault, or what its blocks with once = true make, smaller", len(data)>>10, MaxRecord>>10)
 	}
 	return data, nil
 }
 
-func (s *store) write(name string, r record) error {
-	data, err := r.encode()
+func (s *Store) write(name string, r Record) error {
+	data, err := r.Encode()
 	if err != nil {
 		return err
 	}
@@ -187,61 +192,61 @@ func (s *store) write(name string, r record) error {
 }
 
 // read returns one record, which is believed only if it is a regular file that nobody but us can have written.
-func (s *store) read(name string) (r record, err error) {
+func (s *Store) read(name string) (r Record, err error) {
 	info, err := s.root.Lstat(name) // os.Root follows links within the directory
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || !info.Mode().IsRegular() || int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 || st.Nlink != 1 {
-		return record{}, errors.New("it is not a regular file that only we can read")
+		return Record{}, errors.New("it is not a regular file that only we can read")
 	}
 	f, err := s.root.Open(name)
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, readMost))
+	data, err := io.ReadAll(io.LimitReader(f, maxRead))
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
-	return decodeRecord(name, data)
+	return DecodeRecord(name, data)
 }
 
-// decodeRecord reads what is in a file of that name.
-func decodeRecord(name string, data []byte) (r record, err error) {
+// DecodeRecord decodes the contents of the file of that name, and checks that the record belongs there.
+func DecodeRecord(name string, data []byte) (r Record, err error) {
 	if json.Unmarshal(data, &r) != nil { // whose error may quote a part of it
-		return record{}, errors.New("it is not a whole record")
+		return Record{}, errors.New("it is not a whole record")
 	}
-	r.File, r.Aside = name, path.Ext(name) == asideName
+	r.File, r.Aside = name, path.Ext(name) == asideSuffix
 	switch {
 	case r.Version < 1 || r.Version > recordVersion:
-		return record{}, fmt.Errorf("its version %d is not one this plugin reads", r.Version)
-	case !r.Aside && name != fileOf(r.Key), !strings.HasPrefix(name, stem(r.Key)+"."), !strings.Contains(r.Key, "/"):
-		return record{}, errors.New("it belongs to another task")
+		return Record{}, fmt.Errorf("its version %d is not one this plugin reads", r.Version)
+	case !r.Aside && name != FileOf(r.Key), !strings.HasPrefix(name, stem(r.Key)+"."), !strings.Contains(r.Key, "/"):
+		return Record{}, errors.New("it belongs to another task")
 	}
 	return r, nil
 }
 
-// remove forgets a record.
-func (s *store) remove(name string) {
+// Remove removes the file of a record. The log has the error.
+func (s *Store) Remove(name string) {
 	if err := s.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.logger.Warn("cannot remove state", "file", name, "error", err)
 	}
 }
 
-// all returns every record that can be believed. Of the others the log says why they cannot: their sessions are lost.
-func (s *store) all() []record {
+// All returns every record that can be believed. The log says why the others cannot: their sessions are lost.
+func (s *Store) All() []Record {
 	entries, err := fs.ReadDir(s.root.FS(), ".")
 	if err != nil {
 		s.logger.Warn("state is not usable, the sessions count as lost", "error", err)
 	}
-	var records []record
+	var records []Record
 	for _, entry := range entries {
 		switch name := entry.Name(); path.Ext(name) {
 		case tempSuffix: // of a write that a crash cut short
-			s.remove(name)
-		case liveSuffix, asideName:
+			s.Remove(name)
+		case liveSuffix, asideSuffix:
 			r, err := s.read(name)
 			if err != nil {
 				s.logger.Warn("state is not usable, the session counts as lost", "file", name, "error", err)
@@ -253,22 +258,22 @@ func (s *store) all() []record {
 	return records
 }
 
-// savedSession is a session at rest.
-type savedSession struct {
+// Session is a session with Vault, saved.
+type Session struct {
 	Name  string `json:",omitempty"` // of the vault block, where it is not a key of the record's
-	Login login
+	Login Login
 	State []byte // of the session, as it encodes itself
 
 	Seen time.Time `json:"-"` // when this process first read it
 }
 
 // Format keeps the session out of logs, errors and panics.
-func (s savedSession) Format(f fmt.State, _ rune) {
+func (s Session) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "[saved session of %+v]", s.Login)
 }
 
-// login is what a session stands for: a task that asks for something else must not be served by it.
-type login struct {
+// Login is what a session was opened for. A task whose vault block says something else must not use it.
+type Login struct {
 	Cluster, Role, Namespace, Identity, IdentityFile string
 	Policies                                         string // with commas
 }

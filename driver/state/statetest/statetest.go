@@ -1,4 +1,5 @@
-package driver
+// Package statetest helps tests with state directories.
+package statetest
 
 import (
 	"os"
@@ -8,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// memory is a directory on a tmpfs, as state_dir has to be.
-func memory(t testing.TB) string {
+// Memory returns a directory on a tmpfs, as state_dir has to be.
+func Memory(t testing.TB) string {
 	t.Helper()
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/dev/shm", &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
@@ -24,7 +25,8 @@ func memory(t testing.TB) string {
 	return dir
 }
 
-func needRoot(t *testing.T) {
+// NeedRoot skips a test that does not run as root, except in CI.
+func NeedRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() == 0 {
 		return

@@ -1,9 +1,10 @@
-package driver
+package state
 
 import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"nomad-driver-vault/driver/state/statetest"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -17,33 +18,33 @@ import (
 )
 
 // full is a record with something in every field.
-var full = record{Version: recordVersion, Key: "alloc-1/web", TaskID: "alloc-1/web/1", InnerVersion: 2, Inner: []byte("inner"),
-	Told: map[string]string{"local/x": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"},
-	Once: map[string][]byte{"local/once": {0xff, 0}}, AllocDir: "/alloc", Files: []string{"web/local/x"},
-	Sessions: map[string]savedSession{"default": {Login: login{"default", "app", "", "vault", "", ""}, State: []byte("{}")}}}
+var full = Record{Version: recordVersion, Key: "alloc-1/web", TaskID: "alloc-1/web/1", InnerVersion: 2, Inner: []byte("inner"),
+	Delivered: map[string]string{"local/x": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"},
+	Once:      map[string][]byte{"local/once": {0xff, 0}}, AllocDir: "/alloc", Files: []string{"web/local/x"},
+	Sessions: map[string]Session{"default": {Login: Login{"default", "app", "", "vault", "", ""}, State: []byte("{}")}}}
 
 // opened is a store in memory, and its log.
-func opened(t testing.TB, dir string) (*store, *bytes.Buffer) {
+func opened(t testing.TB, dir string) (*Store, *bytes.Buffer) {
 	var log bytes.Buffer
-	s, err := openStore(dir, hclog.New(&hclog.LoggerOptions{Output: &log}))
+	s, err := Open(dir, hclog.New(&hclog.LoggerOptions{Output: &log}))
 	must.NoError(t, err)
-	t.Cleanup(s.close)
+	t.Cleanup(s.Close)
 	return s, &log
 }
 
 func TestRecordsAreReadAsTheyWereWritten(t *testing.T) {
-	dir := memory(t)
+	dir := statetest.Memory(t)
 	s, log := opened(t, dir)
-	must.NoError(t, s.save(full))
+	must.NoError(t, s.Save(full))
 	aside := full
-	name, err := s.setAside(full)
+	name, err := s.SetAside(full)
 	must.NoError(t, err)
 	live := full
-	live.File, aside.File, aside.Aside = fileOf(full.Key), name, true
-	must.True(t, same(s.all(), live, aside))
-	s.remove(name)
-	s.remove(name)
-	must.True(t, same(s.all(), live))
+	live.File, aside.File, aside.Aside = FileOf(full.Key), name, true
+	must.True(t, same(s.All(), live, aside))
+	s.Remove(name)
+	s.Remove(name)
+	must.True(t, same(s.All(), live))
 	must.Eq(t, "", log.String())
 	info, err := os.Stat(filepath.Join(dir, live.File))
 	must.NoError(t, err)
@@ -51,15 +52,15 @@ func TestRecordsAreReadAsTheyWereWritten(t *testing.T) {
 }
 
 // same ignores the order.
-func same(have []record, want ...record) bool {
-	slices.SortFunc(have, func(a, b record) int { return cmp.Compare(len(a.File), len(b.File)) })
+func same(have []Record, want ...Record) bool {
+	slices.SortFunc(have, func(a, b Record) int { return cmp.Compare(len(a.File), len(b.File)) })
 	return reflect.DeepEqual(have, want)
 }
 
 func TestRecordThatCannotBeBelievedIsIgnoredWithOneWarning(t *testing.T) {
 	good, err := json.Marshal(full)
 	must.NoError(t, err)
-	name := fileOf(full.Key)
+	name := FileOf(full.Key)
 	write := func(data string, mode os.FileMode) func(string) error {
 		return func(dir string) error {
 			path := filepath.Join(dir, name)
@@ -104,15 +105,15 @@ func TestRecordThatCannotBeBelievedIsIgnoredWithOneWarning(t *testing.T) {
 			if err := write(string(good), 0o600)(dir); err != nil {
 				return err
 			}
-			needRoot(t)
+			statetest.NeedRoot(t)
 			return os.Chown(filepath.Join(dir, name), 65534, 65534)
 		}, "it is not a regular file that only we can read"},
 	} {
 		t.Run(how, func(t *testing.T) {
-			dir := memory(t)
+			dir := statetest.Memory(t)
 			s, log := opened(t, dir)
 			must.NoError(t, test.make(dir))
-			must.SliceEmpty(t, s.all())
+			must.SliceEmpty(t, s.All())
 			must.Eq(t, 1, strings.Count(log.String(), "\n"), must.Sprint(log.String()))
 			must.StrContains(t, log.String(), "state is not usable, the session counts as lost: file="+name)
 			must.StrContains(t, log.String(), test.says)
@@ -121,11 +122,11 @@ func TestRecordThatCannotBeBelievedIsIgnoredWithOneWarning(t *testing.T) {
 }
 
 func TestOthersFilesAreLeftAloneAndHalfWrittenOnesRemoved(t *testing.T) {
-	dir := memory(t)
+	dir := statetest.Memory(t)
 	s, log := opened(t, dir)
 	must.NoError(t, os.WriteFile(filepath.Join(dir, "README"), nil, 0o600))
-	must.NoError(t, os.WriteFile(filepath.Join(dir, fileOf("a/b")+tempSuffix), []byte("{"), 0o600))
-	must.SliceEmpty(t, s.all())
+	must.NoError(t, os.WriteFile(filepath.Join(dir, FileOf("a/b")+tempSuffix), []byte("{"), 0o600))
+	must.SliceEmpty(t, s.All())
 	must.Eq(t, "", log.String())
 	entries, err := os.ReadDir(dir)
 	must.NoError(t, err)
@@ -137,20 +138,20 @@ func TestStateDirThatIsNotOursIsRefused(t *testing.T) {
 		make func(t *testing.T, dir string)
 		says string
 	}{
-		"a link": {func(t *testing.T, dir string) { must.NoError(t, os.Symlink(memory(t), dir)) }, "state_dir is not a directory of user"},
+		"a link": {func(t *testing.T, dir string) { must.NoError(t, os.Symlink(statetest.Memory(t), dir)) }, "state_dir is not a directory of user"},
 		"a file": {func(t *testing.T, dir string) { must.NoError(t, os.WriteFile(dir, nil, 0o600)) }, "create state_dir: "},
 		"another user's": {func(t *testing.T, dir string) {
-			needRoot(t)
+			statetest.NeedRoot(t)
 			must.NoError(t, os.Mkdir(dir, 0o700))
 			must.NoError(t, os.Chown(dir, 65534, 65534))
 		}, "state_dir is not a directory of user"},
 		"in use": {func(t *testing.T, dir string) { opened(t, dir) }, "lock state_dir, does another agent on this host use it?"},
 	} {
 		t.Run(how, func(t *testing.T) {
-			dir := filepath.Join(memory(t), "state")
+			dir := filepath.Join(statetest.Memory(t), "state")
 			test.make(t, dir)
 			before := openFiles(t)
-			_, err := openStore(dir, hclog.NewNullLogger())
+			_, err := Open(dir, hclog.NewNullLogger())
 			must.ErrorContains(t, err, test.says)
 			must.Eq(t, before, openFiles(t))
 		})
@@ -158,19 +159,19 @@ func TestStateDirThatIsNotOursIsRefused(t *testing.T) {
 }
 
 func TestStateDirIsMadeOurs(t *testing.T) {
-	dir := filepath.Join(memory(t), "a/b")
+	dir := filepath.Join(statetest.Memory(t), "a/b")
 	must.NoError(t, os.MkdirAll(dir, 0o777))
 	must.NoError(t, os.Chmod(dir, 0o777))
 	s, _ := opened(t, dir)
 	info, err := os.Stat(dir)
 	must.NoError(t, err)
 	must.Eq(t, 0o700, info.Mode().Perm())
-	s.close()
+	s.Close()
 	opened(t, dir) // it is free again
 }
 
 func TestStateDirOnADiskGetsATmpfs(t *testing.T) {
-	needRoot(t)
+	statetest.NeedRoot(t)
 	dir := filepath.Join(t.TempDir(), "state")
 	var fs unix.Statfs_t
 	must.NoError(t, unix.Statfs(filepath.Dir(dir), &fs))
@@ -180,13 +181,13 @@ func TestStateDirOnADiskGetsATmpfs(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
 	for range 2 { // the second time it is there
-		s, err := openStore(dir, hclog.NewNullLogger())
+		s, err := Open(dir, hclog.NewNullLogger())
 		must.NoError(t, err)
-		must.NoError(t, s.save(full))
+		must.NoError(t, s.Save(full))
 		must.NoError(t, unix.Statfs(dir, &fs))
 		must.Eq(t, unix.TMPFS_MAGIC, int(fs.Type))
-		must.Len(t, 1, s.all())
-		s.close()
+		must.Len(t, 1, s.All())
+		s.Close()
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	must.NoError(t, err)
@@ -205,20 +206,20 @@ func TestStateDirOnADiskGetsATmpfs(t *testing.T) {
 func FuzzDecodeRecord(f *testing.F) {
 	good, err := json.Marshal(full)
 	must.NoError(f, err)
-	name := fileOf(full.Key)
+	name := FileOf(full.Key)
 	for _, seed := range [][]byte{good, nil, []byte("{}"), []byte("null"), good[:100], bytes.Replace(good, []byte("alloc"), []byte("../.."), 1)} {
 		f.Add(name, seed)
 	}
-	f.Add(stem(full.Key)+".x"+asideName, good)
+	f.Add(stem(full.Key)+".x"+asideSuffix, good)
 	f.Fuzz(func(t *testing.T, name string, data []byte) {
-		r, err := decodeRecord(name, data)
+		r, err := DecodeRecord(name, data)
 		if err != nil {
-			must.True(t, reflect.DeepEqual(record{}, r))
+			must.True(t, reflect.DeepEqual(Record{}, r))
 			return
 		}
 		again, err := json.Marshal(r)
 		must.NoError(t, err)
-		same, err := decodeRecord(name, again)
+		same, err := DecodeRecord(name, again)
 		must.NoError(t, err)
 		twice, err := json.Marshal(same)
 		must.NoError(t, err)
