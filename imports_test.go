@@ -48,19 +48,22 @@ var leaves = []string{"driver/identity", "driver/logpipe", "driver/state", "driv
 // stands beside the plugin and reads configuration with its code.
 func TestImportsPointOneWay(t *testing.T) {
 	allowed := map[string][]string{
-		"":         {"operator", "plugin", "sigpipe"},
-		"sigpipe":  nil,
-		"operator": {"driver", "driver/config", "driver/logtext", "driver/vault", "plugin"},
-		"plugin":   {"driver", "driver/config", "driver/inode", "driver/vault"}, // vault for the type of a cluster's configuration
-		"driver":   append([]string{"driver/config", "driver/inode", "driver/logtext"}, leaves...),
+		"":         {"internal/sigpipe", "operator", "plugin"},
+		"operator": {"driver", "driver/config", "internal/logtext", "driver/vault", "plugin"},
+		"plugin":   {"driver", "driver/config", "internal/inode", "driver/vault"}, // vault for the type of a cluster's configuration
+		"driver":   append([]string{"driver/config", "internal/inode", "internal/logtext"}, leaves...),
 
 		"driver/config":   {"driver/template", "driver/vault"}, // for Fields and Cluster
-		"driver/identity": {"driver/inode"},
-		"driver/logpipe":  {"driver/inode"},
+		"driver/identity": {"internal/inode"},
+		"driver/logpipe":  {"internal/inode"},
 		"driver/state":    nil,
-		"driver/taskapi":  {"driver/inode"},
-		"driver/template": {"driver/inode", "driver/logtext"},
-		"driver/vault":    {"driver/logtext"},
+		"driver/taskapi":  {"internal/inode"},
+		"driver/template": {"internal/inode", "internal/logtext"},
+		"driver/vault":    {"internal/logtext"},
+
+		"internal/inode":   nil,
+		"internal/logtext": nil,
+		"internal/sigpipe": nil,
 	}
 	for path, p := range ourPackages(t) {
 		from := strings.TrimPrefix(strings.TrimPrefix(path, module), "/")

@@ -15,7 +15,6 @@ import (
 	"sync"
 
 	"nomad-driver-vault/driver/config"
-	"nomad-driver-vault/driver/inode"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/internal/inode"
 

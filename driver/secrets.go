@@ -144,7 +144,8 @@ func (s *secrets) holds() bool {
 
 // loginOf returns what the session of a vault block stands for.
 func loginOf(v config.Vault) state.Login {
-	return state.Login{v.Cluster, v.Role, v.Namespace, v.Identity, v.IdentityFile, strings.Join(v.Policies, ",")}
+	return state.Login{Cluster: v.Cluster, Role: v.Role, Namespace: v.Namespace, Identity: v.Identity,
+		IdentityFile: v.IdentityFile, Policies: strings.Join(v.Policies, ",")}
 }
 
 // describe says for each session which token it has, in the order of their names.

@@ -11,7 +11,6 @@ import (
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/identity"
 	"nomad-driver-vault/driver/logpipe"
-	"nomad-driver-vault/driver/logtext"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
