@@ -151,10 +151,9 @@ func soak(t *testing.T, ctx context.Context, s *stack.Stack, crowds []*crowd) (k
 		if time.Since(began) > soakTime/3*time.Duration(3-len(ends)) && len(ends) > 0 {
 			must.NoError(t, ends[0]())
 			must.NoError(t, s.Nomad.Start(ctx))
-			again := time.Now()
-			mustBeRestored(t, ctx, s, crowds, again)
 			ends = ends[1:]
 		}
+		mustBeRestored(t, ctx, s, crowds, time.Now())
 		<-tick.C
 	}
 	return kills
@@ -177,13 +176,13 @@ func started(ctx context.Context, s *stack.Stack, crowds []*crowd) error {
 	return nil
 }
 
-// mustBeRestored returns when the client measures every task again, after it was started at that time. Until then the client fails those whose
-// plugin dies: their prestart hooks ask the driver for its capabilities (client/allocrunner/taskrunner/volume_hook.go).
+// mustBeRestored returns when the client has measured every task since then, after it or a plugin was started anew. Until then the client fails
+// the tasks of a plugin that dies: their prestart hooks ask the driver for its capabilities (client/allocrunner/taskrunner/volume_hook.go).
 func mustBeRestored(t *testing.T, ctx context.Context, s *stack.Stack, crowds []*crowd, at time.Time) {
 	t.Helper()
 	limit := within(t, 2*time.Minute)
 	for _, c := range crowds {
-		for _, alloc := range c.allocs {
+		for _, alloc := range c.allocs { // most are restored while the first is waited for
 			if err := stack.Eventually(limit, func() error { return restored(s, alloc.ID, c.job.Name, at) }); err != nil {
 				t.Fatalf("%s is being restored: %v\n%s", alloc.ID, err, alloc.Report(ctx))
 			}
