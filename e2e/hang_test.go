@@ -129,6 +129,7 @@ func clusterIsDark(t *testing.T, ctx context.Context, s *stack.Stack, crowd job)
 	leases, err := s.Vault.Leases(ctx, healthy.Name)
 	must.NoError(t, err)
 	must.Len(t, 1, leases)
+	calm := events(t, ctx, alloc, healthy, "Vault: ") // of a start that waited for a database that was just resumed
 
 	must.NoError(t, s.Proxies["dark"].Break(stack.Dropped))
 	t.Cleanup(func() { must.NoError(t, s.Proxies["dark"].Mend()) })
@@ -141,6 +142,6 @@ func clusterIsDark(t *testing.T, ctx context.Context, s *stack.Stack, crowd job)
 	must.Eq(t, leases, now, must.Sprint("it was renewed in time"))
 	must.GreaterEq(t, int(clusterGone/hungTTL), watched(s, healthy).granted(t, "sys/leases/renew"))
 	must.One(t, watched(s, healthy).granted(t, "auth/jwt-nomad/login"))
-	must.Zero(t, events(t, ctx, alloc, healthy, "Vault: "), must.Sprint("no trouble"))
+	must.Eq(t, calm, events(t, ctx, alloc, healthy, "Vault: "), must.Sprint("no trouble"))
 	unnoticed(t, ctx, alloc, healthy)
 }
