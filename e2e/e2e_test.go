@@ -1,4 +1,4 @@
-// Package e2e proves, on real parts, what the README promises: one test for each promise.
+// Package e2e proves, on real parts, what README.md and docs/ promise: one test for each promise.
 package e2e
 
 import (

@@ -1,5 +1,6 @@
-# Two Vaults in one task, each asked as somebody else: another cluster, role, namespace and identity go into a vault block with a name,
-# which a template refers to. The operator has to have configured the cluster; without another one, this job asks the same twice.
+# Two Vaults in one task, each with its own login: cluster, role, namespace and identity of the second go into a vault
+# block with a name, and a template refers to that name. The operator must have configured the cluster. Without a second
+# cluster, this job asks the same one twice.
 #
 #   vault kv put -mount=kv default/hello-clusters/config greeting="good morning"   # in both
 #   nomad job run -var=other=west clusters.nomad.hcl
@@ -21,7 +22,7 @@ job "hello-clusters" {
         ttl  = "1h"
       }
 
-      # Who the task is at the other one: a role there can ask for another audience.
+      # The task's identity at the second cluster, whose role can require another audience.
       identity {
         name = "other"
         aud  = ["vault.io"]

@@ -1,5 +1,6 @@
-# A PostgreSQL user of the task's own, made by Vault when it starts and dropped when it stops (set up with database.sh). The driver
-# renews the lease; when that can be renewed no more there is a new user, and the task is started again with it.
+# A PostgreSQL user for this task alone. Vault creates it when the task starts and drops it when the task stops; see
+# database.sh. The driver renews the lease. When the lease cannot be renewed any more, the driver restarts the task with a
+# new user.
 #
 #   nomad job run -var postgres_port=5432 database.nomad.hcl
 variable "postgres_host" {
@@ -36,7 +37,7 @@ job "database" {
           role = "database" # of Vault's auth method; it is bound to this very job
         }
 
-        # Both values come from one read, and so from one lease: they always fit each other.
+        # Both values come from one read, and so from one lease: they always match.
         template {
           data        = <<EOT
 {{ with secret "database/creds/database" }}

@@ -1,5 +1,5 @@
-# A secret in the environment. A process keeps the environment that it was started with, so the task is started again when the
-# secret has changed; Nomad does not count that as a restart.
+# A secret in the environment. A process keeps the environment that it was started with, so the driver restarts the task
+# when the secret changes. Nomad does not count that as a restart.
 #
 #   vault kv put -mount=kv default/hello-docker/config greeting="good morning"
 #   nomad job run docker.nomad.hcl

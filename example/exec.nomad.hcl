@@ -1,4 +1,4 @@
-# A secret in a file. The task is told with SIGHUP when the secret has changed, and prints it, which yours had better not.
+# A secret in a file. When the secret changes, the driver sends SIGHUP. The task prints the secret: yours should not.
 #
 #   vault kv put -mount=kv default/hello-exec/config greeting="good morning"
 #   nomad job run exec.nomad.hcl
@@ -7,7 +7,7 @@ job "hello-exec" {
     task "hello" {
       driver = "vault-exec"
 
-      # Who the task is, signed by Nomad: what Vault trusts.
+      # The task's identity, signed by Nomad. Vault trusts it.
       identity {
         name = "vault"
         aud  = ["vault.io"] # bound_audiences of Vault's role
@@ -19,7 +19,7 @@ job "hello-exec" {
         command = "/bin/sh"
         args    = ["-c", "trap exit INT; trap 'cat secrets/greeting' HUP; cat secrets/greeting; while sleep 1; do :; done"]
 
-        # The job may have a vault block too; without one, it is the agent's default cluster and role.
+        # A job may have a vault block. Without one, the agent's default cluster and role apply.
         template {
           data          = "{{ with secret \"kv/data/default/hello-exec/config\" }}{{ .Data.data.greeting }}\n{{ end }}"
           destination   = "secrets/greeting"

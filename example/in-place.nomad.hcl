@@ -1,5 +1,5 @@
-# A job of Nomad's docker driver with our blocks in it: the plugin serves that name itself, in the built-in driver's place. In the agent's
-# configuration: plugin "nomad-driver-vault" { args = ["-driver=docker", "-name=docker"] ... }
+# A job with driver = "docker" and our blocks in it: the plugin serves that name in the place of the built-in driver. In
+# the agent's configuration: plugin "nomad-driver-vault" { args = ["-driver=docker", "-name=docker"] ... }
 #
 #   vault kv put -mount=kv default/hello-in-place/config greeting="good morning"
 #   nomad job run in-place.nomad.hcl

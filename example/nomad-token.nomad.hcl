@@ -1,5 +1,5 @@
-# A job that keeps Nomad's own vault block: its template, inside config, is rendered with the token that Nomad derived. The agent has a vault block of
-# its own then; the task needs no identity.
+# A job that keeps Nomad's own vault block. The driver renders the template in config with the token that Nomad derived.
+# The agent needs a vault block of its own; the task needs no identity.
 #
 #   vault kv put -mount=kv default/hello-nomad-token/config greeting="good morning"
 #   nomad job run nomad-token.nomad.hcl

@@ -1,4 +1,5 @@
-# Nomad's own variables and services in a template, beside or without Vault. They are watched, not polled: a change is seen at once.
+# Nomad's own variables and services in a template, beside or without Vault. The driver watches them
+# and does not poll, so it sees a change at once.
 #
 #   nomad var put nomad/jobs/hello-vars greeting="good morning"
 #   nomad job run nomad-vars.nomad.hcl

@@ -1,5 +1,5 @@
-# A TLS certificate of the task's own, issued by Vault when it starts (set up with pki.sh). All files are of the same certificate. It is
-# replaced before it ends, and the task told with SIGHUP; a restart of the agent or of this driver keeps it.
+# A TLS certificate for this task alone, which Vault issues when the task starts; see pki.sh. All files are of the same
+# certificate. The driver replaces it before it expires, and sends SIGHUP. A restart of the agent or the plugin keeps it.
 #
 #   nomad job run pki.nomad.hcl
 job "hello-pki" {

@@ -1,5 +1,5 @@
-# An image of a registry that wants a password. The driver reads it from Vault at each start, so a password that was changed in both
-# places is used by the next one; Nomad, Docker and the container never have it.
+# An image from a registry that wants a password. The driver reads the password from Vault at each start, so a start uses
+# a password that was changed in both places. Nomad and the container never have it.
 #
 #   vault kv put -mount=kv default/hello-registry/registry username=puller password=...
 #   nomad job run -var image=registry.example.com/hello:1 registry.nomad.hcl

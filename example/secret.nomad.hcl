@@ -1,4 +1,4 @@
-# Secrets as they are, without a template: one as a file, one in the environment. The task prints them, which yours had better not.
+# Secrets as they are, without a template: one as a file, one in the environment. The task prints them: yours should not.
 #
 #   vault kv put -mount=kv default/hello-secret/config greeting="good morning"
 #   vault kv put -mount=kv default/hello-secret/names first="Ada" last="Lovelace"    # may be written later: it is optional
@@ -30,7 +30,7 @@ job "hello-secret" {
           poll_interval = "5s"
         }
 
-        # The variable FIRST_NAME, and no file. The task is started again when it changes.
+        # The variable FIRST_NAME, and no file. A change restarts the task.
         secret "names" {
           path          = "kv/data/default/hello-secret/names"
           env           = true

@@ -1,5 +1,5 @@
-# What needs nothing of Vault but what setup has made: no role, no policy and no vault block of its own. The path is made of the job's own
-# names, as the policy of setup has it: the same lines do in every job.
+# A job that needs nothing in Vault but what setup creates: no role, no policy and no vault block of its own. The path
+# consists of the job's own names, as in setup's policy, so the same lines work in every job.
 #
 #   sh setup.sh     # sets Vault up, writes the secret of this job, and checks it
 #   nomad job run setup.nomad.hcl
@@ -19,7 +19,7 @@ job "hello-setup" {
         command = "/bin/sh"
         args    = ["-c", "trap exit INT; echo $GREETING; while sleep 1; do :; done"]
 
-        # A variable of each field, named as the field is, or as rename says. The task is started again when the secret changes.
+        # One variable for each field, named like the field or as rename says. A change restarts the task.
         secret "config" {
           path          = "kv/data/${NOMAD_NAMESPACE}/${NOMAD_JOB_NAME}/config"
           env           = true

@@ -1,5 +1,6 @@
-# A token by a Vault token role, as Nomad had it until 1.9: the task names its policies and has no identity. token-role.sh sets Vault up; the
-# plugin's vault block has token_file, create_from_role, and an allow block for the policy.
+# A token by a Vault token role, as Nomad had it until 1.9: the task names its policies and has no identity.
+# token-role.sh prepares Vault; the plugin's vault block has token_file, create_from_role, and an allow block for the
+# policy.
 #
 #   echo 'path "kv/data/hello-token-role/*" { capabilities = ["read"] }' | vault policy write hello-token-role -
 #   vault kv put -mount=kv hello-token-role/config greeting="good morning"
