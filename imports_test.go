@@ -42,7 +42,7 @@ func ourPackages(t *testing.T) map[string]listed {
 }
 
 // leaves know neither each other nor Nomad.
-var leaves = []string{"driver/identity", "driver/logpipe", "driver/state", "driver/taskapi", "driver/template", "driver/vault"}
+var leaves = []string{"driver/identity", "driver/logpipe", "driver/sched", "driver/state", "driver/taskapi", "driver/template", "driver/vault"}
 
 // TestImportsPointOneWay keeps the map of the packages true: main -> plugin -> driver -> leaves. What an operator runs by hand
 // stands beside the plugin and reads configuration with its code.
@@ -56,10 +56,11 @@ func TestImportsPointOneWay(t *testing.T) {
 		"driver/config":   {"driver/template", "driver/vault"}, // for Fields and Cluster
 		"driver/identity": {"internal/inode"},
 		"driver/logpipe":  {"internal/inode"},
+		"driver/sched":    nil,
 		"driver/state":    nil,
 		"driver/taskapi":  {"internal/inode"},
 		"driver/template": {"internal/inode", "internal/logtext"},
-		"driver/vault":    {"internal/logtext"},
+		"driver/vault":    {"driver/sched", "internal/logtext"},
 
 		"internal/inode":   nil,
 		"internal/logtext": nil,

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"nomad-driver-vault/driver/logpipe"
+	"nomad-driver-vault/driver/sched"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/template"
-	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
@@ -238,7 +238,7 @@ func (d *Driver) revokeLater(l *left) {
 
 // revokeAll tries until everything is revoked or the plugin ends.
 func (d *Driver) revokeAll(l *left) {
-	pause := vault.Backoff{First: time.Second, Most: time.Minute}
+	pause := sched.Backoff{First: time.Second, Most: time.Minute}
 	for !d.revoke(d.ctx, l) {
 		if l.record.File == "" {
 			d.setAside(l)

@@ -11,6 +11,7 @@ import (
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/identity"
 	"nomad-driver-vault/driver/logpipe"
+	"nomad-driver-vault/driver/sched"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
@@ -104,7 +105,7 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 	if err := checkName(cfg); err != nil {
 		return nil, err
 	}
-	t := &task{d: d, cfg: cfg, op: d.configured(), pipes: log, retry: vault.Backoff{First: time.Second, Most: time.Minute},
+	t := &task{d: d, cfg: cfg, op: d.configured(), pipes: log, retry: sched.Backoff{First: time.Second, Most: time.Minute},
 		begun: make(chan struct{}), asked: make(chan struct{}),
 		stops: make(chan stopRequest), signals: make(chan signalRequest), broken: make(chan error, 1), done: make(chan struct{}), hanging: map[*config.ChangeScript]<-chan error{}}
 	if err := cfg.DecodeDriverConfig(&t.conf); err != nil {

@@ -10,8 +10,8 @@ import (
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/logpipe"
+	"nomad-driver-vault/driver/sched"
 	"nomad-driver-vault/driver/state"
-	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
@@ -65,7 +65,7 @@ type task struct {
 	reminder *time.Ticker               // of what is wrong, for the agent's log
 	rendered chan rendered              // of the attempt under way, nil when there is none
 	unreadAt time.Time                  // since when a restart waits for a log collector
-	retry    vault.Backoff
+	retry    sched.Backoff
 	hanging  map[*config.ChangeScript]<-chan error // scripts whose timeout is over and that have not ended
 	trouble  trouble                               // what kept the last attempt from becoming a generation
 	untold   trouble                               // what kept the process from being told

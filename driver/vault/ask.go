@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/api"
+
+	"nomad-driver-vault/driver/sched"
 )
 
 // freshToken is how long a denial may mean that the node of Vault that was asked has not heard of the token yet
@@ -24,7 +26,7 @@ func (t *token) whileFresh(ctx context.Context, try func() error) error {
 	for pause := freshToken / 10; ; pause *= 2 {
 		err := try()
 		fresh := t.fresh()
-		if !errors.Is(err, ErrDenied) || fresh <= 0 || !sleep(ctx, min(pause, fresh)) {
+		if !errors.Is(err, ErrDenied) || fresh <= 0 || !sched.Sleep(ctx, min(pause, fresh)) {
 			return err
 		}
 	}

@@ -13,12 +13,15 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/api"
 	"golang.org/x/time/rate"
+
+	"nomad-driver-vault/driver/sched"
 )
 
 // Cluster is how one Vault is reached and logged in to: a vault "name" {} block of the plugin's config, with the field
@@ -70,13 +73,14 @@ func (c *Cluster) Issues() bool { return c.Token != "" || c.TokenFile != "" }
 type Client struct {
 	cluster Cluster
 	base    *api.Client
-	sched   *scheduler
+	sched   *sched.Scheduler
 	logger  hclog.Logger
 	mounts  mounts
 	issuer  *issuer       // nil: tasks log in
 	ahead   *atomic.Int64 // how far Vault's clock is ahead of ours, in nanoseconds
 
-	revoking crowd          // sessions that are being closed
+	creating creations
+	revoking sched.Lanes    // sessions that are being closed
 	jitter   func() float64 // in [0,1), for each lease another
 }
 
@@ -115,8 +119,8 @@ func NewClient(c Cluster, logger hclog.Logger) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
 	}
-	client := &Client{cluster: c, base: base, sched: newScheduler(), logger: logger.With("vault", c.Name), ahead: transport.ahead,
-		revoking: make(crowd, closeSideBySide), jitter: rand.Float64}
+	client := &Client{cluster: c, base: base, sched: sched.New(), logger: logger.With("vault", c.Name), ahead: transport.ahead,
+		revoking: sched.NewLanes(closeSideBySide), jitter: rand.Float64}
 	if c.Issues() {
 		client.issuer = newIssuer(client)
 	}
@@ -196,7 +200,7 @@ func limited(ctx context.Context, each time.Duration) context.Context {
 // as ctx ends: Vault forgets the database user that it has just made for a request that is cut off, and nobody revokes that one. The client's
 // Close waits for it.
 func (c *Client) making(ctx context.Context) (making context.Context, done func()) {
-	release := c.sched.hold()
+	release := c.creating.begin()
 	end, bounded := ctx.Deadline()
 	if !bounded {
 		end = time.Now().Add(farAway * time.Second)
@@ -215,6 +219,32 @@ func (c *Client) making(ctx context.Context) (making context.Context, done func(
 		cut()
 		release()
 	}
+}
+
+// creations are the requests under way that make something.
+type creations struct {
+	mu    sync.Mutex // guards ended
+	ended bool
+	all   sync.WaitGroup
+}
+
+// begin has end wait until done is called. After end it does nothing.
+func (c *creations) begin() (done func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return func() {}
+	}
+	c.all.Add(1)
+	return c.all.Done
+}
+
+// end returns when none is under way.
+func (c *creations) end() {
+	c.mu.Lock()
+	c.ended = true
+	c.mu.Unlock()
+	c.all.Wait()
 }
 
 // transport sends the request of a context by making one time only: net/http by itself repeats a GET whose answer was lost on a kept
@@ -318,6 +348,7 @@ func (c *Client) Cluster() Cluster { return c.cluster }
 // what one of them makes would be lost. It may be called again.
 func (c *Client) Close() {
 	c.sched.Close()
+	c.creating.end()
 	c.base.CloneConfig().HttpClient.Transport.(transport).Transport.CloseIdleConnections()
 }
 

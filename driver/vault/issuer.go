@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/api"
+
+	"nomad-driver-vault/driver/sched"
 )
 
 const (
@@ -25,7 +27,7 @@ const (
 // out whether token and role are good: as long as they are not, no task gets a token.
 type issuer struct {
 	client  *Client
-	chore   *chore
+	chore   *sched.Chore
 	advised map[string]bool // what was logged of the present token and role; the chore's own
 
 	mu      sync.Mutex // guards what follows
@@ -46,7 +48,7 @@ func unlooked() error {
 func newIssuer(c *Client) *issuer {
 	i := &issuer{client: c, changed: func() {}, advised: map[string]bool{}, off: unlooked(), upkeep: newUpkeep(),
 		settled: make(chan struct{})}
-	i.chore = c.sched.add(i.step)
+	i.chore = c.sched.Add(i.step)
 	return i
 }
 
@@ -103,7 +105,7 @@ func (i *issuer) next() time.Time {
 	if i.client.cluster.TokenFile == "" {
 		return i.upkeep.at
 	}
-	return earlier(i.upkeep.at, time.Now().Add(followEvery))
+	return sched.Earlier(i.upkeep.at, time.Now().Add(followEvery))
 }
 
 // settle takes note of what was found out of a token. An outage says nothing of one that was good before.
@@ -119,7 +121,7 @@ func (i *issuer) settle(ctx context.Context, own string, l Lease, err error) {
 		i.token, i.off = own, nil
 		at := now.Add(lookEvery - fraction(lookEvery/10, l.Jitter))
 		if !l.Ends.IsZero() {
-			at = earlier(at, later(l.renewAt(), now.Add(doubtEvery)))
+			at = sched.Earlier(at, sched.Later(l.renewAt(), now.Add(doubtEvery)))
 		}
 		i.upkeep.well(at)
 	case unasked(err) && works:

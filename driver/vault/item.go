@@ -3,6 +3,8 @@ package vault
 import (
 	"slices"
 	"time"
+
+	"nomad-driver-vault/driver/sched"
 )
 
 // mintsPerLife bounds how often a lease may be issued anew within the life of one: a renewal that always fails must not
@@ -13,7 +15,7 @@ const mintsPerLife = 4
 type upkeep struct {
 	at      time.Time // zero: never
 	since   time.Time // when the attempt under way began, zero: there is none
-	patient Backoff
+	patient sched.Backoff
 	slow    int       // how many attempts in a row got no answer in time
 	failing time.Time // when the first of those attempts began that have failed in a row; zero: the last one succeeded
 	class   error     // of the last failure, nil after a success
@@ -23,7 +25,7 @@ type upkeep struct {
 }
 
 // newUpkeep retries at the pace of a task that runs with what it has.
-func newUpkeep() upkeep { return upkeep{patient: Backoff{First: time.Second, Most: time.Minute}} }
+func newUpkeep() upkeep { return upkeep{patient: sched.Backoff{First: time.Second, Most: time.Minute}} }
 
 func (u *upkeep) due(now time.Time) bool {
 	return u.since.IsZero() && !u.at.IsZero() && !u.at.After(now)

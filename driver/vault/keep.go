@@ -8,15 +8,13 @@ import (
 	"strings"
 	"time"
 
+	"nomad-driver-vault/driver/sched"
 	"nomad-driver-vault/internal/logtext"
 )
 
-const (
-	// sideBySide is how many answers a session asks for at once. One that takes longer than makesRoom does not count any more: what hangs is not in
-	// the way of the others.
-	sideBySide = 8
-	makesRoom  = time.Second
-)
+// sideBySide is how many answers a session asks for at once. One that takes longer than sched.StuckAfter does not count any more: what hangs is
+// not in the way of the others.
+const sideBySide = 8
 
 // step starts what is due, each in a goroutine of its own, and returns when the next is: a token that cannot be renewed, a lease that cannot and a
 // secret that cannot be read do not wait for each other.
@@ -48,7 +46,7 @@ func (s *Session) begin(u *upkeep, now time.Time, keep func(context.Context)) {
 		defer s.asks.Done()
 		defer s.finished(u)
 		defer s.survive()
-		keep(s.chore.ctx)
+		keep(s.chore.Context())
 	}()
 }
 
@@ -90,9 +88,9 @@ func (s *Session) dueItems(now time.Time) (due []*item) {
 func (s *Session) places(now time.Time) (free int, more time.Time) {
 	free = sideBySide
 	for it := range s.kept {
-		if room := it.since.Add(makesRoom); !it.since.IsZero() && room.After(now) {
+		if room := it.since.Add(sched.StuckAfter); !it.since.IsZero() && room.After(now) {
 			free--
-			more = earlier(more, room)
+			more = sched.Earlier(more, room)
 		}
 	}
 	return max(0, free), more
@@ -298,7 +296,7 @@ func (s *Session) renewed(it *item, path string, extended Lease, err error) {
 	it.well(time.Time{})
 	it.plan(now)
 	if late && err == nil && it.renew {
-		it.at = earlier(it.at, now.Add(renewAgain))
+		it.at = sched.Earlier(it.at, now.Add(renewAgain))
 	}
 	s.mu.Unlock()
 	s.client.logger.Debug("renewed lease", "path", path, "ttl", time.Until(extended.Ends), "error", err)

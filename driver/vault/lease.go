@@ -1,8 +1,9 @@
 package vault
 
 import (
-	"math/rand/v2"
 	"time"
+
+	"nomad-driver-vault/driver/sched"
 )
 
 // replaceFraction of its life is when a lease that cannot be extended is replaced: late enough to use what was granted,
@@ -68,7 +69,7 @@ func (l Lease) replaceAt() time.Time {
 // ahead is that long before the end, or up to a tenth of that more, but not in the first half of the life.
 func (l Lease) ahead(d time.Duration) time.Time {
 	half := l.Issued.Add(fraction(l.Ends.Sub(l.Issued), 0.5))
-	return later(half, l.Ends.Add(-fraction(d, 1+l.Jitter/10)))
+	return sched.Later(half, l.Ends.Add(-fraction(d, 1+l.Jitter/10)))
 }
 
 // due is when the lease next wants attention and whether that is a renewal; the zero time means never.
@@ -99,28 +100,3 @@ func (l Lease) late(now time.Time) bool { return !l.Ends.IsZero() && !now.Before
 func (l Lease) Expired(now time.Time) bool { return !l.Ends.IsZero() && !now.Before(l.Ends) }
 
 func fraction(d time.Duration, f float64) time.Duration { return time.Duration(float64(d) * f) }
-
-// Backoff is the pause after a failed request: doubling, capped, and jittered so that a thousand tasks that lost Vault
-// together do not come back together.
-type Backoff struct {
-	First, Most time.Duration
-	Jitter      float64 // in [0,1), where the pauses end in the second halves of theirs; zero: anywhere, each time anew
-
-	failures int
-}
-
-// Next returns the pause after one more failure.
-func (b *Backoff) Next() time.Duration {
-	pause := b.First << min(b.failures, 20)
-	if pause > b.Most || pause <= 0 {
-		pause = b.Most
-	}
-	b.failures++
-	if b.Jitter > 0 {
-		return pause/2 + fraction(pause/2, b.Jitter)
-	}
-	return pause/2 + rand.N(pause/2+1)
-}
-
-// Reset is for a request that succeeded.
-func (b *Backoff) Reset() { b.failures = 0 }

@@ -3,6 +3,8 @@ package vault
 import (
 	"fmt"
 	"time"
+
+	"nomad-driver-vault/driver/sched"
 )
 
 // Origin is what a saved session says of itself to whoever has no client that may adopt it.
@@ -35,7 +37,7 @@ func OriginOf(state []byte, seen time.Time) (Origin, error) {
 			o.Ends = time.Time{}
 			break
 		}
-		o.Ends = later(o.Ends, l.Ends)
+		o.Ends = sched.Later(o.Ends, l.Ends)
 	}
 	return o, nil
 }

@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/hashicorp/vault/api"
+
+	"nomad-driver-vault/driver/sched"
 )
 
 // Op is what a Request does at its path.
@@ -200,9 +202,9 @@ func (k Kind) due(l Lease, every time.Duration) (at time.Time, renew bool) {
 		if at.IsZero() {
 			return at, false
 		}
-		return later(at, l.Issued.Add(time.Second)), false
+		return sched.Later(at, l.Issued.Add(time.Second)), false
 	case Rotating: // an operator may rotate it before its time
-		return earlier(poll, l.Ends.Add(fraction(5*time.Second, l.Jitter))), false
+		return sched.Earlier(poll, l.Ends.Add(fraction(5*time.Second, l.Jitter))), false
 	case Polled:
 		return poll, false
 	default:

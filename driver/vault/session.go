@@ -13,6 +13,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"nomad-driver-vault/driver/sched"
 )
 
 // NoticeKind says what a Notice is about.
@@ -57,7 +59,7 @@ type Options struct {
 type Session struct {
 	client          *Client
 	role, namespace string
-	chore           *chore
+	chore           *sched.Chore
 	logins          turn           // taken for a login, so that a token that many miss is replaced once
 	telling         sync.Mutex     // held while a notice is decided on and told
 	asks            sync.WaitGroup // who asks Vault for the session: nobody new once it is closed
@@ -149,7 +151,7 @@ func (c *Client) newSession(o Options) *Session {
 	if s.changed == nil {
 		s.changed = make(chan struct{}, 1)
 	}
-	s.chore = c.sched.add(s.step)
+	s.chore = c.sched.Add(s.step)
 	return s
 }
 
@@ -160,7 +162,7 @@ const untold = 2 * time.Second
 // ctx cut short says less than the one before it. try gets a context in which each request may take
 // longer than in the one before.
 func patiently(ctx context.Context, tell func(why error), try func(context.Context) error) error {
-	quick := Backoff{First: 200 * time.Millisecond, Most: 5 * time.Second}
+	quick := sched.Backoff{First: 200 * time.Millisecond, Most: 5 * time.Second}
 	var before error
 	reasons := make(chan error, 1)
 	defer tellLate(reasons, tell)()
@@ -177,7 +179,7 @@ func patiently(ctx context.Context, tell func(why error), try func(context.Conte
 		if before == nil {
 			reasons <- err
 		}
-		if before = err; !sleep(ctx, quick.Next()) {
+		if before = err; !sched.Sleep(ctx, quick.Next()) {
 			return err
 		}
 	}
@@ -227,18 +229,6 @@ func (s *Session) await(why error, what string) {
 		s.tell(Waiting, "waiting: "+why.Error())
 	} else {
 		s.tell(Waiting, "waiting for "+what)
-	}
-}
-
-// sleep waits for d; false means that ctx ended before.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 
@@ -315,17 +305,17 @@ func (s *Session) wake() {
 // next is the earliest deadline of the session. Call with mu held.
 func (s *Session) next(now time.Time) (at time.Time) {
 	for it := range s.kept {
-		at = earlier(at, it.upkeep.next())
+		at = sched.Earlier(at, it.upkeep.next())
 	}
 	if free, more := s.places(now); free == 0 && !at.IsZero() {
-		at = later(at, more)
+		at = sched.Later(at, more)
 	}
-	at = earlier(at, s.upkeep.next())
+	at = sched.Earlier(at, s.upkeep.next())
 	if s.revoking.since.IsZero() {
-		at = earlier(at, s.spentAt())
+		at = sched.Earlier(at, s.spentAt())
 	}
 	if s.news {
-		at = earlier(at, s.newsAt.Add(gatherWithin))
+		at = sched.Earlier(at, s.newsAt.Add(gatherWithin))
 	}
 	return at
 }
@@ -342,7 +332,7 @@ func (s *Session) Close(ctx context.Context) error {
 	s.mu.Unlock()
 	s.chore.End()
 	s.asks.Wait()
-	leave, err := s.client.revoking.enter(ctx)
+	leave, err := s.client.revoking.Enter(ctx)
 	if err != nil {
 		return &Error{Class: ErrUnavailable, Op: "revoke token", Detail: "many others are before it"}
 	}
@@ -370,7 +360,7 @@ func (s *Session) enter(ctx context.Context) (asking context.Context, leave func
 	}
 	s.asks.Add(1)
 	asking, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(s.chore.ctx, cancel)
+	stop := context.AfterFunc(s.chore.Context(), cancel)
 	return asking, func() {
 		stop()
 		cancel()

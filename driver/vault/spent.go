@@ -7,6 +7,8 @@ import (
 	"path"
 	"slices"
 	"time"
+
+	"nomad-driver-vault/driver/sched"
 )
 
 // spent is a lease, a certificate or a token to revoke, not before the process that used it has had time to change over.
@@ -62,7 +64,7 @@ func (s *Session) forgetEnded(now time.Time) {
 // spentAt is when the next of what was spent is to be revoked, zero: nothing is. Call with mu held.
 func (s *Session) spentAt() (at time.Time) {
 	for _, sp := range s.spent {
-		at = earlier(at, sp.After)
+		at = sched.Earlier(at, sp.After)
 	}
 	return at
 }
@@ -138,7 +140,7 @@ func (s *Session) revoked(sp spent, err error) {
 	case gone, unasked(err):
 		for i := range s.spent {
 			if !s.spent[i].After.IsZero() {
-				s.spent[i].After = later(s.spent[i].After, time.Now().Add(time.Minute))
+				s.spent[i].After = sched.Later(s.spent[i].After, time.Now().Add(time.Minute))
 			}
 		}
 	case sp.ownLease() && errors.Is(err, ErrDenied):
@@ -169,13 +171,6 @@ func (s *Session) endAll(ctx context.Context, issued []spent) (first error) {
 		s.mu.Unlock()
 	}
 	return first
-}
-
-func later(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return b
-	}
-	return a
 }
 
 // op is what errors say was tried.

@@ -1,4 +1,4 @@
-package vault
+package sched
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 
 // probe is a chore that checks what the scheduler promises, and wants to run again now and then by itself.
 type probe struct {
-	*chore
+	*Chore
 	t       *testing.T
 	busy    *atomic.Int32 // of all probes
 	running atomic.Bool
@@ -32,7 +32,7 @@ func (p *probe) step(ctx context.Context) time.Time {
 	}
 	p.busy.Add(1)
 	p.runs.Add(1)
-	sleep(ctx, p.takes)
+	Sleep(ctx, p.takes)
 	p.busy.Add(-1)
 	p.running.Store(false)
 	if p.repeat == 0 {
@@ -45,12 +45,12 @@ func TestSchedulerWithRandomWakesAndEnds(t *testing.T) {
 	for seed := range uint64(50) {
 		synctest.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 1))
-			s := newScheduler()
+			s := New()
 			var busy atomic.Int32
 			var probes []*probe
 			for range 12 {
 				p := &probe{t: t, busy: &busy, takes: time.Duration(rnd.IntN(3)) * time.Second, repeat: time.Duration(rnd.IntN(3)) * 20 * time.Second}
-				p.chore = s.add(p.step)
+				p.Chore = s.Add(p.step)
 				probes = append(probes, p)
 			}
 			for range 300 {
@@ -84,12 +84,12 @@ func TestSchedulerWithRandomWakesAndEnds(t *testing.T) {
 
 func TestSchedulerRunsTheEarliestFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScheduler()
+		s := New()
 		defer s.Close()
 		var order []int
 		began := time.Now()
 		for _, n := range []int{5, 1, 4, 2, 3} {
-			c := s.add(func(context.Context) time.Time {
+			c := s.Add(func(context.Context) time.Time {
 				order = append(order, int(time.Since(began)/time.Second))
 				return time.Time{}
 			})
@@ -105,10 +105,10 @@ func TestSchedulerRunsTheEarliestFirst(t *testing.T) {
 
 func TestSchedulerWakeWhileRunning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScheduler()
+		s := New()
 		defer s.Close()
 		runs := 0
-		c := s.add(func(context.Context) time.Time {
+		c := s.Add(func(context.Context) time.Time {
 			runs++
 			time.Sleep(time.Second)
 			return time.Now().Add(time.Hour)
@@ -125,10 +125,10 @@ func TestSchedulerWakeWhileRunning(t *testing.T) {
 
 func TestSchedulerCloseCancelsWhatRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScheduler()
+		s := New()
 		var canceled atomic.Int32
 		for range 5 {
-			s.add(func(ctx context.Context) time.Time {
+			s.Add(func(ctx context.Context) time.Time {
 				<-ctx.Done()
 				canceled.Add(1)
 				return time.Now()
@@ -142,9 +142,11 @@ func TestSchedulerCloseCancelsWhatRuns(t *testing.T) {
 
 func TestEarlierAndLater(t *testing.T) {
 	never := time.Time{}
-	must.Eq(t, t0, earlier(t0, never))
-	must.Eq(t, t0, earlier(never, t0))
-	must.Eq(t, t0, earlier(at(1), t0))
-	must.Eq(t, never, earlier(never, never))
-	must.Eq(t, at(1), later(t0, at(1)))
+	first := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	second := first.Add(1)
+	must.Eq(t, first, Earlier(first, never))
+	must.Eq(t, first, Earlier(never, first))
+	must.Eq(t, first, Earlier(second, first))
+	must.Eq(t, never, Earlier(never, never))
+	must.Eq(t, second, Later(first, second))
 }
