@@ -16,6 +16,7 @@ import (
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/session"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/drivers/shared/eventer"
@@ -38,13 +39,13 @@ type Driver struct {
 
 	mu      sync.Mutex // guards what follows
 	config  config.Operator
-	clients map[string]*vault.Client // by cluster name
-	made    []*vault.Client          // all that were ever made: sessions may still use one that another has replaced
-	tasks   map[string]*task         // by taskKey: its only run that starts, runs, or has ended and is not destroyed yet
-	idle    map[string]*left         // by taskKey: what waits for the task's next run
-	store   *state.Store             // nil until Serve, and where sessions cannot be kept
-	serving bool                     // Serve was called
-	news    chan struct{}            // closed when what Clusters returns changes
+	clients map[string]*session.Cluster // by cluster name
+	made    []*session.Cluster          // all that were ever made: sessions may still use one that another has replaced
+	tasks   map[string]*task            // by taskKey: its only run that starts, runs, or has ended and is not destroyed yet
+	idle    map[string]*left            // by taskKey: what waits for the task's next run
+	store   *state.Store                // nil until Serve, and where sessions cannot be kept
+	serving bool                        // Serve was called
+	news    chan struct{}               // closed when what Clusters returns changes
 }
 
 // A Sweeper is a wrapped driver that knows the processes of a task without a handle, which can be lost with the plugin process
@@ -62,7 +63,7 @@ type Sweeper interface {
 func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.DriverPlugin) *Driver {
 	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
 		outbox: make(chan *drivers.TaskEvent, 64),
-		config: config.Operator{Name: name}, clients: map[string]*vault.Client{}, tasks: map[string]*task{}, idle: map[string]*left{},
+		config: config.Operator{Name: name}, clients: map[string]*session.Cluster{}, tasks: map[string]*task{}, idle: map[string]*left{},
 		news: make(chan struct{}), idled: make(chan struct{})}
 	context.AfterFunc(ctx, func() {
 		d.closeClients()
@@ -103,13 +104,13 @@ func (d *Driver) Configure(c config.Operator) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	clients := map[string]*vault.Client{}
+	clients := map[string]*session.Cluster{}
 	for _, cluster := range c.Clusters {
-		if old := d.clients[cluster.Name]; old != nil && alike(old.Cluster(), cluster) {
+		if old := d.clients[cluster.Name]; old != nil && alike(old.Config(), cluster) {
 			clients[cluster.Name] = old
 			continue
 		}
-		client, err := vault.NewClient(cluster, d.logger)
+		client, err := session.NewCluster(cluster, d.logger)
 		if err != nil {
 			return err
 		}
@@ -192,7 +193,7 @@ func (d *Driver) kept() *state.Store {
 }
 
 // client returns the client of a cluster.
-func (d *Driver) client(cluster string) (*vault.Client, error) {
+func (d *Driver) client(cluster string) (*session.Cluster, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if c := d.clients[cluster]; c != nil {

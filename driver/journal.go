@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/session"
 	"nomad-driver-vault/internal/logtext"
 
 	"github.com/hashicorp/go-hclog"
@@ -101,31 +101,31 @@ func (t *task) event(format string, args ...any) {
 
 // notice tells what a session has met. It is called from the scheduler and waits for nobody: a new token, which a crash
 // must not lose, is saved beside it.
-func (t *task) notice(n vault.Notice) {
-	if n.Kind == vault.Waiting && !t.starting.Load() {
+func (t *task) notice(n session.Notice) {
+	if n.Kind == session.Waiting && !t.starting.Load() {
 		return // it runs with what it has, and stay tells why it gets nothing new
 	}
 	switch n.Kind {
-	case vault.Outage, vault.Problem, vault.Dead, vault.Broken:
+	case session.Outage, session.Problem, session.Dead, session.Broken:
 		t.warn("%s", n.Text)
 	default:
 		t.say("%s", n.Text)
 	}
 	switch n.Kind {
-	case vault.Outage:
+	case session.Outage:
 		t.event("Vault unavailable: %s", n.Text)
-	case vault.Recovered:
+	case session.Recovered:
 		t.event("%s", n.Text)
-	case vault.Problem, vault.Waiting, vault.Dead:
+	case session.Problem, session.Waiting, session.Dead:
 		t.event("Vault: %s", n.Text)
-	case vault.Replaced:
+	case session.Replaced:
 		go func() {
 			_ = t.guard("saving", func() error { // the log has it
 				t.save()
 				return nil
 			})
 		}()
-	case vault.Broken:
+	case session.Broken:
 		t.breaks(errors.New(n.Text))
 	}
 }

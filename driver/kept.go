@@ -10,7 +10,7 @@ import (
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/state"
-	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/session"
 )
 
 // A session outlives the plugin process as bytes. It is brought back to life by a client of the Vault that has issued
@@ -29,8 +29,8 @@ func (s *secrets) save(r *state.Record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.Sessions, r.Kept = map[string]state.Session{}, slices.Clone(s.kept)
-	for name, session := range s.sessions {
-		data, err := session.Save()
+	for name, live := range s.sessions {
+		data, err := live.Save()
 		if err != nil {
 			s.d.logger.Warn("a session is not saved", "task", s.key, "error", err)
 			continue
@@ -50,7 +50,7 @@ func (d *Driver) unpack(r state.Record) *secrets {
 	}
 	for _, one := range append(all, r.Kept...) {
 		one.Seen = time.Now()
-		if _, err := vault.OriginOf(one.State, one.Seen); err != nil {
+		if _, err := session.OriginOf(one.State, one.Seen); err != nil {
 			d.logger.Warn("a session is lost", "task", r.Key, "vault", one.Name, "error", err)
 			continue
 		}
@@ -71,8 +71,8 @@ func (d *Driver) restore(r state.Record) *secrets {
 		}
 		block := blockOf(one)
 		if client, err := d.client(block.Cluster); err == nil {
-			if session, err := client.Adopt(one.State, s.options(block)); err == nil {
-				s.sessions[one.Name] = session
+			if live, err := client.Adopt(one.State, s.options(block)); err == nil {
+				s.sessions[one.Name] = live
 				s.conf.Vaults = append(s.conf.Vaults, block)
 				return true
 			}
@@ -84,17 +84,17 @@ func (d *Driver) restore(r state.Record) *secrets {
 }
 
 // revive returns the session of a vault block that was kept, nil where there is none of that client's.
-func (s *secrets) revive(client *vault.Client, block config.Vault, options vault.Options) *vault.Session {
+func (s *secrets) revive(client *session.Cluster, block config.Vault, options session.Options) *session.Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, one := range s.kept {
 		if one.Name != block.Name || one.Login != loginOf(block) || s.paused || s.d.ctx.Err() != nil {
 			continue
 		}
-		if session, err := client.Adopt(one.State, options); err == nil {
-			s.sessions[block.Name] = session
+		if live, err := client.Adopt(one.State, options); err == nil {
+			s.sessions[block.Name] = live
 			s.kept = slices.Delete(s.kept, i, i+1)
-			return session
+			return live
 		}
 	}
 	return nil
@@ -106,7 +106,7 @@ func (s *secrets) reclaim() (waiting error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.kept = slices.DeleteFunc(s.kept, func(one state.Session) bool {
-		origin, err := vault.OriginOf(one.State, one.Seen)
+		origin, err := session.OriginOf(one.State, one.Seen)
 		if err != nil || !origin.Ends.IsZero() && time.Now().After(origin.Ends) {
 			return true
 		}
@@ -115,7 +115,7 @@ func (s *secrets) reclaim() (waiting error) {
 			waiting = errors.Join(waiting, fmt.Errorf("vault %q: %w", one.Name, s.d.whyKept(one)))
 			return false
 		}
-		session, err := client.Reclaim(one.State)
+		live, err := client.Reclaim(one.State)
 		if err != nil {
 			waiting = errors.Join(waiting, fmt.Errorf("vault %q: %w", one.Name, err))
 			return false
@@ -124,7 +124,7 @@ func (s *secrets) reclaim() (waiting error) {
 		for n := 2; s.sessions[name] != nil; n++ {
 			name = fmt.Sprintf("%s (%d)", one.Name, n)
 		}
-		s.sessions[name] = session
+		s.sessions[name] = live
 		return true
 	})
 	return waiting
@@ -132,14 +132,14 @@ func (s *secrets) reclaim() (waiting error) {
 
 // clientOf returns a client of the Vault that has issued a session, by whatever name it is configured now; nil: there
 // is none.
-func (d *Driver) clientOf(o vault.Origin) *vault.Client {
+func (d *Driver) clientOf(o session.Origin) *session.Cluster {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if named := d.clients[o.Cluster]; named != nil && (o.Address == "" || named.Cluster().Address == o.Address) {
+	if named := d.clients[o.Cluster]; named != nil && (o.Address == "" || named.Config().Address == o.Address) {
 		return named
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.clients)) {
-		if client := d.clients[name]; client.Cluster().Address == o.Address {
+		if client := d.clients[name]; client.Config().Address == o.Address {
 			return client
 		}
 	}
@@ -148,7 +148,7 @@ func (d *Driver) clientOf(o vault.Origin) *vault.Client {
 
 // whyKept says why a session is not in use, and what the operator can do.
 func (d *Driver) whyKept(one state.Session) error {
-	origin, err := vault.OriginOf(one.State, one.Seen)
+	origin, err := session.OriginOf(one.State, one.Seen)
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/state"
-	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/session"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
@@ -491,7 +491,7 @@ func TestTaskThatEndsWhileVaultMakesSomethingLeavesNothing(t *testing.T) {
 		"a token": {vaulttest.Fault{Match: "PUT auth/jwt-nomad/login", Slow: 4 * time.Second}, func(r *run) {
 			running, _ := r.task(r.cfg.ID)
 			_, err := running.secrets.session(running.ctx, "other")
-			must.ErrorIs(r, err, vault.ErrClosed)
+			must.ErrorIs(r, err, session.ErrClosed)
 		}},
 		"a database user": {vaulttest.Fault{Match: "GET database/", Slow: 4 * time.Second, Forget: true}, func(r *run) {
 			running, _ := r.task(r.cfg.ID)

@@ -12,6 +12,7 @@ import (
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/tokenrole"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
@@ -66,7 +67,7 @@ func TestSessionOfATokenRoleIsRestoredWithItsPolicies(t *testing.T) {
 		h.reboot()
 		restored := h.restore(sole(t, h.store.All()))
 		must.Eq(t, []string{"app-more", "app-web"}, restored.conf.Vault("default").Policies)
-		must.Eq(t, []string{"app-more", "app-web"}, restored.options(restored.conf.Vault("default")).Login.Policies)
+		must.Eq(t, []string{"app-more", "app-web"}, restored.options(restored.conf.Vault("default")).Login.Token.Policies)
 		waiting, lost := restored.close(h.Context())
 		must.NoError(t, cmp.Or(waiting, lost))
 		after(time.Hour)
@@ -96,7 +97,7 @@ func TestClustersAreLookedAfterFromTheirConfigurationOn(t *testing.T) {
 		h.issuing()
 		after(time.Second)
 		status, changed := h.Clusters()
-		must.Eq(t, map[string]string{"default": vault.Ready}, status)
+		must.Eq(t, map[string]string{"default": tokenrole.Ready}, status)
 		config := h.config
 		config.Clusters[0].Token = "hvs.unknown"
 		must.NoError(t, h.Configure(config))

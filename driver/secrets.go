@@ -17,6 +17,7 @@ import (
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/session"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
@@ -30,12 +31,12 @@ type secrets struct {
 	conf    config.Task
 	cfg     *drivers.TaskConfig
 	changed chan struct{}
-	notify  func(vault.Notice)
+	notify  func(session.Notice)
 	opened  func() // called after each login: what a crash must not lose
 
-	mu       sync.Mutex                // guards what follows; nobody holds it while Vault is asked
-	sessions map[string]*vault.Session // by the vault block's name
-	kept     []state.Session           // as they were saved: the operator's configuration does not have their Vault now
+	mu       sync.Mutex                  // guards what follows; nobody holds it while Vault is asked
+	sessions map[string]*session.Session // by the vault block's name
+	kept     []state.Session             // as they were saved: the operator's configuration does not have their Vault now
 	watch    *taskapi.Watch
 	paused   bool // the run is over
 }
@@ -45,12 +46,12 @@ func (s *secrets) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[secrets of %s]"
 
 func newSecrets(d *Driver, cfg *drivers.TaskConfig, conf config.Task) *secrets {
 	return &secrets{d: d, key: taskKey(cfg), conf: conf, cfg: cfg, changed: make(chan struct{}, 1),
-		sessions: map[string]*vault.Session{}}
+		sessions: map[string]*session.Session{}}
 }
 
 // session returns the session of a vault block, logging in when there is none yet. There is one pass at a time, and that
 // asks for one at a time.
-func (s *secrets) session(ctx context.Context, name string) (*vault.Session, error) {
+func (s *secrets) session(ctx context.Context, name string) (*session.Session, error) {
 	s.mu.Lock()
 	have := s.sessions[name]
 	s.mu.Unlock()
@@ -66,43 +67,44 @@ func (s *secrets) session(ctx context.Context, name string) (*vault.Session, err
 		return nil, fmt.Errorf("vault %q: %w", name, err)
 	}
 	options := s.options(block)
-	if options.Login.Given != nil && block.File {
+	if options.Login.NomadToken != nil && block.File {
 		return nil, fmt.Errorf("vault %q: file = true: the task's token is the one that Nomad derived and writes to secrets/vault_token itself: "+
 			"leave file out here, or name a role", name)
 	}
-	if session := s.revive(client, block, options); session != nil {
-		return session, nil
+	if live := s.revive(client, block, options); live != nil {
+		return live, nil
 	}
-	session, err := client.Open(ctx, options)
+	live, err := client.Open(ctx, options)
 	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	late := s.paused || s.d.ctx.Err() != nil
 	if !late {
-		s.sessions[name] = session
+		s.sessions[name] = live
 	}
 	s.mu.Unlock()
 	if late { // whoever looks after what this run leaves, or after the plugin, knows nothing of it
-		_ = session.Close(context.WithoutCancel(ctx)) // nobody is there to try again; it ends by itself
-		return nil, vault.ErrClosed
+		_ = live.Close(context.WithoutCancel(ctx)) // nobody is there to try again; it ends by itself
+		return nil, session.ErrClosed
 	}
 	s.opened()
 	reached(s.key, "logged-in")
-	return session, nil
+	return live, nil
 }
 
-func (s *secrets) options(block config.Vault) vault.Options {
+func (s *secrets) options(block config.Vault) session.Options {
 	source := identitySource(block, s.cfg)
 	jwt := func(ctx context.Context) (string, error) {
 		token, err := source.Token(ctx)
 		return token.JWT(), err
 	}
-	login := vault.Login{Role: block.Role, Namespace: block.Namespace, JWT: jwt, Given: given(block, s.cfg), Policies: block.Policies}
-	login.DisplayName = s.cfg.AllocID + "-" + s.cfg.Name // this and the metadata as Nomad 1.9 has it (nomad/vault.go)
-	login.Metadata = map[string]string{"AllocationID": s.cfg.AllocID, "Namespace": s.cfg.Namespace, "JobID": s.cfg.JobID,
+	login := session.Login{Role: block.Role, Namespace: block.Namespace, JWT: jwt, NomadToken: given(block, s.cfg)}
+	login.Token.Policies = block.Policies
+	login.Token.DisplayName = s.cfg.AllocID + "-" + s.cfg.Name // this and the metadata as Nomad 1.9 has it (nomad/vault.go)
+	login.Token.Metadata = map[string]string{"AllocationID": s.cfg.AllocID, "Namespace": s.cfg.Namespace, "JobID": s.cfg.JobID,
 		"TaskGroup": s.cfg.TaskGroupName, "Task": s.cfg.Name, "NodeID": s.cfg.NodeID}
-	return vault.Options{Notify: s.notify, Changed: s.changed, Login: login}
+	return session.Options{Notify: s.notify, Changed: s.changed, Login: login}
 }
 
 func identitySource(block config.Vault, cfg *drivers.TaskConfig) identity.Source {
@@ -116,14 +118,14 @@ func (s *secrets) adopt(old *secrets) (others *secrets) {
 	others = newSecrets(old.d, old.cfg, old.conf)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for name, session := range old.sessions {
+	for name, live := range old.sessions {
 		block := s.conf.Vault(name)
 		if loginOf(block) != loginOf(old.conf.Vault(name)) {
-			others.sessions[name] = session
+			others.sessions[name] = live
 			continue
 		}
-		session.Listen(s.options(block))
-		s.sessions[name] = session
+		live.Listen(s.options(block))
+		s.sessions[name] = live
 	}
 	for _, one := range old.kept {
 		if s.sessions[one.Name] == nil && loginOf(s.conf.Vault(one.Name)) == one.Login {
@@ -153,13 +155,13 @@ func (s *secrets) describe() (text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(s.sessions)) {
-		session := s.sessions[name]
-		_, accessor, _ := session.Token()
+		live := s.sessions[name]
+		_, accessor, _ := live.Token()
 		whose := ""
-		if session.Given() {
+		if live.External() {
 			whose = "Nomad's "
 		}
-		text += fmt.Sprintf(", vault %q %stoken %s with policies %v", name, whose, accessor, session.Policies())
+		text += fmt.Sprintf(", vault %q %stoken %s with policies %v", name, whose, accessor, live.Policies())
 	}
 	for _, one := range s.kept {
 		text += fmt.Sprintf(", the session of vault %q has to wait: %v", one.Name, s.d.whyKept(one))
@@ -214,9 +216,9 @@ func (s *secrets) close(ctx context.Context) (waiting, lost error) {
 	s.mu.Unlock()
 	var all sync.WaitGroup
 	var errs sync.Map // by name
-	for name, session := range sessions {
+	for name, live := range sessions {
 		all.Go(func() {
-			if err := session.Close(ctx); err != nil {
+			if err := live.Close(ctx); err != nil {
 				errs.Store(name, fmt.Errorf("vault %q: %w", name, err))
 			}
 		})
@@ -243,7 +245,7 @@ type pass struct {
 	fresh bool
 
 	opening  chan struct{} // holds one while a session is opened, which can take as long as a pass may
-	readings map[string]*vault.Reading
+	readings map[string]*session.Reading
 	refused  map[string]error // where a session could not be opened: the other templates do not ask Vault again
 
 	mu    sync.Mutex
@@ -257,10 +259,10 @@ func (p *pass) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[pass over %v]", p.
 func (s *secrets) begin(fresh bool) *pass {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := &pass{s: s, fresh: fresh, opening: make(chan struct{}, 1), readings: map[string]*vault.Reading{},
+	p := &pass{s: s, fresh: fresh, opening: make(chan struct{}, 1), readings: map[string]*session.Reading{},
 		refused: map[string]error{}}
-	for name, session := range s.sessions {
-		p.readings[name] = session.Begin(fresh)
+	for name, live := range s.sessions {
+		p.readings[name] = live.Begin(fresh)
 	}
 	if s.watch != nil {
 		p.nomad = s.watch.Begin()
@@ -268,18 +270,18 @@ func (s *secrets) begin(fresh bool) *pass {
 	return p
 }
 
-func (p *pass) reading(ctx context.Context, name string) (*vault.Reading, error) {
+func (p *pass) reading(ctx context.Context, name string) (*session.Reading, error) {
 	p.opening <- struct{}{}
 	defer func() { <-p.opening }()
 	if r, err := p.readings[name], p.refused[name]; r != nil || err != nil {
 		return r, err
 	}
-	session, err := p.s.session(ctx, name)
+	live, err := p.s.session(ctx, name)
 	if err != nil {
 		p.refused[name] = err
 		return nil, err
 	}
-	p.readings[name] = session.Begin(p.fresh)
+	p.readings[name] = live.Begin(p.fresh)
 	return p.readings[name], nil
 }
 

@@ -85,7 +85,7 @@ func (c *checker) use(ctx context.Context, l login) {
 func (c *checker) probe(ctx context.Context, l login) bool {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err := l.client.Probe(ctx, l.role, l.Namespace)
+	err := probe(ctx, l.client, l.role, l.Namespace)
 	switch {
 	case err != nil:
 		c.fault(l.about, err)
@@ -258,7 +258,7 @@ func (c *checker) locate(ctx context.Context, l login) (found []located) {
 			continue
 		}
 		about := fmt.Sprintf("%s, %s", l.about, q.Block)
-		place, err := c.direct.Locate(ctx, l.as.Token(), l.as.Namespace(), q.Request)
+		place, err := c.direct.As(vault.Auth{Value: l.as.Token()}, "", l.as.Namespace()).Locate(ctx, q.Request)
 		switch {
 		case err != nil:
 			c.fault(about, err)
@@ -291,8 +291,7 @@ func (c *checker) asTask(ctx context.Context, l login, asked []located) (func(st
 	for _, q := range asked {
 		paths = append(paths, q.asked)
 	}
-	can, err := l.client.Capable(ctx, vault.Login{Role: l.role, Namespace: l.Namespace,
-		JWT: func(context.Context) (string, error) { return strings.TrimSpace(jwt.String()), nil }}, paths)
+	can, err := capable(ctx, l.client, l.role, l.Namespace, strings.TrimSpace(jwt.String()), paths)
 	return func(path string, capabilities []string) bool {
 		return slices.ContainsFunc(can[path], func(have string) bool { return slices.Contains(capabilities, have) })
 	}, err

@@ -4,88 +4,49 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"reflect"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/api"
-
-	"nomad-driver-vault/driver/sched"
 )
 
-// freshToken is how long a denial may mean that the node of Vault that was asked has not heard of the token yet
-// (https://developer.hashicorp.com/vault/docs/enterprise/consistency).
-const freshToken = time.Second
-
-// fresh is for how long that may still be so, zero or less when it is over.
-func (t *token) fresh() time.Duration { return freshToken - time.Since(t.Lease.Issued) }
-
-// whileFresh repeats try, after short pauses, while a denial need not be one.
-func (t *token) whileFresh(ctx context.Context, try func() error) error {
-	for pause := freshToken / 10; ; pause *= 2 {
-		err := try()
-		fresh := t.fresh()
-		if !errors.Is(err, ErrDenied) || fresh <= 0 || !sched.Sleep(ctx, min(pause, fresh)) {
-			return err
-		}
-	}
-}
-
-// fetch asks Vault once, and returns the token that it was asked with. A token that Vault no longer knows is replaced and
-// the request made again.
-func (s *Session) fetch(ctx context.Context, req Request) (*Secret, *token, error) {
-	t := s.current()
-	secret, err := s.ask(ctx, req, t)
-	if !errors.Is(err, ErrDenied) {
-		return secret, t, err
-	}
-	if err = s.verdict(ctx, t, err); !errors.Is(err, errTokenGone) {
-		return nil, t, err
-	}
-	if t, err = s.relogin(ctx, t); err != nil {
-		return nil, t, err
-	}
-	secret, err = s.ask(ctx, req, t)
-	return secret, t, err
-}
-
-// ask makes the request with t, and again while t is so new that a denial need not be one.
-func (s *Session) ask(ctx context.Context, req Request, t *token) (secret *Secret, err error) {
+// Ask makes the request, and again while the token is so new that a denial need not be one. A KV v2 path may be that of the vault kv command. A
+// request that issues something outlives ctx for a moment (detachForCreate).
+func (c *Caller) Ask(ctx context.Context, req Request) (secret *Secret, err error) {
 	if err = CheckPath(req.Path); err != nil {
 		return nil, err
 	}
-	err = t.whileFresh(ctx, func() (err error) {
-		secret, err = s.askOnce(ctx, req, t)
+	err = c.whileUncertain(ctx, func() (err error) {
+		secret, err = c.askOnce(ctx, req)
 		return err
 	})
 	return secret, err
 }
 
-// askOnce makes the request with t and reads the answer.
-func (s *Session) askOnce(ctx context.Context, req Request, t *token) (*Secret, error) {
-	as, err := s.client.as(t.Value, s.namespace)
+// askOnce makes the request and reads the answer.
+func (c *Caller) askOnce(ctx context.Context, req Request) (*Secret, error) {
+	as, err := c.api()
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.mountOf(ctx, as, t, req)
+	m, err := c.mountOf(ctx, as, req)
 	if err != nil {
-		return nil, hush(err)
+		return nil, MarkNothingIssued(err)
 	}
 	path := m.apiPath(req.Op, req.Path)
 	op := string(req.Op) + " " + path
 	repeatable := keeps(m.engine) || req.Op == List
 	if !repeatable {
-		making, done := s.client.making(ctx)
+		creating, done := c.client.detachForCreate(ctx)
 		defer done()
-		ctx = making
+		ctx = creating
 	}
 	now := time.Now()
 	answer, err := send(ctx, as, m, req, path)
 	if err != nil {
-		err = s.explain(s.client.fail(op, err), req, path, t)
+		err = c.explain(c.client.fail(op, err), req, path)
 		if repeatable {
-			err = hush(err)
+			err = MarkNothingIssued(err)
 		}
 		return nil, err
 	}
@@ -94,21 +55,12 @@ func (s *Session) askOnce(ctx context.Context, req Request, t *token) (*Secret, 
 	}
 	if req.Op != Write && empty(answer) {
 		err := missing(op, req, m, answer)
-		if req.Optional && err.absent {
-			return newSecret(req, path, m.engine, &api.Secret{}, now, 0, s.client.jitter()), nil
+		if !req.Optional || !err.absent {
+			return nil, err
 		}
-		return nil, err
+		answer = &api.Secret{}
 	}
-	return newSecret(req, path, m.engine, answer, now, time.Duration(s.client.ahead.Load()), s.client.jitter()), nil
-}
-
-// hush is for a request that may be repeated although its answer was lost: nothing was issued.
-func hush(err error) error {
-	var e *Error
-	if errors.As(err, &e) {
-		e.lost = false
-	}
-	return err
+	return newSecret(req, path, m.engine, answer, now, time.Duration(c.client.ahead.Load()), c.client.Jitter()), nil
 }
 
 // send makes the request. A write to a KV v2 path is wrapped as its API wants it.
@@ -160,36 +112,29 @@ func missing(op string, req Request, m mount, answer *api.Secret) *Error {
 		e.Detail = "there is no version " + req.Query.Get("version")
 	case m.path == "": // Vault tells it to every token that has rights below a mount
 		e.Detail, e.Hint = "no secrets engine is mounted there", "enable one, or correct the path or the namespace"
-		e.absent = m.untold
+		e.absent = m.concealed
 	}
 	return e
 }
 
+// MissingError is the error for a request to whose path, as Vault's API has it, there is nothing.
+func MissingError(req Request, path string) error {
+	return missing(string(req.Op)+" "+path, req, mount{path: path}, nil)
+}
+
 // explain adds to a refusal what to change.
-func (s *Session) explain(err error, req Request, path string, t *token) error {
+func (c *Caller) explain(err error, req Request, path string) error {
 	var e *Error
 	if !errors.As(err, &e) {
 		return err
 	}
 	switch e.Class {
 	case ErrDenied:
-		e.Hint = Grant(s.role, t.Policies, path, req.Op)
+		e.Hint = Grant(c.Role, c.Policies, path, req.Op)
 	case ErrNotFound, ErrInvalid:
 		if strings.Contains(e.Detail, "unsupported path") || strings.Contains(e.Detail, "no handler for route") {
 			e.Class, e.Hint = ErrNotFound, "no secrets engine answers at that path: correct it, or the namespace"
 		}
 	}
 	return err
-}
-
-// says reports whether two answers to the same question say the same. A lease is part of what a leased secret says: its
-// credentials end with it. For how long a static role's password is still good is not: it is less each time.
-func (s *Secret) says(other *Secret) bool {
-	data, others := s.Data, other.Data
-	if s.Kind == Rotating {
-		data, others = maps.Clone(data), maps.Clone(others)
-		delete(data, "ttl")
-		delete(others, "ttl")
-	}
-	return s.Kind == other.Kind && s.Lease.ID == other.Lease.ID && s.Path == other.Path && reflect.DeepEqual(data, others)
 }

@@ -16,9 +16,8 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// The classes of what can go wrong between us and Vault; every error of a Session's or Client's methods that talk to
-// Vault matches one of them with errors.Is, but for the caller's own context and for what Login.JWT returns. DESIGN §5
-// says what each means for a task.
+// The classes of what can go wrong between us and Vault; every error of a Client or Caller that talks to Vault matches one of
+// them with errors.Is, but for ErrTokenGone, ErrLeaseGone and the end of the caller's own context.
 var (
 	// ErrDenied: the identity or its policies do not allow it. Waiting does not help; a changed role or policy does.
 	ErrDenied = errors.New("denied by Vault")
@@ -32,8 +31,8 @@ var (
 )
 
 var (
-	// errNotYet is the ErrUnavailable of a login that Vault refuses for a reason which passes. It is no outage of Vault.
-	errNotYet error = subclass{"refused by Vault for now", ErrUnavailable}
+	// ErrNotYet is the ErrUnavailable of a login that Vault refuses for a reason which passes. It is no outage of Vault.
+	ErrNotYet error = subclass{"refused by Vault for now", ErrUnavailable}
 	// errRefused is the ErrInvalid of what is not asked of Vault, or not taken from it.
 	errRefused error = subclass{"refused", ErrInvalid}
 )
@@ -85,15 +84,45 @@ func Transient(err error) bool {
 	return errors.Is(err, ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// unasked reports that Vault could not be asked, whatever it takes to mend that: it says nothing of the token or lease in question.
-func unasked(err error) bool {
+// Unreachable reports that Vault could not be asked, whatever it takes to mend that: the error says nothing of the token or lease in question.
+func Unreachable(err error) bool {
 	return errors.Is(err, ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// lost reports whether Vault may have acted although err came back.
-func lost(err error) bool {
+// AnswerLost reports whether Vault may have done what was asked although err came back.
+func AnswerLost(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.lost
+}
+
+// MarkNothingIssued has AnswerLost return false for err, the error of a request that may be repeated although its answer was lost.
+func MarkNothingIssued(err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		e.lost = false
+	}
+	return err
+}
+
+// TimedOut reports that no answer came in time.
+func TimedOut(err error) bool {
+	var e *Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &e) && e.timeout
+}
+
+// UnknownToken reports a denial by a Vault that does not know the token. One before 1.15 does not say so.
+func UnknownToken(denial error) bool {
+	var e *Error
+	return errors.As(denial, &e) && strings.Contains(e.Detail, "invalid token")
+}
+
+// HintDenied adds to a denial what to do about it. Other errors stay as they are.
+func HintDenied(err error, hint string) error {
+	var e *Error
+	if errors.As(err, &e) && e.Class == ErrDenied {
+		e.Hint = hint
+	}
+	return err
 }
 
 // fail classifies err, which may be nil, as the outcome of op.
@@ -120,13 +149,13 @@ func (c *Client) fail(op string, err error) error {
 		e.Class = ErrInvalid
 	case strings.Contains(e.Detail, "HTTP request to an HTTPS server"):
 		e.Class, e.Final = ErrUnavailable, true
-		e.Hint = fmt.Sprintf("address in %s says http, the server speaks https", c.block())
+		e.Hint = fmt.Sprintf("address in %s says http, the server speaks https", c.cluster.Block())
 	}
 	return e
 }
 
-// block is where the operator finds the cluster's settings.
-func (c *Client) block() string { return fmt.Sprintf("the plugin's vault %q block", c.cluster.Name) }
+// Block is where the operator finds the cluster's settings, as messages name it.
+func (c Cluster) Block() string { return fmt.Sprintf("the plugin's vault %q block", c.Name) }
 
 // classOf reads Vault's HTTP status codes (https://developer.hashicorp.com/vault/api-docs#http-status-codes).
 func classOf(status int) error {
@@ -191,22 +220,22 @@ func (c *Client) unreached(op string, err error) error {
 	case errors.Is(err, errElsewhere):
 		e.Final = false
 		e.Hint = fmt.Sprintf("address in %s is %s, and a redirect is followed to that host or to the leader_address of its sys/leader: correct api_addr there",
-			c.block(), c.cluster.Address)
+			c.cluster.Block(), c.cluster.Address)
 	case errors.As(err, &authority):
-		e.Hint = fmt.Sprintf("set ca_file or ca_path in %s to the CA of %s", c.block(), c.cluster.Address)
+		e.Hint = fmt.Sprintf("set ca_file or ca_path in %s to the CA of %s", c.cluster.Block(), c.cluster.Address)
 	case errors.As(err, &hostname):
-		e.Hint = fmt.Sprintf("set tls_server_name or correct address in %s", c.block())
+		e.Hint = fmt.Sprintf("set tls_server_name or correct address in %s", c.cluster.Block())
 	case errors.As(err, &invalid):
 		e.Hint = fmt.Sprintf("renew the certificate of %s, or correct this machine's clock", c.cluster.Address)
 	case errors.As(err, &record), strings.Contains(e.Detail, "HTTP response to HTTPS client"):
-		e.Hint = fmt.Sprintf("address in %s says https, the server speaks http", c.block())
+		e.Hint = fmt.Sprintf("address in %s says https, the server speaks http", c.cluster.Block())
 	case ofOurs.MatchString(e.Detail):
-		e.Hint = fmt.Sprintf("set cert_file and key_file in %s to a certificate that %s accepts", c.block(), c.cluster.Address)
+		e.Hint = fmt.Sprintf("set cert_file and key_file in %s to a certificate that %s accepts", c.cluster.Block(), c.cluster.Address)
 	case errors.Is(err, errThrottled):
-		e.Final, e.Hint = false, fmt.Sprintf("raise rate_limit in %s", c.block())
+		e.Final, e.Hint = false, fmt.Sprintf("raise rate_limit in %s", c.cluster.Block())
 	default:
 		e.Final, e.lost, e.timeout = false, !unsent(err), errors.Is(err, context.DeadlineExceeded)
-		e.Hint = fmt.Sprintf("address in %s is %s", c.block(), c.cluster.Address)
+		e.Hint = fmt.Sprintf("address in %s is %s", c.cluster.Block(), c.cluster.Address)
 		plain := strings.HasPrefix(c.cluster.Address, "http:")
 		if errors.Is(err, syscall.ECONNRESET) && plain {
 			e.Hint += ": does the server speak https?"
@@ -243,4 +272,13 @@ func bare(err error) string {
 		return "no answer in time"
 	}
 	return quiet(err.Error())
+}
+
+// Said is what Vault or the network answered, on one line and without credentials.
+func Said(err error) string {
+	var answer *api.ResponseError
+	if errors.As(err, &answer) {
+		return message(answer)
+	}
+	return bare(err)
 }

@@ -71,7 +71,7 @@ func TestFail(t *testing.T) {
 			err := testClient(t, Cluster{Address: "http://10.0.0.1:8200"}).fail("read x", test.err)
 			must.ErrorIs(t, err, test.class)
 			must.Eq(t, test.transient, Transient(err))
-			must.Eq(t, test.lost, lost(err))
+			must.Eq(t, test.lost, AnswerLost(err))
 			must.StrContains(t, err.Error(), test.text)
 			must.StrNotContains(t, err.Error(), "\n")
 			must.StrNotContains(t, err.Error(), "hunter2")
@@ -106,8 +106,8 @@ func TestExplainLogin(t *testing.T) {
 		"something new":     {ErrInvalid, ""},
 	} {
 		t.Run(said, func(t *testing.T) {
-			s := &Session{client: testClient(t, Cluster{Address: "http://10.0.0.1:8200"}), role: "api"}
-			err := s.explainLogin(s.client.fail("log in", &api.ResponseError{StatusCode: 400, Errors: []string{said}}))
+			c := testClient(t, Cluster{Address: "http://10.0.0.1:8200"})
+			err := c.explainLogin(c.fail("log in", &api.ResponseError{StatusCode: 400, Errors: []string{said}}), "api")
 			must.ErrorIs(t, err, want.class)
 			must.StrContains(t, err.Error(), want.hint)
 		})
@@ -116,8 +116,8 @@ func TestExplainLogin(t *testing.T) {
 
 // That nobody answered is told as such, whatever words the network used.
 func TestExplainLoginLeavesSilenceAlone(t *testing.T) {
-	s := &Session{client: testClient(t, Cluster{Address: "http://10.0.0.1:8200"})}
-	err := s.explainLogin(s.client.fail("log in", &net.OpError{Op: "dial", Addr: &net.TCPAddr{}, Err: errors.New("permission denied")}))
+	c := testClient(t, Cluster{Address: "http://10.0.0.1:8200"})
+	err := c.explainLogin(c.fail("log in", &net.OpError{Op: "dial", Addr: &net.TCPAddr{}, Err: errors.New("permission denied")}), "")
 	must.StrContains(t, err.Error(), "address in the plugin's vault")
 }
 

@@ -1,10 +1,6 @@
 package vault
 
-import (
-	"time"
-
-	"nomad-driver-vault/driver/sched"
-)
+import "time"
 
 // replaceFraction of its life is when a lease that cannot be extended is replaced: late enough to use what was granted,
 // early enough that a slow Vault and a task's own restart fit before its end.
@@ -21,8 +17,8 @@ type Lease struct {
 	Jitter    float64       `json:"jitter"` // in [0,1), drawn once: tasks started together do not renew together
 }
 
-// newLease starts a lease now. A ttl of zero does not end, as Vault means it for root tokens and leases without a TTL.
-func newLease(id string, ttl time.Duration, renewable bool, now time.Time, jitter float64) Lease {
+// NewLease starts a lease now. jitter is in [0,1). A ttl of zero does not end, as Vault means it for root tokens and leases without a TTL.
+func NewLease(id string, ttl time.Duration, renewable bool, now time.Time, jitter float64) Lease {
 	l := Lease{ID: id, TTL: ttl, Issued: now, Renewed: now, Renewable: renewable && ttl > 0, Jitter: jitter}
 	if ttl > 0 {
 		l.Ends = now.Add(ttl)
@@ -38,15 +34,15 @@ func (l Lease) extended(ttl time.Duration, now time.Time) Lease {
 	return l
 }
 
-// unrenewable returns the lease after Vault refused to extend it: the last grant is all the life it has.
-func (l Lease) unrenewable() Lease {
+// Unrenewable returns the lease after Vault refused to extend it: the last grant is all the life it has.
+func (l Lease) Unrenewable() Lease {
 	l.Issued, l.Renewable = l.Renewed, false
 	return l
 }
 
-// resumed returns the lease as a process must see it that reads it from a saved state. How often it was renewed after it
+// Resumed returns the lease as a process must see it that reads it from a saved state. How often it was renewed after it
 // was saved is not known: until Vault is asked, a lease that can be renewed counts as just renewed.
-func (l Lease) resumed(now time.Time) Lease {
+func (l Lease) Resumed(now time.Time) Lease {
 	if l.Renewable {
 		l.Renewed, l.Ends = now, now.Add(l.TTL)
 	}
@@ -56,45 +52,48 @@ func (l Lease) resumed(now time.Time) Lease {
 	return l
 }
 
-// renewAt is between half and two thirds of what the last grant gave.
-func (l Lease) renewAt() time.Time {
+// RenewAt is between half and two thirds of what the last grant gave.
+func (l Lease) RenewAt() time.Time {
 	return l.Renewed.Add(fraction(l.Ends.Sub(l.Renewed), 0.5+l.Jitter/6))
 }
 
-// replaceAt is at 85 % of the whole life, give or take three.
-func (l Lease) replaceAt() time.Time {
+// ReplaceAt is at 85 % of the whole life, give or take three.
+func (l Lease) ReplaceAt() time.Time {
 	return l.Issued.Add(fraction(l.Ends.Sub(l.Issued), replaceFraction-0.03+0.06*l.Jitter))
 }
 
-// ahead is that long before the end, or up to a tenth of that more, but not in the first half of the life.
-func (l Lease) ahead(d time.Duration) time.Time {
+// ReplaceBefore is that long before the end, or up to a tenth of that more, but not in the first half of the life.
+func (l Lease) ReplaceBefore(d time.Duration) time.Time {
 	half := l.Issued.Add(fraction(l.Ends.Sub(l.Issued), 0.5))
-	return sched.Later(half, l.Ends.Add(-fraction(d, 1+l.Jitter/10)))
+	if at := l.Ends.Add(-fraction(d, 1+l.Jitter/10)); at.After(half) {
+		return at
+	}
+	return half
 }
 
-// due is when the lease next wants attention and whether that is a renewal; the zero time means never.
-func (l Lease) due() (at time.Time, renew bool) {
+// Due is when the lease next wants attention and whether that is a renewal; the zero time means never.
+func (l Lease) Due() (at time.Time, renew bool) {
 	switch {
 	case l.Ends.IsZero():
 		return time.Time{}, false
 	case l.Renewable:
-		return l.renewAt(), true
+		return l.RenewAt(), true
 	default:
-		return l.replaceAt(), false
+		return l.ReplaceAt(), false
 	}
 }
 
-// lastCall is when the lease is so near its end that waiting for a renewal to succeed is no longer safe; zero: never.
+// LastCall is when the lease is so near its end that waiting for a renewal to succeed is no longer safe; zero: never.
 // What counts is the last grant: a lease renewed for years is not old.
-func (l Lease) lastCall() time.Time {
+func (l Lease) LastCall() time.Time {
 	if l.Ends.IsZero() {
 		return time.Time{}
 	}
 	return l.Renewed.Add(fraction(l.Ends.Sub(l.Renewed), replaceFraction))
 }
 
-// late reports that lastCall is over.
-func (l Lease) late(now time.Time) bool { return !l.Ends.IsZero() && !now.Before(l.lastCall()) }
+// Late reports that LastCall is over.
+func (l Lease) Late(now time.Time) bool { return !l.Ends.IsZero() && !now.Before(l.LastCall()) }
 
 // Expired reports that the lease is past its end.
 func (l Lease) Expired(now time.Time) bool { return !l.Ends.IsZero() && !now.Before(l.Ends) }

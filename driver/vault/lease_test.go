@@ -13,7 +13,7 @@ var t0 = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 func at(d time.Duration) time.Time { return t0.Add(d) }
 
 func lease(ttl time.Duration, renewable bool, jitter float64) Lease {
-	l := newLease("id", ttl, renewable, t0, 0.5)
+	l := NewLease("id", ttl, renewable, t0, 0.5)
 	l.Jitter = jitter
 	return l
 }
@@ -33,15 +33,15 @@ func TestLeaseDue(t *testing.T) {
 		"a grant a little short is still one":                       {lease(time.Hour, true, 0).extended(58*time.Minute, t0), 29 * time.Minute, true},
 		"a grant cut by the maximum is the last":                    {lease(100*time.Second, true, 0).extended(60*time.Second, at(40*time.Second)), 82 * time.Second, false},
 		"a grant of nothing ends it":                                {lease(100*time.Second, true, 0).extended(0, at(50*time.Second)), 41 * time.Second, false},
-		"a refused renewal leaves the last grant":                   {lease(100*time.Second, true, 0).extended(100*time.Second, at(time.Hour)).unrenewable(), time.Hour + 82*time.Second, false},
-		"a resumed lease counts as just renewed":                    {lease(time.Hour, true, 0).resumed(at(24 * time.Hour)), 24*time.Hour + 30*time.Minute, true},
-		"one that could not be renewed has not been":                {lease(100*time.Second, false, 0).resumed(at(24 * time.Hour)), 82 * time.Second, false},
-		"a resumed lease with jitter of its own has none":           {Lease{TTL: time.Hour, Renewable: true, Jitter: 1e300}.resumed(t0), 30 * time.Minute, true},
-		"a resumed lease without an end has none":                   {lease(0, false, 0).resumed(at(time.Hour)), -1, false},
-		"a TTL of zero is no end even where Vault calls it renewed": {newLease("id", 0, true, t0, 0.5), -1, false},
+		"a refused renewal leaves the last grant":                   {lease(100*time.Second, true, 0).extended(100*time.Second, at(time.Hour)).Unrenewable(), time.Hour + 82*time.Second, false},
+		"a resumed lease counts as just renewed":                    {lease(time.Hour, true, 0).Resumed(at(24 * time.Hour)), 24*time.Hour + 30*time.Minute, true},
+		"one that could not be renewed has not been":                {lease(100*time.Second, false, 0).Resumed(at(24 * time.Hour)), 82 * time.Second, false},
+		"a resumed lease with jitter of its own has none":           {Lease{TTL: time.Hour, Renewable: true, Jitter: 1e300}.Resumed(t0), 30 * time.Minute, true},
+		"a resumed lease without an end has none":                   {lease(0, false, 0).Resumed(at(time.Hour)), -1, false},
+		"a TTL of zero is no end even where Vault calls it renewed": {NewLease("id", 0, true, t0, 0.5), -1, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			due, renew := test.lease.due()
+			due, renew := test.lease.Due()
 			must.Eq(t, test.renew, renew)
 			if test.at < 0 {
 				must.True(t, due.IsZero())
@@ -67,7 +67,7 @@ func TestLeaseLateAndExpired(t *testing.T) {
 		"without an end":              {lease(0, false, 0), 1 << 60, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			must.Eq(t, test.late, test.lease.late(at(test.at)))
+			must.Eq(t, test.late, test.lease.Late(at(test.at)))
 			must.Eq(t, test.expired, test.lease.Expired(at(test.at)))
 		})
 	}
@@ -76,7 +76,7 @@ func TestLeaseLateAndExpired(t *testing.T) {
 func TestLeaseJitterSpreads(t *testing.T) {
 	seen := map[time.Time]bool{}
 	for range 100 {
-		due, _ := newLease("", time.Hour, true, t0, rand.Float64()).due()
+		due, _ := NewLease("", time.Hour, true, t0, rand.Float64()).Due()
 		must.Between(t, 30*time.Minute, due.Sub(t0), 40*time.Minute)
 		seen[due] = true
 	}
@@ -113,7 +113,7 @@ func TestKindDue(t *testing.T) {
 		"nor does one without any":                          {Kind(""), lease(time.Hour, true, 0), every, -1, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			due, renew := test.kind.due(test.lease, test.every)
+			due, renew := test.kind.Due(test.lease, test.every)
 			must.Eq(t, test.renew, renew)
 			if test.at < 0 {
 				must.True(t, due.IsZero(), must.Sprint(due))

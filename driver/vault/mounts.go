@@ -16,55 +16,49 @@ const mountTTL = 5 * time.Minute
 
 // mount is what Vault's mount table says of where a path lives.
 type mount struct {
-	path   string // with its trailing slash: "secret/"
-	engine string // "kv", "database", "pki", ...
-	v2     bool   // KV version 2
-	asked  time.Time
-	untold bool // there may be one in a child namespace: of that OpenBao does not tell who may read there
+	path      string // with its trailing slash: "secret/"
+	engine    string // "kv", "database", "pki", ...
+	v2        bool   // KV version 2
+	asked     time.Time
+	concealed bool // there may be one in a child namespace: OpenBao does not tell those of it who may read there
 }
 
 // mounts remembers the answers for all sessions of a client. They are no secret: Vault gives them to any token that may
-// do anything at all below the mount. What one token may not know is remembered for that token only (Session.mountOf), and
+// do anything at all below the mount. What one token may not know is remembered for that token only (Caller.mountOf), and
 // no failure is remembered at all: consul-template does, and then reads KV v2 paths as v1 for ever (consul-template #2149).
 type mounts struct {
 	mu    sync.Mutex
 	known map[string]mount // by namespace and mount path
 }
 
-// mountOf returns the mount that serves a request's path, without a path where the token may not know, or there is none.
-func (s *Session) mountOf(ctx context.Context, as *api.Client, t *token, req Request) (mount, error) {
-	if m, ok := s.client.mounts.find(s.namespace, req.Path); ok {
+// mountOf returns the mount that serves a request's path, without a path where the token may not know it, or there is none. That a token may not
+// know is remembered for as long as what Vault tells is believed: each poll would ask again otherwise, and each denial is in Vault's audit log.
+func (c *Caller) mountOf(ctx context.Context, as *api.Client, req Request) (mount, error) {
+	if m, ok := c.client.mounts.find(c.Namespace, req.Path); ok {
 		return m, nil
 	}
-	s.mu.Lock()
-	hid := s.hidden[req.Path]
-	s.mu.Unlock()
-	untold := mount{untold: s.namespace != ""}
-	if hid.from == t && time.Since(hid.at) < mountTTL {
-		return untold, nil
+	c.mu.Lock()
+	at, hid := c.hidden[req.Path]
+	c.mu.Unlock()
+	unknown := mount{concealed: c.Namespace != ""}
+	if hid && time.Since(at) < mountTTL {
+		return unknown, nil
 	}
-	m, err := s.client.askMount(ctx, as, s.namespace, req)
+	m, err := c.client.askMount(ctx, as, c.Namespace, req)
 	switch {
 	case m.path != "":
 		return m, nil
-	case err != nil && !refused(err), errors.Is(err, ErrDenied) && t.fresh() > 0 && !knows(err):
+	case err != nil && !refused(err), errors.Is(err, ErrDenied) && c.uncertain() > 0 && !tokenIsKnown(err):
 		return mount{}, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	maps.DeleteFunc(s.hidden, func(_ string, h hidden) bool { return h.from != t || time.Since(h.at) >= mountTTL })
-	if s.hidden == nil {
-		s.hidden = map[string]hidden{}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.hidden, func(_ string, at time.Time) bool { return time.Since(at) >= mountTTL })
+	if c.hidden == nil {
+		c.hidden = map[string]time.Time{}
 	}
-	s.hidden[req.Path] = hidden{t, time.Now()}
-	return untold, nil
-}
-
-// hidden is that Vault did not tell a token of the mount of a path, as is so for as long as what it tells is believed: the
-// question would come again with each poll otherwise, and each denial is in Vault's audit log.
-type hidden struct {
-	from *token
-	at   time.Time
+	c.hidden[req.Path] = time.Now()
+	return unknown, nil
 }
 
 // refused reports an answer that is none to the question for a mount: the request itself will be refused in better words.
@@ -72,11 +66,38 @@ func refused(err error) bool {
 	return errors.Is(err, ErrDenied) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid)
 }
 
-// knows reports a denial by a Vault that knows the token, and looked for what it may do (vault/logical_system.go,
+// tokenIsKnown reports a denial by a Vault that knows the token, and looked for what it may do (vault/logical_system.go,
 // pathInternalUIMountRead).
-func knows(denial error) bool {
+func tokenIsKnown(denial error) bool {
 	var e *Error
 	return errors.As(denial, &e) && strings.Contains(e.Detail, "preflight capability check")
+}
+
+// A Place is where Vault has what a request asks for. Without an Engine nothing is mounted there, or the token may not know.
+type Place struct {
+	Path   string // as Vault's API has it
+	Mount  string // with a slash at its end
+	Engine string // "kv", "database", ...
+	V2     bool   // KV version 2
+}
+
+// Locate returns the place of a request, as far as the token may know it.
+func (c *Caller) Locate(ctx context.Context, req Request) (Place, error) {
+	as, err := c.api()
+	if err != nil {
+		return Place{}, err
+	}
+	req = req.Clean()
+	if err := CheckPath(req.Path); err != nil {
+		return Place{}, err
+	}
+	m, known := c.client.mounts.find(c.Namespace, req.Path)
+	if !known {
+		if m, err = c.client.askMount(ctx, as, c.Namespace, req); refused(err) {
+			err = nil
+		}
+	}
+	return Place{m.apiPath(req.Op, req.Path), m.path, m.engine, m.v2}, err
 }
 
 // askMount asks Vault for the mount that serves a request's path.

@@ -54,7 +54,7 @@ func (t transport) leader(ctx context.Context) (*url.URL, error) {
 	if err := t.limit.Wait(ctx); err != nil {
 		return nil, errThrottled
 	}
-	answer, err := t.send(r, answerWithin)
+	answer, err := t.send(r, FirstTimeout)
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package vault_test
 import (
 	"bytes"
 	"compress/gzip"
-	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -11,7 +10,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
@@ -35,19 +33,18 @@ func (s standby) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusTemporaryRedirect)
 }
 
-// reach opens a session over a node and reads, for which it waits so long.
-func reach(t *testing.T, login vault.Login, address string, patience time.Duration) error {
+// reach logs in over a node, reads, and revokes its token.
+func reach(t *testing.T, server *vaulttest.Server, address string) error {
 	client, err := vault.NewClient(vault.Cluster{Name: "default", Address: address, AuthPath: "jwt-nomad", TLSSkipVerify: true}, hclog.NewNullLogger())
 	must.NoError(t, err)
 	t.Cleanup(client.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	s, err := client.Open(ctx, vault.Options{Login: login})
+	auth, err := client.Login(t.Context(), "app", "", server.JWT)
 	if err != nil {
 		return err
 	}
-	_, err = s.Begin(false).Read(ctx, read("secret/a"))
-	must.NoError(t, s.Close(t.Context()))
+	caller := client.As(auth, "app", "")
+	_, err = caller.Ask(t.Context(), vault.Request{Op: vault.Read, Path: "secret/a"})
+	must.NoError(t, caller.RevokeSelf(t.Context()))
 	return err
 }
 
@@ -90,7 +87,7 @@ func TestRedirectIsFollowedOnlyWithinTheCluster(t *testing.T) {
 			}
 			t.Cleanup(first.Close)
 
-			err := reach(t, server.Login("app"), first.URL, 2*time.Second)
+			err := reach(t, server, first.URL)
 			must.Eq(t, int32(0), foreign.Load())
 			if test.says == "" {
 				must.NoError(t, err)
@@ -128,7 +125,7 @@ func TestAnswerIsBoundedAsItIsUnpacked(t *testing.T) {
 		_, _ = w.Write(packed.Bytes())
 	}))
 	t.Cleanup(proxy.Close)
-	err := reach(t, server.Login("app"), proxy.URL, time.Minute)
+	err := reach(t, server, proxy.URL)
 	must.ErrorIs(t, err, vault.ErrInvalid)
 	must.ErrorContains(t, err, "read secret/data/a: refused: the answer is larger than 16 MiB; split what is there, or ask for less of it")
 }

@@ -3,7 +3,9 @@ package vault
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
+	"reflect"
 	"regexp"
 	"strings"
 	"time"
@@ -11,8 +13,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/hashicorp/vault/api"
-
-	"nomad-driver-vault/driver/sched"
 )
 
 // Op is what a Request does at its path.
@@ -49,8 +49,8 @@ type Request struct {
 	Revoke string `json:"revoke,omitempty"`
 }
 
-// key identifies the question.
-func (r Request) key() string {
+// Key identifies the question: requests with the same key are the same.
+func (r Request) Key() string {
 	data, _ := json.Marshal(r.Data) // maps are marshalled in key order; what a template passes is strings
 	return string(r.Op) + " " + r.Path + "?" + r.Query.Encode() + " " + string(data)
 }
@@ -88,9 +88,9 @@ func (s Secret) String() string { return "[secret " + s.Path + "]" }
 // GoString is String, for %#v.
 func (s Secret) GoString() string { return s.String() }
 
-// handle is what the secret is revoked by, its lease's ID or a certificate's serial number. It is empty where it has neither, and
+// Handle is what the secret is revoked by, its lease's ID or a certificate's serial number. It is empty where it has neither, and
 // where there is no secret.
-func (s *Secret) handle() string {
+func (s *Secret) Handle() string {
 	switch {
 	case s == nil:
 		return ""
@@ -101,9 +101,13 @@ func (s *Secret) handle() string {
 	return s.Lease.ID
 }
 
-// childOf is the namespace of a lease where that is a child of the one that was asked for path, with a slash at its end; empty where it is
-// the same. The ID is made of the path in the namespace of the lease, and one more segment (vault/expiration.go, Register).
-func childOf(path, leaseID string) string {
+// ChildNamespace is the namespace of the secret's lease where that is a child of the one that was asked, with a slash at its end; empty where it
+// is the same.
+func (s *Secret) ChildNamespace() string { return childNamespace(s.Path, s.Lease.ID) }
+
+// childNamespace reads it from a lease's ID, which is made of the path in the namespace of the lease, and one more segment (vault/expiration.go,
+// Register).
+func childNamespace(path, leaseID string) string {
 	inside := leaseID[:max(0, strings.LastIndex(leaseID, "/"))]
 	child, ok := strings.CutSuffix(path, inside)
 	if !ok || inside == "" || !strings.HasSuffix(child, "/") {
@@ -122,15 +126,15 @@ func (s *Secret) KVv2() bool {
 // Absent reports that there was nothing at the path, which only an Optional request takes for an answer.
 func (s *Secret) Absent() bool { return s.Kind == Polled && s.Data == nil }
 
-// issued reports that to read the secret again issues another one.
-func (s *Secret) issued() bool { return s.Kind == Leased || s.Kind == Expiring }
+// Issued reports that to read the secret again issues another one.
+func (s *Secret) Issued() bool { return s.Kind == Leased || s.Kind == Expiring }
 
 // newSecret reads an answer to req. engine is the mount's type as Vault names it, empty when unknown; ahead is how far Vault's clock is
 // ahead of ours. Only KV v1 tells a duration without a lease (vault/request_handling.go, "KV mounts should return the TTL").
 func newSecret(req Request, path, engine string, answer *api.Secret, now time.Time, ahead time.Duration, jitter float64) *Secret {
 	s := &Secret{Path: path, RequestID: answer.RequestID, Data: answer.Data, Warnings: answer.Warnings}
 	if answer.LeaseID != "" {
-		s.Kind, s.Lease = Leased, newLease(answer.LeaseID, span(answer.LeaseDuration), answer.Renewable, now, jitter)
+		s.Kind, s.Lease = Leased, NewLease(answer.LeaseID, span(answer.LeaseDuration), answer.Renewable, now, jitter)
 		return s
 	}
 	if engine == "" && answer.LeaseDuration > 0 {
@@ -147,7 +151,7 @@ func newSecret(req Request, path, engine string, answer *api.Secret, now time.Ti
 	default:
 		s.Kind, end = Polled, now
 	}
-	s.Lease = newLease("", end.Sub(now), false, now, jitter)
+	s.Lease = NewLease("", end.Sub(now), false, now, jitter)
 	return s
 }
 
@@ -187,10 +191,22 @@ func span(seconds int) time.Duration {
 	return time.Duration(max(0, min(seconds, farAway))) * time.Second
 }
 
-// due is when an answer of that kind next wants attention, and whether that is a renewal; zero means never. Nothing is
+// SameContent reports whether two answers to the same question say the same. A lease is part of what a leased secret says: its
+// credentials end with it. For how long a static role's password is still good is not: it is less each time.
+func (s *Secret) SameContent(other *Secret) bool {
+	data, others := s.Data, other.Data
+	if s.Kind == Rotating {
+		data, others = maps.Clone(data), maps.Clone(others)
+		delete(data, "ttl")
+		delete(others, "ttl")
+	}
+	return s.Kind == other.Kind && s.Lease.ID == other.Lease.ID && s.Path == other.Path && reflect.DeepEqual(data, others)
+}
+
+// Due is when an answer of that kind next wants attention, and whether that is a renewal; zero means never. Nothing is
 // asked for again within a second, however short its life.
-func (k Kind) due(l Lease, every time.Duration) (at time.Time, renew bool) {
-	if at, renew = l.due(); k == Leased && renew {
+func (k Kind) Due(l Lease, every time.Duration) (at time.Time, renew bool) {
+	if at, renew = l.Due(); k == Leased && renew {
 		return at, true
 	}
 	if every <= 0 {
@@ -202,14 +218,26 @@ func (k Kind) due(l Lease, every time.Duration) (at time.Time, renew bool) {
 		if at.IsZero() {
 			return at, false
 		}
-		return sched.Later(at, l.Issued.Add(time.Second)), false
+		if soonest := l.Issued.Add(time.Second); at.Before(soonest) {
+			at = soonest
+		}
+		return at, false
 	case Rotating: // an operator may rotate it before its time
-		return sched.Earlier(poll, l.Ends.Add(fraction(5*time.Second, l.Jitter))), false
+		if rotated := l.Ends.Add(fraction(5*time.Second, l.Jitter)); !rotated.IsZero() && rotated.Before(poll) {
+			poll = rotated
+		}
+		return poll, false
 	case Polled:
 		return poll, false
 	default:
 		return time.Time{}, false
 	}
+}
+
+// Clean returns the request with its path as Vault's API has it.
+func (r Request) Clean() Request {
+	r.Path = clean(r.Path)
+	return r
 }
 
 // clean is the path as Vault's API has it: templates may write a leading slash.

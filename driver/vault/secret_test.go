@@ -54,7 +54,7 @@ func TestSecretDoesNotPrintItsData(t *testing.T) {
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
 		must.StrNotContains(t, fmt.Sprintf(verb, s), "hunter2")
 	}
-	tok := &token{Value: "hvs.hunter2"}
+	tok := &Auth{Value: "hvs.hunter2"}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
 		must.StrNotContains(t, fmt.Sprintf(verb, tok), "hunter2")
 	}
@@ -68,10 +68,10 @@ func TestRequestKey(t *testing.T) {
 	write.Op, write.Data = Write, map[string]any{"b": "1", "a": "2"}
 	reordered := write
 	reordered.Data = map[string]any{"a": "2", "b": "1"}
-	must.Eq(t, base.key(), same.key())
-	must.Eq(t, write.key(), reordered.key())
-	must.NotEq(t, base.key(), version.key())
-	must.NotEq(t, base.key(), write.key())
+	must.Eq(t, base.Key(), same.Key())
+	must.Eq(t, write.Key(), reordered.Key())
+	must.NotEq(t, base.Key(), version.Key())
+	must.NotEq(t, base.Key(), write.Key())
 }
 
 func TestEmptyAndMissing(t *testing.T) {
@@ -206,11 +206,11 @@ func FuzzAnswer(f *testing.F) {
 		for _, op := range []Op{Read, Write, List} {
 			for _, engine := range []string{"", "kv", "database"} {
 				s := newSecret(Request{Op: op, Path: "p"}, "p", engine, answer, t0, 0, 0.5)
-				due, renew := s.Kind.due(s.Lease, 30*time.Second)
+				due, renew := s.Kind.Due(s.Lease, 30*time.Second)
 				must.False(t, !due.IsZero() && due.Before(t0.Add(time.Second/2)), must.Sprint(s.Kind, due))
 				must.False(t, renew && s.Lease.ID == "")
 				must.True(t, s.Lease.Ends.IsZero() || s.Lease.Ends.After(t0))
-				must.True(t, s.says(s))
+				must.True(t, s.SameContent(s))
 				must.Eq(t, "[secret p]", fmt.Sprintf("%v", s))
 			}
 		}

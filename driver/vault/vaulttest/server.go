@@ -151,13 +151,11 @@ func (s *Server) Cluster() vault.Cluster {
 	return vault.Cluster{Name: "default", Address: "http://127.0.0.1:8200", AuthPath: "jwt-nomad", Dial: s.dial}
 }
 
-// Login is of the role, with the JWT that the server accepts when it is asked.
-func (s *Server) Login(role string) vault.Login {
-	return vault.Login{Role: role, JWT: func(context.Context) (string, error) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.JWT, nil
-	}}
+// Identity returns the JWT that the server accepts when it is asked.
+func (s *Server) Identity(context.Context) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.JWT, nil
 }
 
 // Issue makes a token of the role, as somebody else does it for a task.

@@ -1,0 +1,155 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"nomad-driver-vault/driver/sched"
+	"nomad-driver-vault/driver/vault"
+)
+
+// Session is one Vault token and every secret read with it, kept current until Close.
+type Session struct {
+	cluster         *Cluster
+	role, namespace string
+	chore           *sched.Chore
+	logins          ctxLock        // taken for a login, so that a token that many miss is replaced once
+	telling         sync.Mutex     // held while a notice is decided on and told
+	asks            sync.WaitGroup // who asks Vault for the session: nobody new once it is closed
+
+	mu         sync.Mutex  // guards what follows
+	source     TokenSource // of the next token
+	notify     func(Notice)
+	changed    chan struct{}
+	token      *token
+	lease      vault.Lease // of token, as renewed since
+	upkeep     upkeep      // of token
+	revoking   upkeep      // of spent
+	unverified bool        // the token is from a saved state and Vault has not been asked whether it lives
+	refused    refusal     // of the last login
+	missing    int         // logins in a row whose answer got lost
+	items      map[string]*item
+	readings   int                // how many were begun
+	used       int                // number of the token that the committed reading showed
+	news       bool               // something changed that Changed has not told yet
+	newsAt     time.Time          // since when
+	retired    []*token           // replaced, but in use
+	spent      []spent            // leases and tokens that nothing uses any more
+	leaves     bool               // the policies do not grant sys/leases/revoke: leases are left to end
+	downAt     time.Time          // since when the outage lasts that was told, zero: there is none
+	told       map[string]problem // by what failed
+	cured      string             // what failed last of those that were told and have succeeded since
+	broken     bool               // upkeep has ended by a panic
+	closed     bool
+	closedAt   time.Time
+}
+
+// ErrClosed is returned by a session that was closed.
+var ErrClosed = errors.New("vault session is closed")
+
+// Changed is ready when a newer answer than the committed reading showed has come, or a newer token. It is a level, not
+// a count: one receive may stand for many changes, and who receives and then commits nothing has to look again unasked.
+func (s *Session) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+// Token returns the token in use, its accessor and the namespace it lives in.
+func (s *Session) Token() (value, accessor, namespace string) {
+	t := s.current()
+	return t.Value, t.Accessor, s.namespace
+}
+
+// Policies returns the names of the policies that the login granted.
+func (s *Session) Policies() []string { return s.current().Policies }
+
+// External reports that the token in use is somebody else's, who renews and revokes it.
+func (s *Session) External() bool { return s.current().External }
+
+func (s *Session) current() *token {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.token
+}
+
+// Listen replaces who is told of notices and changes, and the source of identities: a session that outlives a run of its
+// task serves the next one. Role and namespace stay what they were.
+func (s *Session) Listen(o Options) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.notify, s.source = o.Notify, s.sourceOf(o.Login)
+	if o.Changed != nil {
+		s.changed = o.Changed
+	}
+}
+
+func (s *Session) nudge() {
+	s.mu.Lock()
+	changed := s.changed
+	s.mu.Unlock()
+	select {
+	case changed <- struct{}{}:
+	default:
+	}
+}
+
+// behind reports that the committed reading does not show the newest token and answers. Call with mu held.
+func (s *Session) behind() bool {
+	if s.used != s.token.N {
+		return true
+	}
+	for _, it := range s.items {
+		if it.used != nil && it.used != it.secret {
+			return true
+		}
+	}
+	return false
+}
+
+// wake asks the scheduler to run step when the earliest thing is due.
+func (s *Session) wake() {
+	s.mu.Lock()
+	at := s.next(time.Now())
+	s.mu.Unlock()
+	if !at.IsZero() {
+		s.chore.Wake(at)
+	}
+}
+
+// next is the earliest deadline of the session. Call with mu held.
+func (s *Session) next(now time.Time) (at time.Time) {
+	for it := range s.kept {
+		at = sched.Earlier(at, it.upkeep.next())
+	}
+	if free, more := s.places(now); free == 0 && !at.IsZero() {
+		at = sched.Later(at, more)
+	}
+	at = sched.Earlier(at, s.upkeep.next())
+	if s.revoking.since.IsZero() {
+		at = sched.Earlier(at, s.spentAt())
+	}
+	if s.news {
+		at = sched.Earlier(at, s.newsAt.Add(gatherWithin))
+	}
+	return at
+}
+
+// enter lets somebody ask Vault until leave is called, at the latest until the session ends, which waits for that.
+func (s *Session) enter(ctx context.Context) (asking context.Context, leave func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, nil, ErrClosed
+	}
+	s.asks.Add(1)
+	asking, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.chore.Context(), cancel)
+	return asking, func() {
+		stop()
+		cancel()
+		s.asks.Done()
+	}, nil
+}

@@ -1,0 +1,199 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"nomad-driver-vault/driver/vault"
+)
+
+// What goes wrong with a session, when that is told, and when it is over. The last notice is always true of what the session is at the moment.
+
+// outageAfter is how long something must have failed because Vault could not be asked until that counts as an outage: a single answer that got lost is
+// none.
+const outageAfter = 5 * time.Second
+
+// problem is what was told to be wrong although Vault answers.
+type problem struct {
+	class error
+	text  string
+}
+
+// report tells what decide finds, if anything. decide runs with mu held; two reports never overlap, so that the later one is told later.
+func (s *Session) report(decide func() (kind NoticeKind, text string)) {
+	s.telling.Lock()
+	defer s.telling.Unlock()
+	s.mu.Lock()
+	kind, text := decide()
+	notify := s.notify
+	s.mu.Unlock()
+	if text != "" && notify != nil {
+		notify(Notice{kind, text})
+	}
+}
+
+func (s *Session) tell(kind NoticeKind, text string) {
+	s.report(func() (NoticeKind, string) { return kind, text })
+}
+
+// complain tells of trouble once: an outage when it has lasted for a while, and each other problem until what failed succeeds.
+func (s *Session) complain(err error) {
+	op, class := about(err)
+	if class == vault.ErrUnavailable {
+		s.report(s.outage)
+		s.report(s.death)
+		return
+	}
+	s.report(func() (NoticeKind, string) {
+		if s.told[op].class == class {
+			return Problem, ""
+		}
+		if s.told == nil {
+			s.told = map[string]problem{}
+		}
+		s.told[op] = problem{class, err.Error()}
+		return Problem, err.Error()
+	})
+}
+
+// outage tells once that Vault cannot be asked. Call with mu held.
+func (s *Session) outage() (NoticeKind, string) {
+	if !s.downAt.IsZero() {
+		return Outage, ""
+	}
+	for u := range s.upkeeps {
+		if u.class == vault.ErrUnavailable && (time.Since(u.failing) >= outageAfter) {
+			s.downAt = u.failing
+			return Outage, "the last known good secrets stay in use: " + u.why.Error()
+		}
+	}
+	return Outage, ""
+}
+
+// death tells once of each lease, and of the token, that it ended while Vault could not be asked. Call with mu held.
+func (s *Session) death() (NoticeKind, string) {
+	now := time.Now()
+	if u := &s.upkeep; u.class == vault.ErrUnavailable && !u.dead && s.lease.Expired(now) {
+		u.dead = true
+		return Dead, "the token " + endedAt(s.lease) + ", and with it every lease; a new one is asked for until Vault answers"
+	}
+	for it := range s.kept {
+		if it.class == vault.ErrUnavailable && !it.dead && it.secret.Issued() && it.lease.Expired(now) {
+			it.dead = true
+			return Dead, fmt.Sprintf("what was read from %s %s and works no longer; it is read anew as soon as Vault answers", it.secret.Path, endedAt(it.lease))
+		}
+	}
+	return Dead, ""
+}
+
+func endedAt(l vault.Lease) string { return "ended at " + l.Ends.UTC().Format(time.RFC3339) }
+
+// relief tells what has become well, and what has not. Call with mu held.
+func (s *Session) relief() (NoticeKind, string) {
+	text := ""
+	switch {
+	case !s.downAt.IsZero() && s.reached():
+		text = fmt.Sprintf("Vault answers again after %s", time.Since(s.downAt).Round(time.Second))
+		s.downAt = time.Time{}
+	case s.downAt.IsZero() && s.cured != "":
+		text = s.cured + ": works again"
+	}
+	s.cured = ""
+	if text == "" || len(s.told) == 0 {
+		return Recovered, text
+	}
+	first := slices.Min(slices.Collect(maps.Keys(s.told)))
+	return Problem, text + "; still wrong: " + s.told[first].text
+}
+
+// reached reports that nothing waits for a Vault that cannot answer. That some other request succeeded is not enough: a
+// Vault whose database is down answers all but that. Call with mu held.
+func (s *Session) reached() bool {
+	for u := range s.upkeeps {
+		if u.class == vault.ErrUnavailable {
+			return false
+		}
+	}
+	return true
+}
+
+// fine forgets the complaint about what has succeeded now.
+func (s *Session) fine(op string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cure(op)
+}
+
+// cure is fine with mu held.
+func (s *Session) cure(op string) {
+	if _, told := s.told[op]; told {
+		delete(s.told, op)
+		s.cured = op
+	}
+}
+
+// upkeeps yields the upkeep of the token and of every item. Call with mu held.
+func (s *Session) upkeeps(yield func(*upkeep) bool) {
+	if !yield(&s.upkeep) {
+		return
+	}
+	for it := range s.kept {
+		if !yield(&it.upkeep) {
+			return
+		}
+	}
+}
+
+// Trouble returns what is wrong with the session at this moment, one line for each, without secrets; nil: all is well.
+func (s *Session) Trouble() (lines []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken {
+		lines = append(lines, "internal error: the upkeep of the Vault session has ended")
+	}
+	if !s.downAt.IsZero() {
+		lines = append(lines, s.down())
+	}
+	if s.upkeep.dead {
+		lines = append(lines, "the token "+endedAt(s.lease))
+	}
+	for it := range s.kept {
+		if it.dead {
+			lines = append(lines, fmt.Sprintf("what was read from %s %s", it.secret.Path, endedAt(it.lease)))
+		}
+	}
+	for _, op := range slices.Sorted(maps.Keys(s.told)) {
+		lines = append(lines, s.told[op].text)
+	}
+	return lines
+}
+
+// down says for how long Vault cannot be asked, and why. Call with mu held.
+func (s *Session) down() string {
+	text := fmt.Sprintf("Vault unavailable for %s", time.Since(s.downAt).Round(time.Second))
+	for u := range s.upkeeps {
+		if u.class == vault.ErrUnavailable {
+			return text + ": " + u.why.Error()
+		}
+	}
+	return text
+}
+
+// errForeign stands for what Login.JWT returns.
+var errForeign = errors.New("no identity")
+
+// about is what an error is about and how it is classed, which stay the same when its wording does not.
+func about(err error) (op string, class error) {
+	var e *vault.Error
+	switch {
+	case errors.As(err, &e):
+		return e.Op, e.Class
+	case errors.Is(err, context.DeadlineExceeded): // it waited for somebody else's attempt
+		return "", vault.ErrUnavailable
+	}
+	return "", errForeign
+}
