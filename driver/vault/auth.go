@@ -2,11 +2,14 @@ package vault
 
 import (
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/hashicorp/vault/api"
 )
+
+// replicatedWithin is how long a denial may mean that the node of Vault that was asked has not heard of the token yet
+// (https://developer.hashicorp.com/vault/docs/enterprise/consistency).
+const replicatedWithin = time.Second
 
 // Auth is a Vault token with what Vault says of it. It does not change and does not print its value.
 type Auth struct {
@@ -37,11 +40,3 @@ func newAuth(issued *api.SecretAuth, now time.Time, jitter float64) Auth {
 	return Auth{Value: issued.ClientToken, Accessor: issued.Accessor, Policies: issued.Policies,
 		Lease: NewLease("", span(issued.LeaseDuration), issued.Renewable, now, jitter)}
 }
-
-// What holds tokens or secrets, or is found by what a template sends to Vault, keeps them out of logs, errors and panics: fmt would look into
-// unexported fields and map keys without asking their types.
-
-func (r Request) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "%s %s", r.Op, r.Path) }
-
-// Format keeps the token out of logs, errors and panics.
-func (c *Caller) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, c.Auth.String()) }

@@ -12,10 +12,6 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// replicatedWithin is how long a denial may mean that the node of Vault that was asked has not heard of the token yet
-// (https://developer.hashicorp.com/vault/docs/enterprise/consistency).
-const replicatedWithin = time.Second
-
 // Caller asks Vault with one token in one namespace. Its methods ask once, except where they say otherwise, and may be called by several
 // goroutines. Their errors match the classes of this package.
 type Caller struct {
@@ -33,6 +29,9 @@ type Caller struct {
 func (c *Client) As(a Auth, role, namespace string) *Caller {
 	return &Caller{Auth: a, Role: role, Namespace: namespace, client: c}
 }
+
+// Format keeps the token out of logs, errors and panics, which would look into unexported fields without asking their types.
+func (c *Caller) Format(f fmt.State, _ rune) { fmt.Fprint(f, c.Auth.String()) }
 
 // api returns a client of Vault's library that uses the token over the shared transport.
 func (c *Caller) api() (*api.Client, error) { return c.client.as(c.Value, c.Namespace) }
@@ -252,23 +251,4 @@ func (c *Caller) Capabilities(ctx context.Context, op string, paths ...string) (
 // hintDenied adds to a denial what a policy must have so that it does not happen again, a right to update at path.
 func (c *Caller) hintDenied(err error, path string) error {
 	return HintDenied(err, grant(c.Role, c.Policies, path, `"update"`))
-}
-
-// Capabilities are those of which a policy must grant one for the operation.
-func (o Op) Capabilities() []string {
-	return map[Op][]string{Read: {"read"}, Write: {"create", "update"}, List: {"list"}}[o]
-}
-
-// Grant says what is missing in the policies of a role, for a request that is denied. An empty role is not named.
-func Grant(role string, policies []string, path string, op Op) string {
-	return grant(role, policies, path, `"`+strings.Join(op.Capabilities(), `", "`)+`"`)
-}
-
-func grant(role string, policies []string, path, capabilities string) string {
-	owner := "the token has"
-	if role != "" {
-		owner = fmt.Sprintf("role %q grants", role)
-	}
-	return fmt.Sprintf("%s the policies [%s]; what is missing in one of them is: path %q { capabilities = [%s] }",
-		owner, strings.Join(policies, " "), path, capabilities)
 }

@@ -46,6 +46,9 @@ type Cluster struct {
 // Issues reports that the cluster makes tokens by a token role.
 func (c *Cluster) Issues() bool { return c.Token != "" || c.TokenFile != "" }
 
+// Block is where the operator finds the cluster's settings, as messages name it.
+func (c Cluster) Block() string { return fmt.Sprintf("the plugin's vault %q block", c.Name) }
+
 // Client reaches one cluster: one transport for every task of the plugin, and what is known of the cluster's mounts.
 type Client struct {
 	// Jitter returns a number in [0,1), for each lease another. A test that wants to live through the same once more replaces it before the

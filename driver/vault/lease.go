@@ -99,3 +99,11 @@ func (l Lease) Late(now time.Time) bool { return !l.Ends.IsZero() && !now.Before
 func (l Lease) Expired(now time.Time) bool { return !l.Ends.IsZero() && !now.Before(l.Ends) }
 
 func fraction(d time.Duration, f float64) time.Duration { return time.Duration(float64(d) * f) }
+
+// farAway bounds the seconds that an answer can tell to what a time.Duration holds.
+const farAway = 1 << 32
+
+// span is a duration that Vault tells in seconds.
+func span(seconds int) time.Duration {
+	return time.Duration(max(0, min(seconds, farAway))) * time.Second
+}

@@ -161,9 +161,6 @@ func serving(namespace, path string, data map[string]any) string {
 	return ""
 }
 
-// keeps reports that an engine of that type only keeps what somebody wrote: to read it issues nothing.
-func keeps(engine string) bool { return engine == "kv" || engine == "generic" || engine == "cubbyhole" }
-
 // shows reports that path is where KV v2 shows data.
 func (m mount) shows(path string) bool { return m.v2 && strings.HasPrefix(path, m.path+"data/") }
 

@@ -49,6 +49,9 @@ type Request struct {
 	Revoke string `json:"revoke,omitempty"`
 }
 
+// Format keeps what a template sends to Vault out of logs, errors and panics.
+func (r Request) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "%s %s", r.Op, r.Path) }
+
 // Key identifies the question: requests with the same key are the same.
 func (r Request) Key() string {
 	data, _ := json.Marshal(r.Data) // maps are marshalled in key order; what a template passes is strings
@@ -155,6 +158,9 @@ func newSecret(req Request, path, engine string, answer *api.Secret, now time.Ti
 	return s
 }
 
+// keeps reports that an engine of that type only keeps what somebody wrote: to read it issues nothing.
+func keeps(engine string) bool { return engine == "kv" || engine == "generic" || engine == "cubbyhole" }
+
 // ends finds the end that an answer without a lease tells in its data, and whether Vault itself rotates it then: pki's
 // "expiration" (https://developer.hashicorp.com/vault/api-docs/secret/pki#generate-certificate-and-key), "ttl" of
 // database static roles and of identity tokens. In a KV store such keys are somebody's data and mean nothing.
@@ -177,18 +183,10 @@ func ends(engine string, data map[string]any, now time.Time, ahead time.Duration
 	return time.Time{}, false
 }
 
-// farAway bounds the seconds that an answer can tell to what a time.Duration holds.
-const farAway = 1 << 32
-
 func number(v any) int64 {
 	n, _ := v.(json.Number)
 	f, _ := n.Float64()
 	return int64(max(0, min(f, farAway)))
-}
-
-// span is a duration that Vault tells in seconds.
-func span(seconds int) time.Duration {
-	return time.Duration(max(0, min(seconds, farAway))) * time.Second
 }
 
 // SameContent reports whether two answers to the same question say the same. A lease is part of what a leased secret says: its

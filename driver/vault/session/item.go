@@ -7,10 +7,6 @@ import (
 	"nomad-driver-vault/driver/vault"
 )
 
-// mintsPerLife bounds how often a lease may be issued anew within the life of one: a renewal that always fails must not
-// become a stream of new database users (consul-template #2165 mints ten a second).
-const mintsPerLife = 4
-
 // item is one question and its newest answer. The session's mu guards it.
 type item struct {
 	upkeep

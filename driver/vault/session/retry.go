@@ -77,15 +77,6 @@ func sparingly(ctx context.Context, tell func(error), answers func(context.Conte
 	})
 }
 
-// await tells that somebody waits, and why, or else for what.
-func (s *Session) await(why error, what string) {
-	if why != nil {
-		s.tell(Waiting, "waiting: "+why.Error())
-	} else {
-		s.tell(Waiting, "waiting for "+what)
-	}
-}
-
 // final ends the patience with an error.
 func final(err error) error {
 	var e *vault.Error

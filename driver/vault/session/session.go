@@ -86,6 +86,18 @@ func (s *Session) Listen(o Options) {
 	}
 }
 
+// sourceOf returns where the session's tokens come from.
+func (s *Session) sourceOf(l Login) TokenSource {
+	switch {
+	case s.cluster.issuer != nil:
+		return s.cluster.issuer.Source(l.Token)
+	case l.NomadToken != nil:
+		return fromNomad{client: s.cluster.client, namespace: s.namespace, read: l.NomadToken}
+	default:
+		return byJWT{client: s.cluster.client, role: s.role, namespace: s.namespace, jwt: l.JWT}
+	}
+}
+
 func (s *Session) nudge() {
 	s.mu.Lock()
 	changed := s.changed

@@ -36,18 +36,6 @@ type Login struct {
 	Token vault.TokenRequest
 }
 
-// sourceOf returns where the session's tokens come from.
-func (s *Session) sourceOf(l Login) TokenSource {
-	switch {
-	case s.cluster.issuer != nil:
-		return s.cluster.issuer.Source(l.Token)
-	case l.NomadToken != nil:
-		return fromNomad{client: s.cluster.client, namespace: s.namespace, read: l.NomadToken}
-	default:
-		return byJWT{client: s.cluster.client, role: s.role, namespace: s.namespace, jwt: l.JWT}
-	}
-}
-
 // byJWT logs in with the task's workload identity.
 type byJWT struct {
 	client          *vault.Client

@@ -40,6 +40,15 @@ func (s *Session) tell(kind NoticeKind, text string) {
 	s.report(func() (NoticeKind, string) { return kind, text })
 }
 
+// await tells that somebody waits, and why, or else for what.
+func (s *Session) await(why error, what string) {
+	if why != nil {
+		s.tell(Waiting, "waiting: "+why.Error())
+	} else {
+		s.tell(Waiting, "waiting for "+what)
+	}
+}
+
 // complain tells of trouble once: an outage when it has lasted for a while, and each other problem until what failed succeeds.
 func (s *Session) complain(err error) {
 	op, class := about(err)

@@ -7,6 +7,10 @@ import (
 	"nomad-driver-vault/driver/vault"
 )
 
+// mintsPerLife bounds how often a lease may be issued anew within the life of one: a renewal that always fails must not
+// become a stream of new database users (consul-template #2165 mints ten a second).
+const mintsPerLife = 4
+
 // upkeep is when a token or a secret next wants attention, and how the last attempts went. The session's mu guards it.
 type upkeep struct {
 	at      time.Time // zero: never
