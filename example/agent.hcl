@@ -1,13 +1,14 @@
-# What a Nomad client has to have in its configuration to serve the plugin; a file of its own beside the others will do. Each option of
-# ours is here: those with a value have to be set or are worth a thought, the others stand behind # with their defaults. Options of the
-# wrapped driver go into the same config block, as in Nomad's own documentation of that driver.
+# What a Nomad client needs in its configuration to serve the plugin. It may be a file of its own beside the others. Every
+# option of the plugin is here: those with a value must be set or deserve a thought, the others stand behind # with their
+# defaults. Options of the wrapped driver go into the same config block, as in Nomad's own documentation of that driver.
 
-# nomad-driver-vault lies here with one link to it per driver: `make install` does that. The link's name tells it what to wrap.
+# The directory with nomad-driver-vault and one link to it for each driver: `make install` creates them. The link's name
+# says what is wrapped.
 plugin_dir = "/opt/nomad/plugins"
 
 plugin "vault-exec" {
   config {
-    # A Vault cluster. Tasks use the one named "default" unless they name another; write as many of these blocks as you have clusters.
+    # A Vault cluster. Tasks use the one named "default" unless they name another. Write one block for each cluster.
     vault "default" {
       address               = "http://127.0.0.1:8200"
       jwt_auth_backend_path = "jwt-nomad"       # where the JWT auth method is mounted, see setup.sh
@@ -23,36 +24,36 @@ plugin "vault-exec" {
 
       # rate_limit      = ""    # requests a second that this node sends to the cluster at most, and a burst: "50:100"
 
-      # In place of logins: tokens by a Vault token role, see token-role.sh and docs/tokens-and-policies.md. create_from_role
-      # names it.
+      # In place of logins: tokens by a Vault token role, which create_from_role names. See token-role.sh and
+      # docs/tokens-and-policies.md.
       # token      = ""        # or token_file, so that the token is in no answer of Nomad's API
       # token_file = "/opt/nomad/vault_token"
-      # allow "*" { policies = ["app-*"] }      # what tasks of any Nomad namespace may ask for; one namespace: allow "prod" { ... }
+      # allow "*" { policies = ["app-*"] } # what tasks of any Nomad namespace may ask for; of one: allow "prod" { ... }
     }
 
-    # What is needed to go on after a restart of the agent: tokens and leases of the running tasks. Kept in memory (a tmpfs).
+    # What the next plugin process needs: tokens and leases of the running tasks. Kept in memory (a tmpfs).
     # state_dir = "/run/nomad-driver-vault/vault-exec"
 
-    # How long a start may wait for its identity, Vault and templates before it counts as failed; Nomad then tries again as the job's
-    # restart block says. `nomad job stop` waits for a start under way.
+    # How long a start may wait for its identity, Vault and templates before it counts as failed. Nomad then tries again as
+    # the job's restart block says. `nomad job stop` waits for a start under way.
     # start_timeout = "60s"
 
-    # How long after a task ended by itself its token and leases wait for the next start, which takes them over.
+    # How long the token and leases of a task that ended by itself wait for its next start, which takes them over.
     # linger = "60s"
 
-    # How often secrets without a lease (KV) are looked at, where a template has no poll_interval of its own; and the shortest that a
-    # template may ask for.
+    # How often the driver reads secrets without a lease (KV) again, unless a template has its own poll_interval; and the
+    # shortest interval that a template may ask for.
     # poll_interval     = "30s"
     # min_poll_interval = "5s"
 
     # Users that no task may run as.
     # denied_users = ["root"]
 
-    # What a task sees of the host: "bind" mounts the paths read-only, which takes milliseconds, and lets it read what everyone
-    # may; "chroot" copies the client's chroot_env into each task, secrets included, as Nomad's exec does.
+    # What a task sees of the host. "bind" mounts the paths read-only, which takes milliseconds, and lets the task read what
+    # everyone may. "chroot" copies the client's chroot_env into each task, secrets included, as Nomad's exec does.
     # filesystem = "bind"
-    # paths = ["/run/systemd/resolve/resolv.conf", "/run/systemd/resolve/stub-resolv.conf", "/run/resolvconf/resolv.conf",
-    #          "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"]
+    # paths = ["/run/systemd/resolve/resolv.conf", "/run/systemd/resolve/stub-resolv.conf",
+    #          "/run/resolvconf/resolv.conf", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64"]
 
     # Variables of the agent's environment that tasks have with filesystem = "bind", unless the job sets them.
     # host_env = ["PATH", "LANG", "LC_ALL", "TZ"]
@@ -75,8 +76,8 @@ plugin "vault-docker" {
   }
 }
 
-# Two docker drivers on one Docker engine each take the other's containers for lost ones and remove them after five minutes. Ours
-# leaves them alone; Nomad's own has to be told.
+# Each of two docker drivers on one Docker engine takes the other's containers for lost ones and removes them after five
+# minutes. vault-docker leaves them alone; Nomad's own driver needs this setting.
 plugin "docker" {
   config {
     gc {

@@ -1,8 +1,8 @@
 #!/bin/sh
-# After setup.sh: lets the job "database" (database.nomad.hcl), and no other, have PostgreSQL users of its own from Vault.
+# After setup.sh: lets the job "database" (database.nomad.hcl), and no other, have its own PostgreSQL users from Vault.
 #
-# Needs the vault command, VAULT_ADDR and VAULT_TOKEN as setup.sh does; and PGHOST, PGPORT, PGUSER, PGPASSWORD of a PostgreSQL user
-# that may create users, as *Vault* reaches the server.
+# Needs the vault command, VAULT_ADDR and VAULT_TOKEN as setup.sh does; and PGHOST, PGPORT, PGUSER, PGPASSWORD of a
+# PostgreSQL user that may create users, as *Vault* reaches the server.
 set -eu
 : "${VAULT_ADDR:?}" "${PGHOST:?}" "${PGPORT:?}" "${PGUSER:?}" "${PGPASSWORD:?}"
 
@@ -17,7 +17,7 @@ vault write database/config/postgres - <<JSON
 }
 JSON
 
-# A user lives an hour at a time and a day in all: the driver renews it, and replaces it before the day is over.
+# A user's lease is an hour, and a day at most: the driver renews it, and replaces the user before the day is over.
 vault write database/roles/database - <<'JSON'
 {
   "db_name": "postgres",
@@ -27,7 +27,8 @@ vault write database/roles/database - <<'JSON'
 }
 JSON
 
-# sys/leases/revoke lets the driver end a user as soon as its successor is in use. Without it, the old user lives on until its lease ends.
+# sys/leases/revoke lets the driver remove a user as soon as its successor is in use. Without it, the old user lives until
+# its lease ends.
 vault policy write database - <<'HCL'
 path "database/creds/database" {
   capabilities = ["read"]

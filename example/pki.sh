@@ -1,6 +1,7 @@
 #!/bin/sh
-# After setup.sh: lets the job "hello-pki" (pki.nomad.hcl), and no other, have certificates for names below service.example from a CA
-# that this makes in Vault. In production the CA is an intermediate one, signed by yours. Running it again changes nothing.
+# After setup.sh: lets the job "hello-pki" (pki.nomad.hcl), and no other, have certificates for names below
+# service.example, from a CA that this script creates in Vault. In production, use an intermediate CA, signed by yours. A
+# second run changes nothing.
 #
 # Needs the vault command, VAULT_ADDR and VAULT_TOKEN as setup.sh does.
 set -eu

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Sets Vault up for tasks that get their tokens by a token role instead of logging in, as Nomad's servers had it until 1.9, and writes
-# the token that the plugin makes them with to a file: token_file of the plugin's vault block. Each node can have a token of its own.
+# Prepares Vault for tasks that get their tokens by a token role and do not log in, as with Nomad's servers until 1.9. Writes
+# the plugin's own token, which makes the tokens of tasks, to a file: token_file of the plugin's vault block. Each node can
+# have a token of its own.
 #
 #   sh token-role.sh /opt/nomad/vault_token
 #
-# Needs the vault command, VAULT_ADDR and a VAULT_TOKEN that may write policies and token roles, and make orphan tokens. Running it again
-# makes another token.
+# Needs the vault command, VAULT_ADDR and a VAULT_TOKEN that may write policies and token roles, and create orphan tokens. A
+# second run creates another token.
 set -eu
 : "${VAULT_ADDR:?}"
 file=${1:?"the file to write the token to"}
@@ -34,7 +35,8 @@ path "sys/capabilities-self" {
 }
 HCL
 
-# Periodic and without a maximum, so that a token lives as long as its task; orphan, so that it survives the token it was made with.
+# Periodic and without a maximum, so that a token lives as long as its task. Orphan, so that it survives the token that
+# made it.
 vault write auth/token/roles/nomad-cluster - <<'JSON'
 {
   "disallowed_policies": ["nomad-server"],
