@@ -19,8 +19,8 @@ import (
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 	"github.com/shoenig/test/must"
 
-	"nomad-driver-vault/driver"
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/operator"
@@ -80,7 +80,7 @@ func TestMigratedConfigIsAccepted(t *testing.T) {
 		if strings.Contains(block[1], "policies") { // of a cluster with token roles
 			op.Clusters, op.Allow = []vault.Cluster{own}, config.Allow{"default": {"*": {"*"}}}
 		}
-		_, err = driver.Review(op, &drivers.TaskConfig{Name: "x", Namespace: "default"}, conf)
+		_, err = render.Review(op, &drivers.TaskConfig{Name: "x", Namespace: "default"}, conf)
 		must.NoError(t, err, must.Sprint(block[1]))
 	}
 }

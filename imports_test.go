@@ -50,11 +50,14 @@ var leaves = []string{"driver/identity", "driver/logpipe", "driver/sched", "driv
 func TestImportsPointOneWay(t *testing.T) {
 	allowed := map[string][]string{
 		"":         {"internal/sigpipe", "operator", "plugin"},
-		"operator": {"driver", "driver/config", "internal/logtext", "driver/vault", "plugin"},
+		"operator": {"driver/config", "driver/render", "internal/logtext", "driver/vault", "plugin"},
 		"plugin":   {"driver", "driver/config", "internal/inode", "driver/vault"}, // vault for the type of a cluster's configuration
-		"driver":   append([]string{"driver/config", "internal/inode", "internal/logtext"}, leaves...),
+		"driver":   append([]string{"driver/config", "driver/credentials", "driver/render", "internal/inode", "internal/logtext"}, leaves...),
 
-		"driver/config":   {"driver/template", "driver/vault"}, // for Fields and Cluster
+		"driver/config": {"driver/template", "driver/vault"}, // for Fields and Cluster
+		"driver/credentials": {"driver/config", "driver/identity", "driver/state", "driver/taskapi", "driver/template", "driver/vault",
+			"internal/inode"},
+		"driver/render":   {"driver/config", "driver/credentials", "driver/template", "driver/vault", "internal/inode"},
 		"driver/identity": {"internal/inode"},
 		"driver/logpipe":  {"internal/inode"},
 		"driver/sched":    nil,

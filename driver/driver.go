@@ -9,11 +9,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/session"
@@ -203,8 +206,14 @@ func (d *Driver) client(cluster string) (*session.Cluster, error) {
 	return nil, err
 }
 
+// env is what the credentials of a task need of the plugin.
+func (d *Driver) env() credentials.Env {
+	permit := func(block config.Vault, namespace string) error { return d.configured().PermitVault(block, namespace) }
+	return credentials.Env{Client: d.client, ClientOf: d.clientOf, Permit: permit, Plugin: d.configured().Name, Done: d.ctx.Done(), Logger: d.logger}
+}
+
 // taskKey identifies a task across its runs, each of which has an ID of its own.
-func taskKey(cfg *drivers.TaskConfig) string { return cfg.AllocID + "/" + cfg.Name }
+func taskKey(cfg *drivers.TaskConfig) string { return state.Key(cfg.AllocID, cfg.Name) }
 
 // task returns the run with that ID, of which the agent knows now. One that is starting is waited for.
 func (d *Driver) task(id string) (*task, bool) {
@@ -382,4 +391,20 @@ func (d *Driver) SignalTask(id, signal string) error {
 // ExecTask runs a command in the task.
 func (d *Driver) ExecTask(id string, cmd []string, timeout time.Duration) (*drivers.ExecTaskResult, error) {
 	return d.inner.ExecTask(id, cmd, timeout)
+}
+
+// clientOf returns a client of the Vault that has issued a session, by whatever name it is configured now; nil: there
+// is none.
+func (d *Driver) clientOf(o vault.Origin) *vault.Client {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if named := d.clients[o.Cluster]; named != nil && (o.Address == "" || named.Cluster().Address == o.Address) {
+		return named
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.clients)) {
+		if client := d.clients[name]; client.Cluster().Address == o.Address {
+			return client
+		}
+	}
+	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
@@ -18,12 +19,9 @@ func TestPanicEndsOneTask(t *testing.T) {
 		"in a call of the wrapped driver": func(r *run) { r.inner.panics("signal") },
 		"in a session's upkeep": func(r *run) {
 			tk, _ := r.task(r.cfg.ID)
-			for _, session := range tk.secrets.sessions {
-				options := tk.secrets.options(tk.conf.Vault("default"))
-				options.Login.JWT = func(context.Context) (string, error) { panic(vaulttest.Planted) }
-				options.Notify = tk.notice
-				session.Listen(options)
-			}
+			panics := func(context.Context) (string, error) { panic(vaulttest.Planted) }
+			tk.secrets.Session("default").Listen(vault.Options{Notify: tk.notice, Changed: make(chan struct{}, 1),
+				Login: vault.Login{Role: "app", JWT: panics}})
 			r.RevokeTokens()
 		},
 		"in the task's own goroutine": func(r *run) {

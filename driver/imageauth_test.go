@@ -90,7 +90,7 @@ func TestRegistryCredentialsGoToTheWrappedDriverOnly(t *testing.T) {
 		must.StrContains(t, events, "templates rendered: 0, registry credentials read, vault \"default\" token")
 		task, _ := h.task(cfg.ID)
 		for place, content := range map[string]string{"handle": string(stored.DriverState) + fmt.Sprintf("%+v", stored.Config), "events": events,
-			"log": h.log.String(), "generation": fmt.Sprintf("%v %#v", task.current.auth, task.current.auth)} {
+			"log": h.log.String(), "generation": fmt.Sprintf("%v %#v", task.current.Auth, task.current.Auth)} {
 			must.StrNotContains(t, content, vaulttest.Planted, must.Sprint(place))
 		}
 		r.stop()

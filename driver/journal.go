@@ -3,9 +3,7 @@ package driver
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"regexp"
-	"slices"
 	"time"
 
 	"nomad-driver-vault/driver/vault/session"
@@ -65,7 +63,7 @@ const remindEvery = 5 * time.Minute
 
 // remind writes what is wrong at this moment into the agent's log.
 func (t *task) remind() {
-	all := append(t.secrets.trouble(), t.trouble.text, t.untold.text)
+	all := append(t.secrets.Problems(), t.trouble.text, t.untold.text)
 	if t.record.Unverified {
 		all = append(all, "a change_script failed: whether the task uses what is new is not known")
 	}
@@ -74,18 +72,6 @@ func (t *task) remind() {
 			t.log(hclog.Warn, "still: "+text)
 		}
 	}
-}
-
-// trouble is what is wrong with the sessions at this moment, one line for each.
-func (s *secrets) trouble() (lines []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(s.sessions)) {
-		for _, line := range s.sessions[name].Trouble() {
-			lines = append(lines, fmt.Sprintf("vault %q: %s", name, line))
-		}
-	}
-	return lines
 }
 
 // event tells the same story, shorter, in nomad alloc status. Nomad keeps ten events of a task: one for each rotation,

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/driver/sched"
 	"nomad-driver-vault/driver/state"
@@ -32,10 +33,10 @@ const (
 // Either the next run claims it, or it expires: its files are removed and its sessions revoked.
 type left struct {
 	record  state.Record
-	secrets *secrets       // nil: not restored yet from what another plugin process has saved
-	save    func()         // saves it, where that has not succeeded yet; nil for another process's
-	seal    func()         // ends what the run itself still saves of its sessions; nil for another process's
-	pipes   *logpipe.Pipes // still held after a recovery that failed: the log collector reads on until the next start holds them; else nil
+	secrets *credentials.Set // nil: not restored yet from what another plugin process has saved
+	save    func()           // saves it, where that has not succeeded yet; nil for another process's
+	seal    func()           // ends what the run itself still saves of its sessions; nil for another process's
+	pipes   *logpipe.Pipes   // still held after a recovery that failed: the log collector reads on until the next start holds them; else nil
 	timer   *time.Timer
 	late    chan struct{} // closed when it cannot be claimed any more and its files are gone, or when another has taken its place
 	old     bool          // of a plugin process before this one
@@ -99,7 +100,7 @@ func (d *Driver) own(l *left) {
 		l.seal()
 	}
 	if l.secrets == nil {
-		l.secrets = d.restore(l.record)
+		l.secrets = credentials.Restore(d.env(), taskOf(l.record), l.record)
 	}
 }
 
@@ -160,7 +161,7 @@ func (d *Driver) expire(l *left) {
 	}
 	if l.secrets == nil {
 		d.logger.Info("revoking the session of a task that is gone", "task", l.record.Key)
-		l.secrets = d.unpack(l.record)
+		l.secrets = credentials.Unpack(d.env(), taskOf(l.record), l.record)
 	}
 	d.own(l)
 	if l.stray() {
@@ -195,7 +196,7 @@ func (d *Driver) sweepLater(l *left) bool {
 
 // clear removes the files of a run and sets aside what is to be revoked, where the next run does not overwrite it.
 func (d *Driver) clear(l *left) {
-	l.secrets.pause()
+	l.secrets.Pause()
 	if root, err := os.OpenRoot(l.record.AllocDir); err == nil { // else the allocation is gone, and its files with it
 		if err := template.Remove(root, taskOf(l.record).Name, l.record.Files); err != nil {
 			d.logger.Warn("rendered files are left behind", "task", l.record.Key, "error", err)
@@ -213,12 +214,12 @@ func (d *Driver) clear(l *left) {
 // setAside keeps what is to be revoked in a file of its own.
 func (d *Driver) setAside(l *left) {
 	store := d.kept()
-	if store == nil || !l.secrets.holds() {
+	if store == nil || !l.secrets.Any() {
 		return
 	}
 	r := l.record
 	r.Once, r.Delivered, r.Inner = nil, nil, nil // which only a run needs
-	l.secrets.save(&r)
+	l.secrets.Save(&r)
 	file, err := store.SetAside(r)
 	if err != nil && !l.warned {
 		d.logger.Warn("a crash now would lose what is to be revoked", "task", l.record.Key, "error", err)
@@ -255,8 +256,8 @@ func (d *Driver) revokeAll(l *left) {
 func (d *Driver) revoke(ctx context.Context, l *left) bool {
 	ctx, cancel := context.WithTimeout(ctx, revokeWithin)
 	defer cancel()
-	unknown := l.secrets.reclaim()
-	waiting, lost := l.secrets.close(ctx)
+	unknown := l.secrets.Reclaim()
+	waiting, lost := l.secrets.Revoke(ctx)
 	if lost != nil {
 		d.logger.Warn("left to end by its TTL", "task", l.record.Key, "error", lost)
 	}

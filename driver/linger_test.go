@@ -168,7 +168,7 @@ func TestStopReturnsWhenTheNextRunFindsWhatIsLeft(t *testing.T) {
 		r := h.start(whole)
 		task, _ := h.task(r.cfg.ID)
 		stopped := make(chan error, 1)
-		task.secrets.mu.Lock() // holds up the end of the run
+		task.saving.Lock() // holds up the end of the run
 		go func() { stopped <- h.StopTask(r.cfg.ID, 0, "") }()
 		for len(h.machine.running()) > 0 {
 			runtime.Gosched()
@@ -177,7 +177,7 @@ func TestStopReturnsWhenTheNextRunFindsWhatIsLeft(t *testing.T) {
 			runtime.Gosched()
 		}
 		must.Zero(t, len(stopped))
-		task.secrets.mu.Unlock()
+		task.saving.Unlock()
 		must.NoError(t, <-stopped)
 		h.start(whole)
 		must.Eq(t, 1, h.Logins())
@@ -245,6 +245,7 @@ func TestStartAtTheMomentTheLingerEnds(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				r := h.start(whole)
+				run, _ := h.task(r.cfg.ID)
 				r.exit(1)
 				synctest.Wait()
 				must.NoError(t, h.DestroyTask(r.cfg.ID, true))
@@ -252,7 +253,7 @@ func TestStartAtTheMomentTheLingerEnds(t *testing.T) {
 				old := h.idle["alloc-1/web"]
 				h.Driver.mu.Unlock()
 				if early == 0 {
-					old.secrets.mu.Lock() // holds up the removal of its files
+					run.saving.Lock() // holds up the removal of its files
 				}
 				time.Sleep(h.config.Linger - early)
 				started := make(chan error, 1)
@@ -265,7 +266,7 @@ func TestStartAtTheMomentTheLingerEnds(t *testing.T) {
 					for range 10000 { // a start that did not wait would be over by now
 						runtime.Gosched()
 					}
-					old.secrets.mu.Unlock()
+					run.saving.Unlock()
 				}
 				must.NoError(t, <-started)
 				after(time.Minute)
@@ -490,12 +491,12 @@ func TestTaskThatEndsWhileVaultMakesSomethingLeavesNothing(t *testing.T) {
 	}{
 		"a token": {vaulttest.Fault{Match: "PUT auth/jwt-nomad/login", Slow: 4 * time.Second}, func(r *run) {
 			running, _ := r.task(r.cfg.ID)
-			_, err := running.secrets.session(running.ctx, "other")
-			must.ErrorIs(r, err, session.ErrClosed)
+			_, err := running.secrets.Snapshot(false).Token(running.ctx, "other")
+			must.ErrorIs(r, err, vault.ErrClosed)
 		}},
 		"a database user": {vaulttest.Fault{Match: "GET database/", Slow: 4 * time.Second, Forget: true}, func(r *run) {
 			running, _ := r.task(r.cfg.ID)
-			_, _ = running.secrets.begin(false).source("default", 0).Read(running.ctx, "database/creds/other", nil)
+			_, _ = running.secrets.Snapshot(false).Source("default", 0).Read(running.ctx, "database/creds/other", nil)
 		}},
 	} {
 		t.Run(what, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/tokenrole"
 	"nomad-driver-vault/driver/vault/vaulttest"
@@ -65,10 +66,11 @@ func TestSessionOfATokenRoleIsRestoredWithItsPolicies(t *testing.T) {
 		h.issuing()
 		h.start(asking(`"app-web", "app-more"`) + templateHCL("secrets/user", creds, onNoop))
 		h.reboot()
-		restored := h.restore(sole(t, h.store.All()))
-		must.Eq(t, []string{"app-more", "app-web"}, restored.conf.Vault("default").Policies)
-		must.Eq(t, []string{"app-more", "app-web"}, restored.options(restored.conf.Vault("default")).Login.Token.Policies)
-		waiting, lost := restored.close(h.Context())
+		record := sole(t, h.store.All())
+		must.Eq(t, "app-more,app-web", record.Sessions["default"].Login.Policies)
+		restored := credentials.Restore(h.env(), taskOf(record), record)
+		must.Eq(t, []string{"app-more", "app-web"}, restored.Session("default").Policies())
+		waiting, lost := restored.Revoke(h.Context())
 		must.NoError(t, cmp.Or(waiting, lost))
 		after(time.Hour)
 	})

@@ -24,14 +24,14 @@ func TestNothingThatHoldsASecretPrintsIt(t *testing.T) {
 	bubble(t, func(h *host) {
 		r := secretive(h)
 		tk, _ := h.task(r.cfg.ID)
-		must.StrContains(t, string(tk.current.output["secrets/env"]), vaulttest.Planted)
+		must.StrContains(t, string(tk.current.Output["secrets/env"]), vaulttest.Planted)
 		kept := tk.record
-		tk.secrets.save(&kept)
+		tk.secrets.Save(&kept)
 		must.StrContains(t, string(kept.Sessions["default"].State), vaulttest.Planted)
-		reading := tk.current.pass.readings["default"]
+		session := tk.secrets.Session("default")
 		login := jwt("one")
 		all := []any{tk, *tk.current, tk.current, kept, &kept, kept.Sessions, tk.leaves(), rendered{next: tk.current},
-			tk.current.files, tk.current.files[0], tk.current.pass, tk.secrets, tk.make, tk.secrets.sessions, reading,
+			tk.current.Files, tk.current.Files[0], tk.current.Pass, tk.secrets, tk.make, session, session.Begin(false),
 			vault.Request{Op: vault.Write, Path: "x", Data: map[string]any{"password": vaulttest.Planted}}, h.Driver.tasks, h.Driver.idle}
 		for _, one := range all {
 			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
@@ -50,7 +50,7 @@ func TestPanicWhileRenderingShowsNoSecret(t *testing.T) {
 		r := secretive(h)
 		ended := r.wait()
 		tk, _ := h.task(r.cfg.ID)
-		tk.make.makers[1] = nil
+		tk.make.Funcs[1] = nil
 		h.write(vaulttest.Planted + "2")
 		must.ErrorContains(t, (<-ended).Err, "internal error in ")
 		must.Eq(t, 1, h.logged("nil pointer dereference"))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/state"
 	"time"
 
@@ -75,7 +76,7 @@ func (t *task) takenOver() error {
 			return nil
 		}
 	}
-	switch sessions := t.secrets.describe(); {
+	switch sessions := t.secrets.Describe(); {
 	case sessions != "":
 		t.say("taken over after the end of the plugin before%s", sessions)
 	case len(t.conf.Blocks()) > 0:
@@ -97,7 +98,7 @@ func (t *task) putBack(l *left) {
 // reattach finds the process and the session again. With an error, which means that there is no such process any more, it returns what it has
 // claimed.
 func (t *task) reattach() (*left, error) {
-	old := t.d.claim(t.secrets.key)
+	old := t.d.claim(t.record.Key)
 	if old != nil && old.record.TaskID == t.cfg.ID && old.record.Inner != nil { // of the present process, which we may have restarted
 		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner
 		t.record.Delivered, t.record.Once, t.record.Unverified = old.record.Delivered, old.record.Once, old.record.Unverified
@@ -121,7 +122,7 @@ func (t *task) reattach() (*left, error) {
 	if old != nil {
 		t.adopt(old)
 	}
-	t.current, t.recovered, t.tookOver = &generation{output: t.record.Once}, true, time.Now()
+	t.current, t.recovered, t.tookOver = &render.Generation{Output: t.record.Once}, true, time.Now()
 	t.quiet = time.After(0) // render what was rendered before: the same bytes mean that nothing happened
 	return nil, nil
 }
@@ -169,7 +170,7 @@ func (t *task) remember(change func(*state.Record)) {
 		return
 	}
 	r := t.record
-	t.secrets.save(&r)
+	t.secrets.Save(&r)
 	err := store.Save(r)
 	t.unsaved = err != nil
 	switch {
@@ -195,17 +196,17 @@ func (t *task) saveAgain() {
 }
 
 // use remembers that the process has what is in g.
-func use(r *state.Record, g *generation) {
-	r.Delivered, r.Once, r.Unverified = maps.Clone(g.sums), g.onceOutputs(), false
+func use(r *state.Record, g *render.Generation) {
+	r.Delivered, r.Once, r.Unverified = maps.Clone(g.Sums), g.OnceOutputs(), false
 }
 
 // bounded returns an error where more would have to be remembered of the task with that generation than fits into a record.
-func (t *task) bounded(g *generation) error {
+func (t *task) bounded(g *render.Generation) error {
 	t.saving.Lock()
 	r := t.record
 	t.saving.Unlock()
 	use(&r, g)
-	t.secrets.save(&r)
+	t.secrets.Save(&r)
 	_, err := r.Encode()
 	return err
 }

@@ -10,6 +10,7 @@ import (
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/logpipe"
+	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/vault"
@@ -32,7 +33,7 @@ const (
 )
 
 type rendered struct {
-	next *generation
+	next *render.Generation
 	err  error
 }
 
@@ -68,7 +69,7 @@ func (t *task) render() {
 		defer cancel()
 		var r rendered
 		r.err = t.guard("rendering", func() (err error) {
-			r.next, err = t.make.render(ctx, last, false)
+			r.next, err = t.make.Render(ctx, last, false)
 			return err
 		})
 		result <- r
@@ -80,7 +81,7 @@ func (t *task) render() {
 func (t *task) take(r rendered) {
 	t.rendered = nil
 	// After trouble it is written in any case: a part of the generation that failed may be there, and the secrets be the old ones again.
-	if r.err == nil && (t.trouble.is() || !maps.Equal(r.next.sums, t.current.sums)) {
+	if r.err == nil && (t.trouble.is() || !maps.Equal(r.next.Sums, t.current.Sums)) {
 		t.reached("rendered")
 		r.err = t.write(r.next)
 		t.reached("written")
@@ -93,22 +94,22 @@ func (t *task) take(r rendered) {
 	was := t.trouble
 	t.current, t.trouble = r.next, trouble{}
 	t.retry.Reset()
-	t.pending = r.next.diff(t.record.Delivered)
+	t.pending = r.next.Diff(t.record.Delivered)
 	switch {
-	case t.pending.acts() && t.splay == nil:
-		t.splay = time.After(t.pending.delay())
+	case t.pending.Acts() && t.splay == nil:
+		t.splay = time.After(t.pending.Delay())
 		t.save()
-	case t.pending.acts():
+	case t.pending.Acts():
 		t.save()
 	default:
-		if t.pending.silent {
+		if t.pending.Silent {
 			t.say("rendered anew: %s; the task is not told (change_mode noop)", t.pending)
 			t.event("Secrets changed: %s; noop", t.pending)
 		} else {
 			t.relieved(was)
 			t.relieved(t.untold)
 		}
-		t.told(t.pending.grace())
+		t.told(t.pending.Grace())
 	}
 	t.reached("planned")
 }
@@ -136,9 +137,9 @@ func (t *task) told(grace time.Duration) {
 	if t.record.Unverified {
 		grace = -1
 	}
-	t.pending, t.splay, t.unreadAt, t.untold = change{}, nil, time.Time{}, trouble{}
+	t.pending, t.splay, t.unreadAt, t.untold = render.Change{}, nil, time.Time{}, trouble{}
 	t.reached("told")
-	t.current.pass.commit(grace)
+	t.current.Pass.Commit(grace)
 	t.reached("committed")
 	t.remember(func(r *state.Record) { use(r, t.current) })
 }
@@ -146,23 +147,23 @@ func (t *task) told(grace time.Duration) {
 // act does the one action that all changes since the last one ask for. A restart replaces every other: the new process
 // reads everything anew. Otherwise each script runs, and then each signal is sent, once.
 func (t *task) act() stateFunc {
-	if t.pending.restart {
+	if t.pending.Restart {
 		return t.restart
 	}
-	return t.tell(t.pending.actions(), attempt{level: hclog.Info})
+	return t.tell(t.pending.Actions(), attempt{level: hclog.Info})
 }
 
 // attempt is what has come of the actions so far.
 type attempt struct {
-	did    []string    // for the log
-	failed []string    // those of them that are to be tried again
-	undone change      // the scripts and signals of these
-	level  hclog.Level // of the line about it: a script that failed needs a person
+	did    []string      // for the log
+	failed []string      // those of them that are to be tried again
+	undone render.Change // the scripts and signals of these
+	level  hclog.Level   // of the line about it: a script that failed needs a person
 }
 
 // tell does what is left of the actions one after the other. Each may take its time: the end of the process, a stop and a
 // signal do not wait for it.
-func (t *task) tell(rest []action, so attempt) stateFunc {
+func (t *task) tell(rest []render.Action, so attempt) stateFunc {
 	if len(rest) == 0 {
 		return func() stateFunc { return t.acted(so) }
 	}
@@ -189,14 +190,14 @@ func (t *task) tell(rest []action, so attempt) stateFunc {
 
 // tried is after the first of the actions has ended. A script that has run is not run again, however it ended: what it did
 // before it failed may not bear that. But whether the process uses what is new is then not known.
-func (t *task) tried(rest []action, so attempt, err error) stateFunc {
+func (t *task) tried(rest []render.Action, so attempt, err error) stateFunc {
 	a := rest[0]
 	if err == nil {
-		so.did = append(so.did, a.done())
+		so.did = append(so.did, a.Done())
 		return t.tell(rest[1:], so)
 	}
 	failed := fmt.Sprintf("%s failed: %v", a, err)
-	if a.script != nil && a.script.FailOnError {
+	if a.Script != nil && a.Script.FailOnError {
 		t.report(hclog.Warn, failed)
 		return t.fail(fmt.Errorf("%s: %w", a, err))
 	}
@@ -205,7 +206,7 @@ func (t *task) tried(rest []action, so attempt, err error) stateFunc {
 		t.remember(func(r *state.Record) { r.Unverified = true })
 		return t.tell(rest[1:], so)
 	}
-	so.failed, so.undone = append(so.failed, failed), so.undone.join(a.change())
+	so.failed, so.undone = append(so.failed, failed), so.undone.Join(a.Change())
 	return t.tell(rest[1:], so)
 }
 
@@ -213,17 +214,17 @@ func (t *task) tried(rest []action, so attempt, err error) stateFunc {
 // may use what it had, which is kept alive for as long. The same failure is told once.
 func (t *task) acted(so attempt) stateFunc {
 	did := strings.Join(so.did, ", ")
-	if !so.undone.acts() {
+	if !so.undone.Acts() {
 		t.report(so.level, did)
-		t.told(t.pending.grace())
+		t.told(t.pending.Grace())
 		return t.running
 	}
 	if t.untold.begins(strings.Join(so.failed, ", ")) {
 		t.report(so.level, did+"; trying again")
 		t.untold.event = true
 	}
-	t.remember(func(r *state.Record) { r.Delivered = t.current.deliveredExcept(so.undone, r.Delivered) })
-	t.pending = t.current.diff(t.record.Delivered)
+	t.remember(func(r *state.Record) { r.Delivered = t.current.DeliveredExcept(so.undone, r.Delivered) })
+	t.pending = t.current.Diff(t.record.Delivered)
 	t.splay = time.After(t.retry.Next())
 	return t.running
 }
@@ -235,11 +236,11 @@ func (t *task) report(level hclog.Level, did string) {
 }
 
 // do tells the process of a change. An error that is no scriptError means that it has not been told.
-func (t *task) do(a action) error {
-	if a.script != nil {
-		return t.script(a.script)
+func (t *task) do(a render.Action) error {
+	if a.Script != nil {
+		return t.script(a.Script)
 	}
-	return t.d.inner.SignalTask(t.cfg.ID, a.signal)
+	return t.d.inner.SignalTask(t.cfg.ID, a.Signal)
 }
 
 // scriptError is how a script failed that was run.
@@ -376,7 +377,7 @@ func (t *task) startAgain(result *drivers.ExitResult) stateFunc {
 	}
 	t.say("%s changed; restarted", t.pending)
 	t.event("Secrets changed: %s; restarted by %s", t.pending, t.d.name)
-	t.told(t.pending.grace())
+	t.told(t.pending.Grace())
 	return t.running
 }
 

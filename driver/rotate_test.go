@@ -11,7 +11,8 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
 
-	"nomad-driver-vault/driver/taskapi"
+	"nomad-driver-vault/driver/credentials"
+	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
@@ -108,15 +109,15 @@ func TestEqualBytesAreNoChange(t *testing.T) {
 }
 
 func TestSplayDelaysTheActionAndTheLongestCounts(t *testing.T) {
-	must.Eq(t, 40*time.Second, change{splay: 5 * time.Second}.join(change{splay: 40 * time.Second}).splay)
+	must.Eq(t, 40*time.Second, render.Change{Splay: 5 * time.Second}.Join(render.Change{Splay: 40 * time.Second}).Splay)
 	longest := time.Duration(0)
 	for range 200 {
-		d := change{splay: time.Minute}.delay()
+		d := render.Change{Splay: time.Minute}.Delay()
 		must.Between(t, 0, d, time.Minute)
 		longest = max(longest, d)
 	}
 	must.Greater(t, time.Minute/2, longest)
-	must.Zero(t, change{}.delay())
+	must.Zero(t, render.Change{}.Delay())
 
 	bubble(t, func(h *host) {
 		h.write("green")
@@ -224,7 +225,7 @@ func TestRotatedCredentialsAreRevokedWhenTheNewOnesAreInUse(t *testing.T) {
 		leaves bool
 	}{
 		"restart": {more: "env = true"},
-		"signal":  {more: onSignal, old: changeOver},
+		"signal":  {more: onSignal, old: render.ChangeOver},
 		"noop":    {more: onNoop, leaves: true},
 	} {
 		t.Run(mode, func(t *testing.T) {
@@ -489,7 +490,7 @@ func TestCredentialsOfAScriptThatFailedAreLeftToEnd(t *testing.T) {
 		for h.Minted() == 2 {
 			after(time.Second)
 		}
-		after(changeOver + 2*time.Second)
+		after(render.ChangeOver + 2*time.Second)
 		must.Eq(t, h.file("secrets/db"), sole(t, h.Users()), must.Sprint("the next time is another"))
 	})
 }
@@ -509,7 +510,7 @@ func TestNextPluginKnowsOfAScriptThatFailed(t *testing.T) {
 		h.inner.failing("signal", nil)
 		h.reboot()
 		r.recovered()
-		after(changeOver + time.Minute)
+		after(render.ChangeOver + time.Minute)
 		must.Eq(t, []string{"recover", "signal SIGHUP"}, r.did())
 		must.SliceContains(t, h.Users(), first)
 		after(time.Hour)
@@ -570,7 +571,7 @@ func TestProcessThatCannotBeReachedIsToldLater(t *testing.T) {
 					after(time.Second)
 				}
 				must.Eq(t, []string{"Secrets changed: secrets/db; " + test.done}, h.events())
-				after(changeOver - 2*time.Second)
+				after(render.ChangeOver - 2*time.Second)
 				must.Len(t, 2, h.Users(), must.Sprint("it changes over"))
 				after(4 * time.Second)
 				must.Eq(t, h.file("secrets/db"), sole(t, h.Users()))
@@ -700,11 +701,11 @@ func TestTemplateThatDoesNotEndHoldsUpNoStop(t *testing.T) {
 				r := h.start(several(onSignal))
 				ended := r.wait()
 				running, _ := h.task(r.cfg.ID)
-				made, goOn := running.make.makers[0], make(chan struct{})
+				made, goOn := running.make.Funcs[0], make(chan struct{})
 				var late error
-				running.make.makers[0] = func(ctx context.Context, from *source, in template.Input) ([][]byte, error) {
+				running.make.Funcs[0] = func(ctx context.Context, from *credentials.Source, in template.Input) ([][]byte, error) {
 					<-goOn
-					_, late = running.secrets.nomad().Begin().Services(ctx, taskapi.ServicesQuery{})
+					_, late = running.secrets.Snapshot(false).Source("default", 0).Services(ctx, "")
 					return made(ctx, from, in)
 				}
 				h.write("blue")

@@ -9,9 +9,10 @@ import (
 	"time"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/identity"
 	"nomad-driver-vault/driver/logpipe"
-	"nomad-driver-vault/driver/sched"
+	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
@@ -114,15 +115,22 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 	if err := t.conf.Validate(t.op.PollInterval); err != nil {
 		return nil, err
 	}
-	t.secrets = newSecrets(d, cfg, t.conf)
-	t.secrets.notify, t.secrets.opened = t.notice, t.save
+	key := taskKey(cfg)
+	t.secrets = credentials.New(d.env(), cfg, t.conf, t.notice, t.loggedIn)
+	guard := func(what string, f func() error) error { return d.guard(key, what, f) }
 	var err error
-	if t.make, err = newRenderer(cfg, &t.conf, t.op, t.secrets); err != nil {
+	if t.make, err = render.New(cfg, &t.conf, t.op, t.secrets, guard); err != nil {
 		return nil, err
 	}
-	t.record = state.Record{Key: t.secrets.key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.make.paths()}
+	t.record = state.Record{Key: key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.make.Paths()}
 	t.ctx, t.cancel = context.WithCancel(d.ctx)
 	return t, nil
+}
+
+// loggedIn saves a new session, which a crash must not lose.
+func (t *task) loggedIn() {
+	t.save()
+	t.reached("logged-in")
 }
 
 // admit checks the task, makes t its only run, also where it cannot be started, and takes over what the run before has left. After an
@@ -180,7 +188,7 @@ func (t *task) check() error {
 	if err := t.op.PermitUser(t.cfg.User); err != nil {
 		return err
 	}
-	if err := t.make.prepare(); err != nil {
+	if err := t.make.Prepare(); err != nil {
 		return err
 	}
 	if err := t.pipes.OpenWait(); err != nil {
@@ -191,7 +199,7 @@ func (t *task) check() error {
 
 // claim takes over what the run before has left, once no process of that can be left. An error leaves it as it was.
 func (t *task) claim() error {
-	old := t.d.claim(t.secrets.key)
+	old := t.d.claim(t.record.Key)
 	if old == nil {
 		return nil
 	}
@@ -238,8 +246,8 @@ func (t *task) unstarted() (*drivers.TaskHandle, *drivers.DriverNetwork, error) 
 
 // adopt takes over what the run before has left. What the job does not ask for any more is revoked.
 func (t *task) adopt(old *left) {
-	others := &left{record: state.Record{Key: t.secrets.key}, secrets: t.secrets.adopt(old.secrets)}
-	if others.secrets.holds() {
+	others := &left{record: state.Record{Key: t.record.Key}, secrets: t.secrets.Adopt(old.secrets)}
+	if others.secrets.Any() {
 		t.d.setAside(others)
 		t.d.revokeLater(others)
 	}
@@ -252,7 +260,7 @@ func (t *task) renderFirst() error {
 	defer cancel()
 	t.starting.Store(true)
 	defer t.starting.Store(false)
-	first, err := t.make.render(ctx, nil, true)
+	first, err := t.make.Render(ctx, nil, true)
 	if err == nil {
 		err = t.bounded(first)
 	}
@@ -265,8 +273,8 @@ func (t *task) renderFirst() error {
 	}
 	t.reached("written")
 	t.current = first
-	if len(first.sums) > 0 || len(t.conf.Blocks()) > 0 || first.auth != nil {
-		summary := first.describe() + first.auth.describe() + t.secrets.describe()
+	if len(first.Sums) > 0 || len(t.conf.Blocks()) > 0 || first.Auth != nil {
+		summary := first.Describe() + first.Auth.Describe() + t.secrets.Describe()
 		t.say("secrets ready after %s: %s", time.Since(began).Round(time.Millisecond), summary)
 		t.event("Secrets ready: %s", summary)
 	}
@@ -274,16 +282,16 @@ func (t *task) renderFirst() error {
 }
 
 // write puts a generation's files in place, and removes what an earlier run has left of those that are not there.
-func (t *task) write(g *generation) error {
+func (t *task) write(g *render.Generation) error {
 	root, err := os.OpenRoot(t.cfg.AllocDir)
 	if err != nil {
 		return fmt.Errorf("open allocation directory: %w", err)
 	}
 	defer root.Close()
-	if _, err = template.Write(root, t.cfg.Name, g.files); err != nil {
+	if _, err = template.Write(root, t.cfg.Name, g.Files); err != nil {
 		return err
 	}
-	return template.Remove(root, t.cfg.Name, g.absent)
+	return template.Remove(root, t.cfg.Name, g.Absent)
 }
 
 // launch starts the wrapped task with the current generation.
@@ -292,8 +300,8 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.Env = t.current.taskEnv(t.cfg)
-	if err := t.current.auth.give(cfg); err != nil {
+	cfg.Env = t.current.TaskEnv(t.cfg)
+	if err := t.current.Auth.Give(cfg); err != nil {
 		return nil, err
 	}
 	t.remember(func(r *state.Record) { r.Launching = true })

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/state"
 	"time"
 
@@ -80,7 +81,7 @@ func (d *Driver) keepIn(s *state.Store) {
 	}
 	d.mu.Unlock()
 	for _, l := range late {
-		l.secrets = d.unpack(l.record)
+		l.secrets = credentials.Unpack(d.env(), taskOf(l.record), l.record)
 		if l.record.File == "" {
 			d.setAside(l)
 		}

@@ -4,14 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/logpipe"
-	"nomad-driver-vault/driver/sched"
+	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/state"
+	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
@@ -37,8 +43,8 @@ type task struct {
 	cfg     *drivers.TaskConfig // as Nomad gave it: without our secrets
 	conf    config.Task
 	op      config.Operator
-	secrets *secrets
-	make    *renderer
+	secrets *credentials.Set
+	make    *render.Renderer
 	pipes   *logpipe.Pipes
 	ctx     context.Context // ended with the task: what waits for Vault, Nomad or the process gives up
 	cancel  context.CancelFunc
@@ -57,8 +63,8 @@ type task struct {
 
 	// owned by run
 	exit     <-chan *drivers.ExitResult // of the present process
-	current  *generation                // the newest one on disk
-	pending  change                     // what the process has not been told yet
+	current  *render.Generation         // the newest one on disk
+	pending  render.Change              // what the process has not been told yet
 	splay    <-chan time.Time           // fires when it is to be told
 	quiet    <-chan time.Time           // fires when to render: no change has come for a while
 	latest   time.Time                  // when to render though changes keep coming
@@ -133,7 +139,7 @@ func (t *task) running() stateFunc {
 		return t.stopping(request, t.running)
 	case request := <-t.signals:
 		t.forward(request)
-	case <-t.secrets.changed:
+	case <-t.secrets.Changed():
 		t.save()
 		t.settle()
 	case <-t.quiet:
@@ -203,7 +209,7 @@ func (t *task) fail(err error) stateFunc {
 func (t *task) finish() {
 	defer close(t.done)
 	t.reached("ended")
-	t.secrets.pause()
+	t.secrets.Pause()
 	t.removeMoved()
 	t.pipes.Close()
 	linger := t.op.Linger
@@ -292,4 +298,21 @@ func copyAll(ctx context.Context, in <-chan *drivers.TaskResourceUsage, out chan
 		}
 	}
 	return true
+}
+
+// removeMoved removes at the end of a run what Nomad may move to the allocation that comes after this one, as soon as this one has ended:
+// local/ and, of all tasks, alloc/data/ (client/allocdir/alloc_dir.go, Move). The next run of the same task makes its files anew before
+// anything runs. Where it ended by itself, another task of the allocation may still read alloc/data/.
+func (t *task) removeMoved() {
+	moved := slices.DeleteFunc(t.make.Paths(), func(p string) bool {
+		return !strings.HasPrefix(p, t.cfg.Name+"/local/") && !(t.stopped && strings.HasPrefix(p, "alloc/data/"))
+	})
+	root, err := os.OpenRoot(t.cfg.AllocDir)
+	if err != nil {
+		return // the allocation is gone, and its files with it
+	}
+	defer root.Close()
+	if err := template.Remove(root, t.cfg.Name, moved); err != nil {
+		t.d.logger.Warn("rendered files are left behind", "task", t.record.Key, "error", err)
+	}
 }

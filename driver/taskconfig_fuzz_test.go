@@ -65,7 +65,7 @@ func FuzzTaskConfig(f *testing.F) {
 		}
 		must.GreaterEq(t, 0, task.conf.KillAfter)
 		seen := map[string]bool{}
-		for _, path := range task.make.paths() {
+		for _, path := range task.make.Paths() {
 			must.True(t, filepath.IsLocal(path) && filepath.Clean(path) == path, must.Sprint(path))
 			top, rest, _ := strings.Cut(path, "/")
 			must.True(t, top == "alloc" || top == "web" && rest != "", must.Sprint(path))

@@ -18,7 +18,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/vault/api"
 
-	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/internal/logtext"
 	"nomad-driver-vault/plugin"
@@ -263,7 +263,7 @@ func (c *checker) dispatched(about string, task *nomad.Task) {
 var metaInText = regexp.MustCompile(`\$\{[^}]*\b(NOMAD_META_\w+)`)
 
 // review reads a task's config block as a start does.
-func (c *checker) review(ctx context.Context, p *published, group *nomad.TaskGroup, task *nomad.Task) ([]driver.Use, error) {
+func (c *checker) review(ctx context.Context, p *published, group *nomad.TaskGroup, task *nomad.Task) ([]render.Use, error) {
 	env, vars, err := environment(c.job, group, task)
 	if err != nil {
 		return nil, err
@@ -272,5 +272,5 @@ func (c *checker) review(ctx context.Context, p *published, group *nomad.TaskGro
 	if err != nil {
 		return nil, err
 	}
-	return driver.Review(p.conf, &drivers.TaskConfig{Name: task.Name, Namespace: *c.job.Namespace, User: task.User, Env: env}, conf)
+	return render.Review(p.conf, &drivers.TaskConfig{Name: task.Name, Namespace: *c.job.Namespace, User: task.User, Env: env}, conf)
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/hashicorp/nomad/jobspec2"
 	"github.com/zclconf/go-cty/cty"
 
-	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/render"
 )
 
 const readNodes = `set NOMAD_TOKEN to a token with node { policy = "read" }`
@@ -112,7 +112,7 @@ func claimsOf(job *nomad.Job, task *nomad.Task) map[string]string {
 }
 
 // identity returns the identity block that a vault block logs in with, nil where there is none.
-func (c *checker) identity(about string, task *nomad.Task, use driver.Use) *nomad.WorkloadIdentity {
+func (c *checker) identity(about string, task *nomad.Task, use render.Use) *nomad.WorkloadIdentity {
 	i := slices.IndexFunc(task.Identities, func(i *nomad.WorkloadIdentity) bool {
 		return i.Name == use.Identity || use.IdentityFile != "" && i.Filepath == use.IdentityFile
 	})

@@ -15,7 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/api"
 
-	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/vault"
 )
 
@@ -26,7 +26,7 @@ const patience = 15 * time.Second
 
 // login is how a task would log in for one of its vault blocks.
 type login struct {
-	driver.Use
+	render.Use
 	about, task string
 	local       bool // Use.Server is of this machine's configuration
 	claims      map[string]string
@@ -220,7 +220,7 @@ func like(glob, value string) bool {
 
 // A located question is one whose path is known.
 type located struct {
-	driver.Question
+	render.Question
 	vault.Place
 	about string
 	asked string // the path that policies are asked about: that of a list ends with a slash

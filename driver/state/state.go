@@ -35,7 +35,7 @@ const recordVersion = 1
 // Record is what is kept of one task.
 type Record struct {
 	Version int
-	Key     string // allocation ID and task name, with a slash between them
+	Key     string // of the task, see Key
 	TaskID  string // of the run that the wrapped driver's handle belongs to
 
 	InnerVersion   int
@@ -142,6 +142,9 @@ func inMemory(dir string) error {
 	}
 	return nil
 }
+
+// Key returns the key of a task's record: it is the same for all runs of the task.
+func Key(allocID, task string) string { return allocID + "/" + task }
 
 // FileOf returns the name of the file of a task's record, which the next run of the task may claim.
 func FileOf(key string) string { return stem(key) + liveSuffix }

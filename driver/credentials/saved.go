@@ -1,4 +1,4 @@
-package driver
+package credentials
 
 import (
 	"errors"
@@ -10,7 +10,9 @@ import (
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/state"
-	"nomad-driver-vault/driver/vault/session"
+	"nomad-driver-vault/driver/vault"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
 // A session outlives the plugin process as bytes. It is brought back to life by a client of the Vault that has issued
@@ -24,24 +26,24 @@ func blockOf(one state.Session) config.Vault {
 		IdentityFile: l.IdentityFile, Policies: strings.FieldsFunc(l.Policies, func(r rune) bool { return r == ',' })}
 }
 
-// save puts the sessions into a record.
-func (s *secrets) save(r *state.Record) {
+// Save puts the sessions into a record.
+func (s *Set) Save(r *state.Record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.Sessions, r.Kept = map[string]state.Session{}, slices.Clone(s.kept)
 	for name, live := range s.sessions {
 		data, err := live.Save()
 		if err != nil {
-			s.d.logger.Warn("a session is not saved", "task", s.key, "error", err)
+			s.env.Logger.Warn("a session is not saved", "task", s.key, "error", err)
 			continue
 		}
 		r.Sessions[name] = state.Session{Login: loginOf(s.conf.Vault(name)), State: data}
 	}
 }
 
-// unpack returns the sessions of a record as they are. One that cannot be read is lost.
-func (d *Driver) unpack(r state.Record) *secrets {
-	s := newSecrets(d, taskOf(r), config.Task{})
+// Unpack returns the sessions of a record as they are. One that cannot be read is lost.
+func Unpack(env Env, cfg *drivers.TaskConfig, r state.Record) *Set {
+	s := New(env, cfg, config.Task{}, nil, nil)
 	var all []state.Session
 	for _, name := range slices.Sorted(maps.Keys(r.Sessions)) {
 		one := r.Sessions[name]
@@ -50,8 +52,8 @@ func (d *Driver) unpack(r state.Record) *secrets {
 	}
 	for _, one := range append(all, r.Kept...) {
 		one.Seen = time.Now()
-		if _, err := session.OriginOf(one.State, one.Seen); err != nil {
-			d.logger.Warn("a session is lost", "task", r.Key, "vault", one.Name, "error", err)
+		if _, err := vault.OriginOf(one.State, one.Seen); err != nil {
+			env.Logger.Warn("a session is lost", "task", r.Key, "vault", one.Name, "error", err)
 			continue
 		}
 		s.kept = append(s.kept, one)
@@ -59,10 +61,10 @@ func (d *Driver) unpack(r state.Record) *secrets {
 	return s
 }
 
-// restore brings the sessions of a record back to life, for a run that adopts them or for their revocation, and keeps
+// Restore brings the sessions of a record back to life, for a run that adopts them or for their revocation, and keeps
 // the others.
-func (d *Driver) restore(r state.Record) *secrets {
-	s := d.unpack(r)
+func Restore(env Env, cfg *drivers.TaskConfig, r state.Record) *Set {
+	s := Unpack(env, cfg, r)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.kept = slices.DeleteFunc(s.kept, func(one state.Session) bool {
@@ -70,25 +72,25 @@ func (d *Driver) restore(r state.Record) *secrets {
 			return false
 		}
 		block := blockOf(one)
-		if client, err := d.client(block.Cluster); err == nil {
-			if live, err := client.Adopt(one.State, s.options(block)); err == nil {
-				s.sessions[one.Name] = live
+		if client, err := env.Client(block.Cluster); err == nil {
+			if session, err := client.Adopt(one.State, s.options(block)); err == nil {
+				s.sessions[one.Name] = session
 				s.conf.Vaults = append(s.conf.Vaults, block)
 				return true
 			}
 		}
-		d.logger.Warn("a session is kept for later", "task", r.Key, "vault", one.Name, "error", d.whyKept(one))
+		env.Logger.Warn("a session is kept for later", "task", r.Key, "vault", one.Name, "error", env.whyKept(one))
 		return false
 	})
 	return s
 }
 
 // revive returns the session of a vault block that was kept, nil where there is none of that client's.
-func (s *secrets) revive(client *session.Cluster, block config.Vault, options session.Options) *session.Session {
+func (s *Set) revive(client *vault.Client, block config.Vault, options vault.Options) *vault.Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, one := range s.kept {
-		if one.Name != block.Name || one.Login != loginOf(block) || s.paused || s.d.ctx.Err() != nil {
+		if one.Name != block.Name || one.Login != loginOf(block) || s.paused || s.env.ended() {
 			continue
 		}
 		if live, err := client.Adopt(one.State, options); err == nil {
@@ -100,9 +102,9 @@ func (s *secrets) revive(client *session.Cluster, block config.Vault, options se
 	return nil
 }
 
-// reclaim makes sessions to close of those that were kept, as far as there is a client for them, and forgets those
+// Reclaim makes sessions to close of those that were kept, as far as there is a client for them, and forgets those
 // whose tokens have ended. The error says of the others what to do.
-func (s *secrets) reclaim() (waiting error) {
+func (s *Set) Reclaim() (waiting error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.kept = slices.DeleteFunc(s.kept, func(one state.Session) bool {
@@ -110,9 +112,9 @@ func (s *secrets) reclaim() (waiting error) {
 		if err != nil || !origin.Ends.IsZero() && time.Now().After(origin.Ends) {
 			return true
 		}
-		client := s.d.clientOf(origin)
+		client := s.env.ClientOf(origin)
 		if client == nil {
-			waiting = errors.Join(waiting, fmt.Errorf("vault %q: %w", one.Name, s.d.whyKept(one)))
+			waiting = errors.Join(waiting, fmt.Errorf("vault %q: %w", one.Name, s.env.whyKept(one)))
 			return false
 		}
 		live, err := client.Reclaim(one.State)
@@ -130,34 +132,18 @@ func (s *secrets) reclaim() (waiting error) {
 	return waiting
 }
 
-// clientOf returns a client of the Vault that has issued a session, by whatever name it is configured now; nil: there
-// is none.
-func (d *Driver) clientOf(o session.Origin) *session.Cluster {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if named := d.clients[o.Cluster]; named != nil && (o.Address == "" || named.Config().Address == o.Address) {
-		return named
-	}
-	for _, name := range slices.Sorted(maps.Keys(d.clients)) {
-		if client := d.clients[name]; client.Config().Address == o.Address {
-			return client
-		}
-	}
-	return nil
-}
-
 // whyKept says why a session is not in use, and what the operator can do.
-func (d *Driver) whyKept(one state.Session) error {
-	origin, err := session.OriginOf(one.State, one.Seen)
+func (env Env) whyKept(one state.Session) error {
+	origin, err := vault.OriginOf(one.State, one.Seen)
 	if err != nil {
 		return err
 	}
-	_, unnamed := d.client(one.Login.Cluster)
-	switch plugin := d.configured().Name; {
-	case d.clientOf(origin) == nil && origin.Address == "":
+	_, unnamed := env.Client(one.Login.Cluster)
+	switch plugin := env.Plugin; {
+	case env.ClientOf(origin) == nil && origin.Address == "":
 		return fmt.Errorf("its token is from vault %q, which plugin %q does not have: add that block again",
 			origin.Cluster, plugin)
-	case d.clientOf(origin) == nil:
+	case env.ClientOf(origin) == nil:
 		return fmt.Errorf("its token is from %s, and no vault block of plugin %q has that address: "+
 			"correct vault %q, or add a block with the address", origin.Address, plugin, origin.Cluster)
 	case unnamed != nil:

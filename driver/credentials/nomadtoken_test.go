@@ -1,4 +1,4 @@
-package driver
+package credentials
 
 import (
 	"errors"
@@ -21,7 +21,7 @@ func derived(t *testing.T) (dir string, cfg *drivers.TaskConfig) {
 	for _, name := range []string{"private", "secrets"} {
 		must.NoError(t, os.MkdirAll(filepath.Join(dir, name), 0o755))
 	}
-	must.NoError(t, os.WriteFile(filepath.Join(dir, nomadsToken), []byte("hvs.derived\n"), 0o600))
+	must.NoError(t, os.WriteFile(filepath.Join(dir, nomadTokenFile), []byte("hvs.derived\n"), 0o600))
 	return dir, cfg
 }
 
@@ -45,7 +45,7 @@ func TestNomadsTokenIsForTasksThatHaveNothingElse(t *testing.T) {
 			cfg.Env["NOMAD_TOKEN_vault"] = "x.y.z"
 		}},
 		"no token of Nomad's": {block: implicit, prepare: func(t *testing.T, dir string, _ *drivers.TaskConfig) {
-			must.NoError(t, os.Remove(filepath.Join(dir, nomadsToken)))
+			must.NoError(t, os.Remove(filepath.Join(dir, nomadTokenFile)))
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -53,7 +53,7 @@ func TestNomadsTokenIsForTasksThatHaveNothingElse(t *testing.T) {
 			if c.prepare != nil {
 				c.prepare(t, dir, cfg)
 			}
-			source := given(c.block, cfg)
+			source := nomadToken(c.block, cfg)
 			must.Eq(t, c.is, source != nil)
 			if c.is {
 				token, err := source()
@@ -74,10 +74,10 @@ func TestNomadsTokenIsReadAsIfATaskHadMadeIt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, _ := derived(t)
-			path := filepath.Join(dir, nomadsToken)
+			path := filepath.Join(dir, nomadTokenFile)
 			must.NoError(t, os.Remove(path))
 			must.NoError(t, replace(path))
-			_, err := readToken(dir)
+			_, err := readNomadToken(dir)
 			must.ErrorContains(t, err, "read the token that Nomad derived: ")
 			must.False(t, errors.Is(err, fs.ErrNotExist))
 			must.StrNotContains(t, err.Error(), "hvs.")

@@ -1,4 +1,4 @@
-package driver
+package render
 
 import (
 	"context"
@@ -24,21 +24,21 @@ func (*imageAuth) GoString() string { return "[registry credentials]" }
 // addAuth asks for the registry's credentials within the generation's reading. They are never looked at again for a change, of
 // which nobody is told: only a start needs them. A task that runs keeps what was read last, also where they are denied by now:
 // its own secrets do not wait for them.
-func (r *renderer) addAuth(ctx context.Context, g, last *generation) error {
+func (r *Renderer) addAuth(ctx context.Context, g, last *Generation) error {
 	a := r.conf.Auth
 	if !a.FromVault() {
 		return nil
 	}
-	source := &source{pass: g.pass, vault: a.Vault}
-	secret, err := source.ask(ctx, authRequest(a))
+	source := g.Pass.Source(a.Vault, 0)
+	secret, err := source.Ask(ctx, authRequest(a))
 	if err == nil {
-		g.auth, err = pickAuth(a, secret)
+		g.Auth, err = pickAuth(a, secret)
 	}
 	switch {
 	case err == nil:
 		return nil
 	case last != nil:
-		g.auth = last.auth
+		g.Auth = last.Auth
 		return nil
 	default:
 		return fmt.Errorf("auth: vault_path: %w", err)
@@ -68,9 +68,9 @@ func pickAuth(a *config.ImageAuth, secret *vault.Secret) (*imageAuth, error) {
 	return out, nil
 }
 
-// give puts the credentials into the config block of cfg, which has to be the copy for the wrapped driver alone: the task's own
+// Give puts the credentials into the config block of cfg, which has to be the copy for the wrapped driver alone: the task's own
 // is what Nomad is given to store. a may be nil.
-func (a *imageAuth) give(cfg *drivers.TaskConfig) error {
+func (a *imageAuth) Give(cfg *drivers.TaskConfig) error {
 	if a == nil {
 		return nil
 	}
@@ -89,8 +89,8 @@ func (a *imageAuth) give(cfg *drivers.TaskConfig) error {
 	return nil
 }
 
-// describe is for the line that says what was read.
-func (a *imageAuth) describe() string {
+// Describe is for the line that says what was read.
+func (a *imageAuth) Describe() string {
 	if a == nil {
 		return ""
 	}

@@ -1,9 +1,10 @@
-package driver
+package render
 
 import (
 	"context"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/template"
 )
 
@@ -31,13 +32,13 @@ type output struct {
 // kind is what differs between the three kinds of blocks.
 type kind interface {
 	// prepare finds what is wrong in the block before Vault is asked.
-	prepare(*renderer) (renderFunc, error)
+	prepare(*Renderer) (renderFunc, error)
 	// questions are what the block asks Vault, as far as its text and the task's environment tell.
 	questions(env map[string]string) ([]Question, error)
 }
 
 // renderFunc makes the bytes of each output of a block. None, without an error, means that there is nothing yet.
-type renderFunc func(ctx context.Context, from *source, in template.Input) ([][]byte, error)
+type renderFunc func(ctx context.Context, from *credentials.Source, in template.Input) ([][]byte, error)
 
 func newBlock(c config.Block) *block {
 	b := &block{Output: c.Common(), name: c.String(), what: c.String()}
@@ -62,13 +63,13 @@ func templateOutputs(t *config.Template) []output {
 	return []output{o}
 }
 
-func (t templateBlock) prepare(r *renderer) (renderFunc, error) {
+func (t templateBlock) prepare(r *Renderer) (renderFunc, error) {
 	data, err := r.text(t.Template)
 	if err != nil {
 		return nil, err
 	}
 	parsed, err := t.parse(data, r.cfg.Env, r.budget)
-	return func(ctx context.Context, from *source, in template.Input) ([][]byte, error) {
+	return func(ctx context.Context, from *credentials.Source, in template.Input) ([][]byte, error) {
 		in.Source = from
 		output, err := parsed.Execute(ctx, in)
 		return [][]byte{output}, err

@@ -1,4 +1,4 @@
-package driver
+package render
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
 )
@@ -61,9 +62,9 @@ func (s secretBlock) request() vault.Request {
 	return r
 }
 
-func (s secretBlock) prepare(*renderer) (renderFunc, error) {
-	return func(ctx context.Context, from *source, _ template.Input) ([][]byte, error) {
-		secret, err := from.ask(ctx, s.request())
+func (s secretBlock) prepare(*Renderer) (renderFunc, error) {
+	return func(ctx context.Context, from *credentials.Source, _ template.Input) ([][]byte, error) {
+		secret, err := from.Ask(ctx, s.request())
 		if err == nil && secret.Absent() {
 			return nil, nil
 		}

@@ -1,4 +1,4 @@
-package driver
+package render
 
 import (
 	"cmp"
@@ -15,28 +15,29 @@ import (
 	"sync"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/internal/inode"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// generation is one consistent set of what a task gets: rendered from one pass, never changed afterwards.
-type generation struct {
+// Generation is one consistent set of what a task gets: rendered from one pass, never changed afterwards.
+type Generation struct {
 	conf   *config.Task
 	blocks []*block
-	pass   *pass
-	output map[string][]byte // by the keys of parts; those that are not there are not in it
+	Pass   *credentials.Snapshot
+	Output map[string][]byte // by the keys of parts; those that are not there are not in it
 	env    map[string]string // to be set in the task
-	files  []template.File   // to be written, with the paths below the allocation's directory
-	absent []string          // such paths where there must be no file
-	sums   map[string]string // of each output and of each token that is shown
-	auth   *imageAuth        // nil unless the wrapped driver is to have it
+	Files  []template.File   // to be written, with the paths below the allocation's directory
+	Absent []string          // such paths where there must be no file
+	Sums   map[string]string // of each output and of each token that is shown
+	Auth   *imageAuth        // nil unless the wrapped driver is to have it
 }
 
 // Format keeps it out of logs, errors and panics.
-func (g generation) Format(f fmt.State, _ rune) {
-	fmt.Fprintf(f, "[generation of %d files]", len(g.files))
+func (g Generation) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "[generation of %d files]", len(g.Files))
 }
 
 // sum is a checksum of something secret.
@@ -45,26 +46,28 @@ func sum(data []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
-// renderer makes generations of one task.
-type renderer struct {
+// Renderer makes generations of one task.
+type Renderer struct {
 	cfg     *drivers.TaskConfig
 	conf    *config.Task
 	op      config.Operator
-	secrets *secrets
+	secrets *credentials.Set
+	guard   func(what string, f func() error) error // that turns a panic into an error
 	blocks  []*block
 
 	ready  bool         // what follows is set: see prepare
-	makers []renderFunc // in the order of blocks
+	Funcs  []renderFunc // in the order of blocks
 	budget *template.Budget
 	owner  owner // of token files and of what secret and pki blocks make
 }
 
 // Format keeps the secrets out of logs, errors and panics.
-func (r *renderer) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[renderer of %s]", r.cfg.ID) }
+func (r *Renderer) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[renderer of %s]", r.cfg.ID) }
 
-// newRenderer resolves the destinations. Two blocks for one file are refused: which of them won would be chance.
-func newRenderer(cfg *drivers.TaskConfig, conf *config.Task, op config.Operator, s *secrets) (*renderer, error) {
-	r := &renderer{cfg: cfg, conf: conf, op: op, secrets: s}
+// New resolves the destinations. Two blocks for one file are refused: which of them won would be chance.
+func New(cfg *drivers.TaskConfig, conf *config.Task, op config.Operator, s *credentials.Set,
+	guard func(what string, f func() error) error) (*Renderer, error) {
+	r := &Renderer{cfg: cfg, conf: conf, op: op, secrets: s, guard: guard}
 	taken := map[string]string{}
 	for _, v := range conf.Vaults {
 		if v.File {
@@ -81,9 +84,9 @@ func newRenderer(cfg *drivers.TaskConfig, conf *config.Task, op config.Operator,
 	return r, nil
 }
 
-// prepare reads and parses the templates and finds the owner of files: what is wrong there is found before Vault is asked.
+// Prepare reads and parses the templates and finds the owner of files: what is wrong there is found before Vault is asked.
 // After recovery it is a part of rendering, because a task that runs is not ended by a template that has gone.
-func (r *renderer) prepare() error {
+func (r *Renderer) Prepare() error {
 	if r.ready {
 		return nil
 	}
@@ -97,12 +100,12 @@ func (r *renderer) prepare() error {
 		makers = append(makers, m)
 	}
 	owner, err := taskOwner(r.cfg, r.conf, r.blocks, r.op.DefaultUser)
-	r.makers, r.owner, r.ready = makers, owner, err == nil
+	r.Funcs, r.owner, r.ready = makers, owner, err == nil
 	return err
 }
 
 // place maps the destinations of a block to paths below the allocation's directory, and notes who has taken which.
-func (r *renderer) place(b *block, taken map[string]string) error {
+func (r *Renderer) place(b *block, taken map[string]string) error {
 	for i := range b.outputs {
 		p := &b.outputs[i]
 		if p.destination == "" {
@@ -125,7 +128,7 @@ func (r *renderer) place(b *block, taken map[string]string) error {
 }
 
 // below is the path below the allocation's directory of one that TaskPath returned.
-func (r *renderer) below(in string) string {
+func (r *Renderer) below(in string) string {
 	if in == "alloc" || strings.HasPrefix(in, "alloc/") {
 		return in
 	}
@@ -134,7 +137,7 @@ func (r *renderer) below(in string) string {
 
 // text is the template's source: inline, or a file in the task's directories, an artifact for example. The root is the
 // directory that the path is in and not the allocation's: a link that the task made leads to no other task's secrets.
-func (r *renderer) text(t *config.Template) (string, error) {
+func (r *Renderer) text(t *config.Template) (string, error) {
 	if t.Source == "" {
 		return t.Data, nil
 	}
@@ -158,14 +161,14 @@ func (r *renderer) text(t *config.Template) (string, error) {
 	return string(data), nil
 }
 
-// render makes the next generation after last, which is nil for the first one. It asks for every secret once and waits
+// Render makes the next generation after last, which is nil for the first one. It asks for every secret once and waits
 // for answers until ctx ends. With fresh set, secrets without a lease are read anew.
-func (r *renderer) render(ctx context.Context, last *generation, fresh bool) (*generation, error) {
-	if err := r.prepare(); err != nil {
+func (r *Renderer) Render(ctx context.Context, last *Generation, fresh bool) (*Generation, error) {
+	if err := r.Prepare(); err != nil {
 		return nil, err
 	}
-	g := &generation{conf: r.conf, blocks: r.blocks, pass: r.secrets.begin(fresh), output: map[string][]byte{}, env: map[string]string{},
-		sums: map[string]string{}}
+	g := &Generation{conf: r.conf, blocks: r.blocks, Pass: r.secrets.Snapshot(fresh), Output: map[string][]byte{}, env: map[string]string{},
+		Sums: map[string]string{}}
 	if err := r.execute(ctx, g, last); err != nil {
 		return nil, err
 	}
@@ -187,7 +190,7 @@ func (r *renderer) render(ctx context.Context, last *generation, fresh bool) (*g
 }
 
 // execute runs the blocks side by side: each question is asked once all the same, and a slow Vault is waited for once.
-func (r *renderer) execute(ctx context.Context, g, last *generation) error {
+func (r *Renderer) execute(ctx context.Context, g, last *Generation) error {
 	task, alloc, err := r.roots()
 	if err != nil {
 		return err
@@ -197,12 +200,12 @@ func (r *renderer) execute(ctx context.Context, g, last *generation) error {
 	r.budget.Begin()
 	in := template.Input{Env: r.cfg.Env, Root: task, Alloc: alloc, Budget: r.budget}
 	var all sync.WaitGroup
-	outputs := make([][][]byte, len(r.makers))
-	errs := make([]error, len(r.makers))
+	outputs := make([][][]byte, len(r.Funcs))
+	errs := make([]error, len(r.Funcs))
 	for i, b := range r.blocks {
 		all.Go(func() {
-			errs[i] = r.secrets.d.guard(r.secrets.key, b.name, func() (err error) {
-				outputs[i], err = r.makers[i](ctx, g.pass.source(b.Vault, b.PollEvery), in)
+			errs[i] = r.guard(b.name, func() (err error) {
+				outputs[i], err = r.Funcs[i](ctx, g.Pass.Source(b.Vault, b.PollEvery), in)
 				return err
 			})
 			if rendered, ok := last.once(b); ok { // it was executed all the same: what nobody asks for any more is revoked
@@ -213,13 +216,13 @@ func (r *renderer) execute(ctx context.Context, g, last *generation) error {
 	all.Wait()
 	for i, b := range r.blocks {
 		for n, output := range outputs[i] {
-			g.output[b.outputs[n].key] = output
+			g.Output[b.outputs[n].key] = output
 		}
 	}
 	return first(errs)
 }
 
-func (r *renderer) roots() (task, alloc *os.Root, err error) {
+func (r *Renderer) roots() (task, alloc *os.Root, err error) {
 	dir := r.cfg.TaskDir()
 	if task, err = os.OpenRoot(dir.Dir); err != nil {
 		return nil, nil, fmt.Errorf("open task directory: %w", err)
@@ -231,8 +234,8 @@ func (r *renderer) roots() (task, alloc *os.Root, err error) {
 	return task, alloc, nil
 }
 
-// paths are the files of every generation, for their removal.
-func (r *renderer) paths() []string {
+// Paths are the files of every generation, for their removal.
+func (r *Renderer) Paths() []string {
 	var paths []string
 	for _, b := range r.blocks {
 		for _, p := range b.outputs {
@@ -249,23 +252,6 @@ func (r *renderer) paths() []string {
 	return paths
 }
 
-// removeMoved removes at the end of a run what Nomad may move to the allocation that comes after this one, as soon as this one has ended:
-// local/ and, of all tasks, alloc/data/ (client/allocdir/alloc_dir.go, Move). The next run of the same task makes its files anew before
-// anything runs. Where it ended by itself, another task of the allocation may still read alloc/data/.
-func (t *task) removeMoved() {
-	moved := slices.DeleteFunc(t.make.paths(), func(p string) bool {
-		return !strings.HasPrefix(p, t.cfg.Name+"/local/") && !(t.stopped && strings.HasPrefix(p, "alloc/data/"))
-	})
-	root, err := os.OpenRoot(t.cfg.AllocDir)
-	if err != nil {
-		return // the allocation is gone, and its files with it
-	}
-	defer root.Close()
-	if err := template.Remove(root, t.cfg.Name, moved); err != nil {
-		t.d.logger.Warn("rendered files are left behind", "task", t.record.Key, "error", err)
-	}
-}
-
 // first returns the first error: when Vault is away, every block has the same one to tell.
 func first(errs []error) error {
 	for _, err := range errs {
@@ -276,8 +262,8 @@ func first(errs []error) error {
 	return nil
 }
 
-// onceOutputs returns the bytes of all blocks that are rendered once, by the keys of their outputs.
-func (g *generation) onceOutputs() map[string][]byte {
+// OnceOutputs returns the bytes of all blocks that are rendered once, by the keys of their outputs.
+func (g *Generation) OnceOutputs() map[string][]byte {
 	all := map[string][]byte{}
 	for _, b := range g.blocks {
 		outputs, _ := g.once(b)
@@ -289,12 +275,12 @@ func (g *generation) onceOutputs() map[string][]byte {
 }
 
 // once returns what a block has made that is rendered once, and whether it has been; g may be nil.
-func (g *generation) once(b *block) (outputs [][]byte, done bool) {
+func (g *Generation) once(b *block) (outputs [][]byte, done bool) {
 	if g == nil || !b.Once {
 		return nil, false
 	}
 	for _, p := range b.outputs {
-		output, made := g.output[p.key]
+		output, made := g.Output[p.key]
 		if !made {
 			return nil, false
 		}
@@ -304,18 +290,18 @@ func (g *generation) once(b *block) (outputs [][]byte, done bool) {
 }
 
 // add puts what a block has made where the task will find it. names are the blocks that have set a variable so far.
-func (r *renderer) add(g *generation, b *block, names map[string]string) error {
+func (r *Renderer) add(g *Generation, b *block, names map[string]string) error {
 	for _, p := range b.outputs {
-		data, there := g.output[p.key]
+		data, there := g.Output[p.key]
 		if !there && p.path != "" {
-			g.absent = append(g.absent, p.path)
+			g.Absent = append(g.Absent, p.path)
 		}
 		if !there {
 			continue
 		}
-		g.sums[p.key] = sum(data)
+		g.Sums[p.key] = sum(data)
 		if p.path != "" {
-			g.files = append(g.files, r.file(b, p, data))
+			g.Files = append(g.Files, r.file(b, p, data))
 		}
 		if p.env == nil {
 			continue
@@ -334,7 +320,7 @@ func (r *renderer) add(g *generation, b *block, names map[string]string) error {
 	return nil
 }
 
-func (r *renderer) file(b *block, o output, data []byte) template.File {
+func (r *Renderer) file(b *block, o output, data []byte) template.File {
 	f := template.File{Path: o.path, Name: o.destination, Data: data, Perm: b.Perm, UID: b.UID, GID: b.GID}
 	if o.public {
 		f.Perm = 0o644
@@ -348,8 +334,8 @@ func (r *renderer) file(b *block, o output, data []byte) template.File {
 	return f
 }
 
-// describe says what of a task's blocks is there, for the log.
-func (g *generation) describe() string {
+// Describe says what of a task's blocks is there, for the log.
+func (g *Generation) Describe() string {
 	conf := g.conf
 	text := fmt.Sprintf("templates rendered: %d", len(conf.Templates))
 	if len(conf.Secrets) > 0 {
@@ -359,7 +345,7 @@ func (g *generation) describe() string {
 		text += fmt.Sprintf(", certificates: %d", len(conf.PKIs))
 	}
 	for _, b := range g.blocks {
-		if _, there := g.output[b.outputs[0].key]; !there {
+		if _, there := g.Output[b.outputs[0].key]; !there {
 			text += fmt.Sprintf(", %s is not there yet", b.name)
 		}
 	}
@@ -367,18 +353,17 @@ func (g *generation) describe() string {
 }
 
 // addToken shows the task its token, where the job asks for that.
-func (r *renderer) addToken(ctx context.Context, g *generation, v *config.Vault) error {
+func (r *Renderer) addToken(ctx context.Context, g *Generation, v *config.Vault) error {
 	if !v.Env && !v.File {
 		return nil
 	}
-	reading, err := g.pass.reading(ctx, v.Name)
+	token, err := g.Pass.Token(ctx, v.Name)
 	if err != nil {
 		return err
 	}
-	token := reading.Token()
-	g.sums[tokenSum(v.Name)] = sum([]byte(token))
+	g.Sums[tokenSum(v.Name)] = sum([]byte(token))
 	if v.File {
-		g.files = append(g.files, template.File{Path: r.below(tokenFile(v.Name)), Data: []byte(token), Perm: 0o600,
+		g.Files = append(g.Files, template.File{Path: r.below(tokenFile(v.Name)), Data: []byte(token), Perm: 0o600,
 			UID: r.owner.uid, GID: r.owner.gid})
 	}
 	if v.Env {
@@ -405,25 +390,25 @@ func tokenFile(name string) string {
 // tokenSum is a token's key among the sums, which no destination can have.
 func tokenSum(name string) string { return "token\x00" + name }
 
-// diff returns what a process must be told of g, to which the generation with the given checksums was delivered.
-func (g *generation) diff(delivered map[string]string) change {
-	var all change
+// Diff returns what a process must be told of g, to which the generation with the given checksums was delivered.
+func (g *Generation) Diff(delivered map[string]string) Change {
+	var all Change
 	for _, b := range g.blocks {
-		changed := func(o output) bool { return g.sums[o.key] != delivered[o.key] }
+		changed := func(o output) bool { return g.Sums[o.key] != delivered[o.key] }
 		if slices.ContainsFunc(b.outputs, changed) {
-			all = all.join(b.change())
+			all = all.Join(b.change())
 		}
 	}
 	for i := range g.conf.Vaults {
-		if v := &g.conf.Vaults[i]; g.sums[tokenSum(v.Name)] != delivered[tokenSum(v.Name)] {
-			all = all.join(tokenChange(v))
+		if v := &g.conf.Vaults[i]; g.Sums[tokenSum(v.Name)] != delivered[tokenSum(v.Name)] {
+			all = all.Join(tokenChange(v))
 		}
 	}
 	return all
 }
 
-// taskEnv is the environment of the task in this generation.
-func (g *generation) taskEnv(cfg *drivers.TaskConfig) map[string]string {
+// TaskEnv is the environment of the task in this generation.
+func (g *Generation) TaskEnv(cfg *drivers.TaskConfig) map[string]string {
 	env := maps.Clone(cfg.Env)
 	if env == nil {
 		env = map[string]string{}

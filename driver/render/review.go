@@ -1,9 +1,10 @@
-package driver
+package render
 
 import (
 	"fmt"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
 
@@ -35,7 +36,7 @@ func Review(op config.Operator, cfg *drivers.TaskConfig, conf config.Task) ([]Us
 	if err := conf.Permit(op, cfg.Namespace); err != nil {
 		return nil, err
 	}
-	r, err := newRenderer(cfg, &conf, op, nil)
+	r, err := New(cfg, &conf, op, nil, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +61,7 @@ func Review(op config.Operator, cfg *drivers.TaskConfig, conf config.Task) ([]Us
 		if err != nil {
 			return nil, err
 		}
-		uses = append(uses, Use{Vault: block, Server: server, IdentityBlock: identitySource(block, cfg).Block(),
+		uses = append(uses, Use{Vault: block, Server: server, IdentityBlock: credentials.IdentitySource(block, cfg).Block(),
 			Questions: asked[block.Name]})
 	}
 	return uses, nil

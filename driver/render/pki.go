@@ -1,4 +1,4 @@
-package driver
+package render
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
 )
@@ -38,9 +39,9 @@ func (p pkiBlock) request() vault.Request {
 	return r
 }
 
-func (p pkiBlock) prepare(*renderer) (renderFunc, error) {
-	return func(ctx context.Context, from *source, _ template.Input) ([][]byte, error) {
-		secret, err := from.ask(ctx, p.request())
+func (p pkiBlock) prepare(*Renderer) (renderFunc, error) {
+	return func(ctx context.Context, from *credentials.Source, _ template.Input) ([][]byte, error) {
+		secret, err := from.Ask(ctx, p.request())
 		var outputs [][]byte
 		if err == nil {
 			outputs, err = p.bytes(secret)

@@ -1,4 +1,4 @@
-package driver
+package credentials
 
 import (
 	"context"
@@ -12,8 +12,8 @@ import (
 
 // The Nomad half of a source: services and variables over the task API.
 
-func (s *source) Services(ctx context.Context, region string) ([]template.ServiceName, error) {
-	found, err := s.nomadReading().Services(ctx, taskapi.ServicesQuery{Region: region})
+func (s *Source) Services(ctx context.Context, region string) ([]template.ServiceName, error) {
+	found, err := s.snapshot.nomadData().Services(ctx, taskapi.ServicesQuery{Region: region})
 	var names []template.ServiceName
 	for _, f := range found {
 		names = append(names, template.ServiceName{Name: f.Name, Tags: f.Tags})
@@ -21,13 +21,13 @@ func (s *source) Services(ctx context.Context, region string) ([]template.Servic
 	return names, err
 }
 
-func (s *source) Service(ctx context.Context, q template.ServiceQuery) ([]template.Service, error) {
+func (s *Source) Service(ctx context.Context, q template.ServiceQuery) ([]template.Service, error) {
 	query := taskapi.ServiceQuery{Name: q.Name, Region: q.Region}
 	if count, key, ok := strings.Cut(q.Choose, "|"); ok {
 		query.Count, _ = strconv.Atoi(count) // the template function wrote it from a number
 		query.Key = key
 	}
-	found, err := s.nomadReading().Service(ctx, query)
+	found, err := s.snapshot.nomadData().Service(ctx, query)
 	var instances []template.Service
 	for _, f := range found {
 		instances = append(instances, template.Service{ID: f.ID, Name: f.Name, Node: f.Node, Address: f.Address, Port: f.Port,
@@ -36,8 +36,8 @@ func (s *source) Service(ctx context.Context, q template.ServiceQuery) ([]templa
 	return instances, err
 }
 
-func (s *source) Variable(ctx context.Context, q template.VariableQuery) (*template.Variable, error) {
-	found, err := s.nomadReading().Variable(ctx, taskapi.VariableQuery{Path: q.Path, Namespace: q.Namespace, Region: q.Region})
+func (s *Source) Variable(ctx context.Context, q template.VariableQuery) (*template.Variable, error) {
+	found, err := s.snapshot.nomadData().Variable(ctx, taskapi.VariableQuery{Path: q.Path, Namespace: q.Namespace, Region: q.Region})
 	if errors.Is(err, taskapi.ErrNotFound) {
 		return nil, nil
 	}
@@ -49,8 +49,8 @@ func (s *source) Variable(ctx context.Context, q template.VariableQuery) (*templ
 	return &v, nil
 }
 
-func (s *source) Variables(ctx context.Context, q template.VariableQuery) ([]template.Variable, error) {
-	found, err := s.nomadReading().Variables(ctx, taskapi.VariablesQuery{Prefix: q.Path, Namespace: q.Namespace, Region: q.Region})
+func (s *Source) Variables(ctx context.Context, q template.VariableQuery) ([]template.Variable, error) {
+	found, err := s.snapshot.nomadData().Variables(ctx, taskapi.VariablesQuery{Prefix: q.Path, Namespace: q.Namespace, Region: q.Region})
 	var list []template.Variable
 	for _, f := range found {
 		list = append(list, variable(f))

@@ -1,0 +1,54 @@
+package credentials
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/identity"
+	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/internal/inode"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+)
+
+// nomadTokenFile is where Nomad keeps the Vault token that it derives for a task with a vault block outside of config, whether the job wants to
+// see it or not (client/allocrunner/taskrunner/vault_hook.go).
+const nomadTokenFile = "private/vault_token"
+
+// nomadToken returns the source of Nomad's token for a vault block that says nothing of how to log in, in a task without an identity to log in with;
+// nil for every other.
+func nomadToken(block config.Vault, cfg *drivers.TaskConfig) func() (string, error) {
+	source := IdentitySource(block, cfg)
+	if block.Role != "" || block.IdentityFile != "" || block.Identity != "vault" || len(block.Policies) > 0 {
+		return nil
+	}
+	if _, err := source.Peek(); !errors.Is(err, identity.ErrAbsent) {
+		return nil
+	}
+	read := func() (string, error) { return readNomadToken(cfg.TaskDir().Dir) }
+	if _, err := read(); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return read
+}
+
+// readNomadToken reads Nomad's token of the task with that directory. No task sees the file, yet it is read as one that a task could have made.
+func readNomadToken(taskDir string) (string, error) {
+	root, err := os.OpenRoot(taskDir)
+	if err != nil {
+		return "", fmt.Errorf("open task directory: %w", err)
+	}
+	defer root.Close()
+	const most = 64 << 10
+	text, _, err := inode.Read(root, nomadTokenFile, most)
+	if err != nil {
+		return "", fmt.Errorf("read the token that Nomad derived: %s: %w", nomadTokenFile, err)
+	}
+	token := vault.TokenIn(text)
+	if token == "" {
+		return "", fmt.Errorf("read the token that Nomad derived: %s holds none", nomadTokenFile)
+	}
+	return token, nil
+}

@@ -1,0 +1,259 @@
+package credentials
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/identity"
+	"nomad-driver-vault/driver/state"
+	"nomad-driver-vault/driver/taskapi"
+	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/session"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+)
+
+// Set is where one task's templates get their answers: a session for each vault block, opened when it is first
+// needed, and a watch on Nomad's services and variables. It outlives the run of a task by the linger, so that the next
+// run of the same task finds the same token and the same leases.
+type Set struct {
+	env     Env
+	key     string // of the task
+	conf    config.Task
+	cfg     *drivers.TaskConfig
+	changed chan struct{}
+	notify  func(session.Notice)
+	opened  func() // called after each login: what a crash must not lose
+
+	mu       sync.Mutex                  // guards what follows; nobody holds it while Vault is asked
+	sessions map[string]*session.Session // by the vault block's name
+	kept     []state.Session             // as they were saved: the operator's configuration does not have their Vault now
+	watch    *taskapi.Watch
+	paused   bool // the run is over
+}
+
+// Format keeps the sessions out of logs, errors and panics.
+func (s *Set) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[secrets of %s]", s.key) }
+
+// New returns the set of a task, without a session yet. notify is called with what a session meets, and opened after
+// each login; neither may wait. They are nil for a set that only revokes.
+func New(env Env, cfg *drivers.TaskConfig, conf config.Task, notify func(vault.Notice), opened func()) *Set {
+	return &Set{env: env, key: state.Key(cfg.AllocID, cfg.Name), conf: conf, cfg: cfg, changed: make(chan struct{}, 1),
+		notify: notify, opened: opened, sessions: map[string]*vault.Session{}}
+}
+
+// open returns the session of a vault block, logging in when there is none yet. There is one pass at a time, and that
+// asks for one at a time.
+func (s *Set) open(ctx context.Context, name string) (*vault.Session, error) {
+	s.mu.Lock()
+	have := s.sessions[name]
+	s.mu.Unlock()
+	if have != nil {
+		return have, nil
+	}
+	block := s.conf.Vault(name)
+	client, err := s.env.Client(block.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.env.Permit(block, s.cfg.Namespace); err != nil { // a task may have no block at all
+		return nil, fmt.Errorf("vault %q: %w", name, err)
+	}
+	options := s.options(block)
+	if options.Login.NomadToken != nil && block.File {
+		return nil, fmt.Errorf("vault %q: file = true: the task's token is the one that Nomad derived and writes to secrets/vault_token itself: "+
+			"leave file out here, or name a role", name)
+	}
+	if live := s.revive(client, block, options); live != nil {
+		return live, nil
+	}
+	live, err := client.Open(ctx, options)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	late := s.paused || s.env.ended()
+	if !late {
+		s.sessions[name] = live
+	}
+	s.mu.Unlock()
+	if late { // whoever looks after what this run leaves, or after the plugin, knows nothing of it
+		_ = live.Close(context.WithoutCancel(ctx)) // nobody is there to try again; it ends by itself
+		return nil, session.ErrClosed
+	}
+	s.opened()
+	return session, nil
+}
+
+func (s *Set) options(block config.Vault) vault.Options {
+	source := IdentitySource(block, s.cfg)
+	jwt := func(ctx context.Context) (string, error) {
+		token, err := source.Token(ctx)
+		return token.JWT(), err
+	}
+	login := vault.Login{Role: block.Role, Namespace: block.Namespace, JWT: jwt, Given: nomadToken(block, s.cfg), Policies: block.Policies}
+	login.DisplayName = s.cfg.AllocID + "-" + s.cfg.Name // this and the metadata as Nomad 1.9 has it (nomad/vault.go)
+	login.Metadata = map[string]string{"AllocationID": s.cfg.AllocID, "Namespace": s.cfg.Namespace, "JobID": s.cfg.JobID,
+		"TaskGroup": s.cfg.TaskGroupName, "Task": s.cfg.Name, "NodeID": s.cfg.NodeID}
+	return session.Options{Notify: s.notify, Changed: s.changed, Login: login}
+}
+
+func IdentitySource(block config.Vault, cfg *drivers.TaskConfig) identity.Source {
+	return identity.Source{Name: block.Identity, Dir: cfg.TaskDir().Dir, File: block.IdentityFile,
+		Env: cfg.Env["NOMAD_TOKEN_"+block.Identity]}
+}
+
+// Adopt takes over the sessions of the run before, as far as they are still what the job asks for, and returns the others.
+// The watch is always a new one.
+func (s *Set) Adopt(old *Set) (others *Set) {
+	others = New(old.env, old.cfg, old.conf, nil, nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, live := range old.sessions {
+		block := s.conf.Vault(name)
+		if loginOf(block) != loginOf(old.conf.Vault(name)) {
+			others.sessions[name] = live
+			continue
+		}
+		live.Listen(s.options(block))
+		s.sessions[name] = live
+	}
+	for _, one := range old.kept {
+		if s.sessions[one.Name] == nil && loginOf(s.conf.Vault(one.Name)) == one.Login {
+			s.kept = append(s.kept, one)
+		} else {
+			others.kept = append(others.kept, one)
+		}
+	}
+	return others
+}
+
+// Any reports whether there is anything to revoke.
+func (s *Set) Any() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sessions)+len(s.kept) > 0
+}
+
+// loginOf returns what the session of a vault block stands for.
+func loginOf(v config.Vault) state.Login {
+	return state.Login{Cluster: v.Cluster, Role: v.Role, Namespace: v.Namespace, Identity: v.Identity,
+		IdentityFile: v.IdentityFile, Policies: strings.Join(v.Policies, ",")}
+}
+
+// Changed returns what gets a value when something that the task has asked for may have changed.
+func (s *Set) Changed() <-chan struct{} { return s.changed }
+
+// Session returns the session of a vault block, nil where there is none.
+func (s *Set) Session(name string) *vault.Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sessions[name]
+}
+
+// Describe says for each session which token it has, in the order of their names.
+func (s *Set) Describe() (text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(s.sessions)) {
+		live := s.sessions[name]
+		_, accessor, _ := live.Token()
+		whose := ""
+		if live.External() {
+			whose = "Nomad's "
+		}
+		text += fmt.Sprintf(", vault %q %stoken %s with policies %v", name, whose, accessor, live.Policies())
+	}
+	for _, one := range s.kept {
+		text += fmt.Sprintf(", the session of vault %q has to wait: %v", one.Name, s.env.whyKept(one))
+	}
+	return text
+}
+
+// nomad returns the watch on Nomad's own data, which is opened when a template first asks.
+func (s *Set) nomad() *taskapi.Watch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watch == nil {
+		s.watch = taskapi.Open(taskapi.Options{
+			Dir:       s.cfg.TaskDir().Dir,
+			Namespace: s.cfg.Namespace,
+			Token:     s.nomadToken,
+			Changed:   s.changed,
+			Logger:    s.env.Logger,
+		})
+	}
+	if s.paused { // an attempt to render that was left to itself: it gets no answer
+		s.watch.Close()
+	}
+	return s.watch
+}
+
+// nomadToken is the task's own Nomad identity, empty where it has none: the task API then says what to add.
+func (s *Set) nomadToken(context.Context) (string, error) {
+	source := identity.Source{Name: "default", Dir: s.cfg.TaskDir().Dir, Env: s.cfg.Env["NOMAD_TOKEN"]}
+	token, err := source.Peek()
+	if errors.Is(err, identity.ErrAbsent) {
+		return "", nil
+	}
+	return token.JWT(), err
+}
+
+// Pause ends what belongs to one run only.
+func (s *Set) Pause() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.paused = true
+	if s.watch != nil {
+		s.watch.Close()
+	}
+}
+
+// Revoke revokes everything, of all clusters side by side. It may be called again for waiting, the sessions whose Vault could not be asked;
+// lost are those that nobody can revoke.
+func (s *Set) Revoke(ctx context.Context) (waiting, lost error) {
+	s.mu.Lock()
+	sessions := maps.Clone(s.sessions)
+	s.mu.Unlock()
+	var all sync.WaitGroup
+	var errs sync.Map // by name
+	for name, live := range sessions {
+		all.Go(func() {
+			if err := live.Close(ctx); err != nil {
+				errs.Store(name, fmt.Errorf("vault %q: %w", name, err))
+			}
+		})
+	}
+	all.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(sessions)) {
+		failed, _ := errs.Load(name)
+		err, _ := failed.(error)
+		if err != nil && (errors.Is(err, vault.ErrUnavailable) || ctx.Err() != nil) {
+			waiting = errors.Join(waiting, err)
+			continue
+		}
+		lost = errors.Join(lost, err)
+		delete(s.sessions, name)
+	}
+	return waiting, lost
+}
+
+// Problems is what is wrong with the sessions at this moment, one line for each.
+func (s *Set) Problems() (lines []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(s.sessions)) {
+		for _, line := range s.sessions[name].Trouble() {
+			lines = append(lines, fmt.Sprintf("vault %q: %s", name, line))
+		}
+	}
+	return lines
+}

@@ -1,0 +1,150 @@
+package credentials
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"nomad-driver-vault/driver/taskapi"
+	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/driver/vault"
+	"sync"
+	"time"
+)
+
+// Snapshot is one consistent look at all that a task's templates ask: a reading of each session and of the watch.
+type Snapshot struct {
+	s     *Set
+	fresh bool
+
+	opening  chan struct{} // holds one while a session is opened, which can take as long as a pass may
+	readings map[string]*vault.Reading
+	refused  map[string]error // where a session could not be opened: the other templates do not ask Vault again
+
+	mu    sync.Mutex
+	nomad *taskapi.Reading
+}
+
+// Format keeps what was read out of logs, errors and panics.
+func (p *Snapshot) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[pass over %v]", p.s) }
+
+// Snapshot makes a pass of all that has been asked before: what no template asks this time is given up by its commit.
+func (s *Set) Snapshot(fresh bool) *Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &Snapshot{s: s, fresh: fresh, opening: make(chan struct{}, 1), readings: map[string]*vault.Reading{},
+		refused: map[string]error{}}
+	for name, session := range s.sessions {
+		p.readings[name] = session.Begin(fresh)
+	}
+	if s.watch != nil {
+		p.nomad = s.watch.Begin()
+	}
+	return p
+}
+
+func (p *Snapshot) reading(ctx context.Context, name string) (*vault.Reading, error) {
+	p.opening <- struct{}{}
+	defer func() { <-p.opening }()
+	if r, err := p.readings[name], p.refused[name]; r != nil || err != nil {
+		return r, err
+	}
+	session, err := p.s.open(ctx, name)
+	if err != nil {
+		p.refused[name] = err
+		return nil, err
+	}
+	p.readings[name] = session.Begin(p.fresh)
+	return p.readings[name], nil
+}
+
+// Token returns the token of a vault block's session.
+func (p *Snapshot) Token(ctx context.Context, name string) (string, error) {
+	reading, err := p.reading(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	return reading.Token(), nil
+}
+
+func (p *Snapshot) nomadData() *taskapi.Reading {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.nomad == nil {
+		p.nomad = p.s.nomad().Begin()
+	}
+	return p.nomad
+}
+
+// Commit says that what was read is in use now, and nothing else. Leases that it replaces are revoked after grace, or left to
+// end when grace is negative.
+func (p *Snapshot) Commit(grace time.Duration) {
+	for _, r := range p.readings {
+		r.Commit(grace)
+	}
+	if p.nomad != nil {
+		p.nomad.Commit()
+	}
+}
+
+// Source answers what asks one vault block; every is the poll interval.
+func (p *Snapshot) Source(vaultName string, every time.Duration) *Source {
+	return &Source{snapshot: p, vault: vaultName, every: every}
+}
+
+type Source struct {
+	snapshot *Snapshot
+	vault    string
+	every    time.Duration
+}
+
+func (s *Source) Ask(ctx context.Context, req vault.Request) (*vault.Secret, error) {
+	reading, err := s.snapshot.reading(ctx, s.vault)
+	if err != nil {
+		return nil, err
+	}
+	req.Every = s.every
+	return reading.Read(ctx, req)
+}
+
+func (s *Source) Read(ctx context.Context, path string, query url.Values) (*template.Secret, error) {
+	return shown(s.Ask(ctx, vault.Request{Op: vault.Read, Path: path, Query: query}))
+}
+
+func (s *Source) Write(ctx context.Context, path string, data map[string]any) (*template.Secret, error) {
+	return shown(s.Ask(ctx, vault.Request{Op: vault.Write, Path: path, Data: data}))
+}
+
+func (s *Source) List(ctx context.Context, path string) ([]string, error) {
+	secret, err := s.Ask(ctx, vault.Request{Op: vault.List, Path: path})
+	if errors.Is(err, vault.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	keys, _ := secret.Data["keys"].([]any)
+	for _, key := range keys {
+		if name, ok := key.(string); ok {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+func shown(secret *vault.Secret, err error) (*template.Secret, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &template.Secret{
+		RequestID:     secret.RequestID,
+		LeaseID:       secret.Lease.ID,
+		LeaseDuration: int(secret.Lease.TTL / time.Second),
+		Renewable:     secret.Lease.Renewable,
+		Data:          secret.Data,
+		Warnings:      secret.Warnings,
+	}, nil
+}
+
+var _ template.Source = (*Source)(nil)

@@ -1,0 +1,174 @@
+package render
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"nomad-driver-vault/driver/config"
+	"slices"
+	"strings"
+	"time"
+)
+
+// ChangeOver is how long the old credentials live on after a process was told of new ones by signal or script.
+const ChangeOver = 30 * time.Second
+
+// Change is what a newer generation asks of a task: one action, however many secrets changed.
+type Change struct {
+	Restart bool
+	scripts []*config.ChangeScript
+	signals []string
+	Splay   time.Duration // the longest of those that asked
+	Silent  bool          // something changed of which the process is not told
+	what    []string      // what changed, for the log: destinations, and secrets by their names
+}
+
+// Join adds another change to this one. The action is the strongest that anyone asked for.
+func (c Change) Join(o Change) Change {
+	c.Restart = c.Restart || o.Restart
+	for _, s := range o.scripts {
+		if !slices.Contains(c.scripts, s) {
+			c.scripts = append(c.scripts, s)
+		}
+	}
+	for _, s := range o.signals {
+		if !slices.Contains(c.signals, s) {
+			c.signals = append(c.signals, s)
+		}
+	}
+	for _, w := range o.what {
+		if !slices.Contains(c.what, w) {
+			c.what = append(c.what, w)
+		}
+	}
+	c.Splay, c.Silent = max(c.Splay, o.Splay), c.Silent || o.Silent
+	return c
+}
+
+// Acts reports whether the task is told anything at all.
+func (c Change) Acts() bool { return c.Restart || len(c.scripts) > 0 || len(c.signals) > 0 }
+
+// shares reports whether c asks for an action that o asks for too.
+func (c Change) shares(o Change) bool {
+	script := func(s *config.ChangeScript) bool { return slices.Contains(o.scripts, s) }
+	signal := func(s string) bool { return slices.Contains(o.signals, s) }
+	return slices.ContainsFunc(c.scripts, script) || slices.ContainsFunc(c.signals, signal)
+}
+
+// Grace is how long what the change has replaced is still used once the action is done: not at all after a restart, and
+// for ever by a process that was not told, which is a negative time.
+func (c Change) Grace() time.Duration {
+	switch {
+	case c.Restart:
+		return 0
+	case c.Silent:
+		return -1
+	case c.Acts():
+		return ChangeOver
+	default:
+		return 0
+	}
+}
+
+// Delay draws how long to wait before acting, so that the tasks of a job do not all act together.
+func (c Change) Delay() time.Duration {
+	if c.Splay <= 0 {
+		return 0
+	}
+	return rand.N(c.Splay)
+}
+
+func (c Change) String() string { return strings.Join(c.what, ", ") }
+
+// Action is one thing by which a running process is told: a script, or else a signal.
+type Action struct {
+	Script *config.ChangeScript
+	Signal string
+}
+
+// Actions are what the change does unless it restarts the process, in the order in which it is done.
+func (c Change) Actions() (all []Action) {
+	for _, s := range c.scripts {
+		all = append(all, Action{Script: s})
+	}
+	for _, s := range c.signals {
+		all = append(all, Action{Signal: s})
+	}
+	return all
+}
+
+// Change is one that asks for this action only.
+func (a Action) Change() Change {
+	if a.Script != nil {
+		return Change{scripts: []*config.ChangeScript{a.Script}}
+	}
+	return Change{signals: []string{a.Signal}}
+}
+
+func (a Action) String() string {
+	if a.Script != nil {
+		return fmt.Sprintf("change_script %q", a.Script.Command)
+	}
+	return "send " + a.Signal
+}
+
+// Done says of the action that it was done.
+func (a Action) Done() string {
+	if a.Script != nil {
+		return "ran " + a.Script.Command
+	}
+	return "sent " + a.Signal
+}
+
+// change is what a block with new bytes asks.
+func (b *block) change() Change {
+	c := Change{what: []string{b.what}}
+	switch b.ChangeMode {
+	case "restart":
+		c.Restart = true
+	case "script":
+		c.scripts = []*config.ChangeScript{b.ChangeScript}
+	case "signal":
+		c.signals = []string{b.ChangeSignal}
+	default:
+		c.Silent = true
+		return c
+	}
+	c.Splay = b.SplayMax
+	return c
+}
+
+// tokenChange is what a new token asks for.
+func tokenChange(v *config.Vault) Change {
+	c := Change{what: []string{"vault token"}}
+	switch v.ChangeMode {
+	case "restart":
+		c.Restart = true
+	case "signal":
+		c.signals = []string{v.ChangeSignal}
+	default:
+		c.Silent = true
+	}
+	return c
+}
+
+// DeliveredExcept returns the checksums of what the process has been told of: those in delivered, updated for every block
+// and token of g whose action is not in undone.
+func (g *Generation) DeliveredExcept(undone Change, delivered map[string]string) map[string]string {
+	known := map[string]string{}
+	maps.Copy(known, delivered)
+	for _, b := range g.blocks {
+		if c := b.change(); c.Acts() && !c.shares(undone) {
+			for _, p := range b.outputs {
+				known[p.key] = g.Sums[p.key]
+			}
+		}
+	}
+	for i := range g.conf.Vaults {
+		v := &g.conf.Vaults[i]
+		if c := tokenChange(v); c.Acts() && !c.shares(undone) {
+			known[tokenSum(v.Name)] = g.Sums[tokenSum(v.Name)]
+		}
+	}
+	return known
+}
