@@ -9,16 +9,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"reflect"
-	"slices"
 	"sync"
 	"time"
 
 	"nomad-driver-vault/driver/config"
-	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/state"
-	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/session"
 
 	"github.com/hashicorp/go-hclog"
@@ -40,12 +35,13 @@ type Driver struct {
 	pumping sync.Mutex // guards pumped
 	pumped  bool
 
+	parking *parking // what waits for the next run of its task
+
 	mu      sync.Mutex // guards what follows
 	config  config.Operator
 	clients map[string]*session.Cluster // by cluster name
 	made    []*session.Cluster          // all that were ever made: sessions may still use one that another has replaced
 	tasks   map[string]*task            // by taskKey: its only run that starts, runs, or has ended and is not destroyed yet
-	idle    map[string]*left            // by taskKey: what waits for the task's next run
 	store   *state.Store                // nil until Serve, and where sessions cannot be kept
 	serving bool                        // Serve was called
 	news    chan struct{}               // closed when what Clusters returns changes
@@ -66,25 +62,14 @@ type Sweeper interface {
 func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.DriverPlugin) *Driver {
 	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
 		outbox: make(chan *drivers.TaskEvent, 64),
-		config: config.Operator{Name: name}, clients: map[string]*session.Cluster{}, tasks: map[string]*task{}, idle: map[string]*left{},
+		config: config.Operator{Name: name}, clients: map[string]*session.Cluster{}, tasks: map[string]*task{},
 		news: make(chan struct{}), idled: make(chan struct{})}
+	d.parking = &parking{d: d, parked: map[string]*left{}}
 	context.AfterFunc(ctx, func() {
 		d.closeClients()
 		close(d.idled)
 	})
 	return d
-}
-
-// closeClients returns when nothing is asked of Vault any more.
-func (d *Driver) closeClients() {
-	d.mu.Lock()
-	made := d.made
-	d.mu.Unlock()
-	var all sync.WaitGroup
-	for _, client := range made {
-		all.Go(client.Close)
-	}
-	all.Wait()
 }
 
 // endWithin is how long the process of a plugin may take to end: the agent kills it after two seconds (go-plugin v1.7.0, client.go, Kill).
@@ -97,68 +82,6 @@ func (d *Driver) End() {
 	case <-d.idled:
 	case <-time.After(endWithin):
 	}
-}
-
-// Configure sets what the operator configured. It does not talk to Vault and may be called again: a cluster that is configured as before keeps
-// its client, with all that this knows and bounds.
-func (d *Driver) Configure(c config.Operator) error {
-	if err := c.Validate(); err != nil {
-		return err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	clients := map[string]*session.Cluster{}
-	for _, cluster := range c.Clusters {
-		if old := d.clients[cluster.Name]; old != nil && alike(old.Config(), cluster) {
-			clients[cluster.Name] = old
-			continue
-		}
-		client, err := session.NewCluster(cluster, d.logger)
-		if err != nil {
-			return err
-		}
-		d.made = append(d.made, client)
-		clients[cluster.Name] = client
-	}
-	d.config, d.clients = c, clients
-	if d.serving {
-		d.serveClients()
-	}
-	return nil
-}
-
-// alike reports whether two clusters are configured alike.
-func alike(a, b vault.Cluster) bool {
-	a.Dial, b.Dial = nil, nil // no part of what can be configured
-	return reflect.DeepEqual(a, b)
-}
-
-// serveClients has the clusters' own tokens looked after. Call with mu held.
-func (d *Driver) serveClients() {
-	for _, client := range d.clients {
-		client.Serve(d.announce)
-	}
-}
-
-// announce tells those who wait that the status of a cluster has changed.
-func (d *Driver) announce() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	close(d.news)
-	d.news = make(chan struct{})
-}
-
-// Clusters returns the status of each cluster that makes tokens by a token role, by name, and what is closed when that changes.
-func (d *Driver) Clusters() (status map[string]string, changed <-chan struct{}) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	status = map[string]string{}
-	for name, client := range d.clients {
-		if text := client.Status(); text != "" {
-			status[name] = text
-		}
-	}
-	return status, d.news
 }
 
 // Serve begins to look after the clusters' own tokens, opens the state directory and takes over what a plugin process before this one left there: what no task of this
@@ -182,84 +105,11 @@ func (d *Driver) Serving() bool {
 	return d.serving
 }
 
-func (d *Driver) configured() config.Operator {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.config
-}
-
 // kept returns the state directory, nil where there is none.
 func (d *Driver) kept() *state.Store {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.store
-}
-
-// client returns the client of a cluster.
-func (d *Driver) client(cluster string) (*session.Cluster, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if c := d.clients[cluster]; c != nil {
-		return c, nil
-	}
-	_, err := d.config.Cluster(cluster)
-	return nil, err
-}
-
-// env is what the credentials of a task need of the plugin.
-func (d *Driver) env() credentials.Env {
-	permit := func(block config.Vault, namespace string) error { return d.configured().PermitVault(block, namespace) }
-	return credentials.Env{Client: d.client, ClientOf: d.clientOf, Permit: permit, Plugin: d.configured().Name, Done: d.ctx.Done(), Logger: d.logger}
-}
-
-// taskKey identifies a task across its runs, each of which has an ID of its own.
-func taskKey(cfg *drivers.TaskConfig) string { return state.Key(cfg.AllocID, cfg.Name) }
-
-// task returns the run with that ID, of which the agent knows now. One that is starting is waited for.
-func (d *Driver) task(id string) (*task, bool) {
-	t := d.find(id)
-	if t == nil {
-		return nil, false
-	}
-	select {
-	case <-t.begun:
-	case <-d.ctx.Done():
-	}
-	if d.find(id) != t { // the start failed
-		return nil, false
-	}
-	t.ask()
-	return t, true
-}
-
-func (d *Driver) find(id string) *task {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, t := range d.tasks {
-		if t.cfg.ID == id {
-			return t
-		}
-	}
-	return nil
-}
-
-// enter makes t the run of its task, unless there is another one, which it returns.
-func (d *Driver) enter(t *task) (other *task) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if other = d.tasks[t.record.Key]; other == nil {
-		d.tasks[t.record.Key] = t
-	}
-	return other
-}
-
-// forget is for a run that nobody can ask about any more.
-func (d *Driver) forget(t *task) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.tasks[t.record.Key] == t {
-		delete(d.tasks, t.record.Key)
-	}
 }
 
 // WaitTask returns a channel that gets the result when the task has ended for good: restarts that this driver makes are
@@ -391,20 +241,4 @@ func (d *Driver) SignalTask(id, signal string) error {
 // ExecTask runs a command in the task.
 func (d *Driver) ExecTask(id string, cmd []string, timeout time.Duration) (*drivers.ExecTaskResult, error) {
 	return d.inner.ExecTask(id, cmd, timeout)
-}
-
-// clientOf returns a client of the Vault that has issued a session, by whatever name it is configured now; nil: there
-// is none.
-func (d *Driver) clientOf(o vault.Origin) *vault.Client {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if named := d.clients[o.Cluster]; named != nil && (o.Address == "" || named.Cluster().Address == o.Address) {
-		return named
-	}
-	for _, name := range slices.Sorted(maps.Keys(d.clients)) {
-		if client := d.clients[name]; client.Cluster().Address == o.Address {
-			return client
-		}
-	}
-	return nil
 }

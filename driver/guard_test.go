@@ -9,7 +9,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
-	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/session"
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
@@ -20,8 +20,8 @@ func TestPanicEndsOneTask(t *testing.T) {
 		"in a session's upkeep": func(r *run) {
 			tk, _ := r.task(r.cfg.ID)
 			panics := func(context.Context) (string, error) { panic(vaulttest.Planted) }
-			tk.secrets.Session("default").Listen(vault.Options{Notify: tk.notice, Changed: make(chan struct{}, 1),
-				Login: vault.Login{Role: "app", JWT: panics}})
+			tk.secrets.Session("default").Listen(session.Options{Notify: tk.notice, Changed: make(chan struct{}, 1),
+				Login: session.Login{Role: "app", JWT: panics}})
 			r.RevokeTokens()
 		},
 		"in the task's own goroutine": func(r *run) {

@@ -69,7 +69,7 @@ func TestSessionOfATokenRoleIsRestoredWithItsPolicies(t *testing.T) {
 		record := sole(t, h.store.All())
 		must.Eq(t, "app-more,app-web", record.Sessions["default"].Login.Policies)
 		restored := credentials.Restore(h.env(), taskOf(record), record)
-		must.Eq(t, []string{"app-more", "app-web"}, restored.Session("default").Policies())
+		must.Eq(t, []string{"default", "app-more", "app-web"}, restored.Session("default").Policies())
 		waiting, lost := restored.Revoke(h.Context())
 		must.NoError(t, cmp.Or(waiting, lost))
 		after(time.Hour)

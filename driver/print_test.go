@@ -32,7 +32,7 @@ func TestNothingThatHoldsASecretPrintsIt(t *testing.T) {
 		login := jwt("one")
 		all := []any{tk, *tk.current, tk.current, kept, &kept, kept.Sessions, tk.leaves(), rendered{next: tk.current},
 			tk.current.Files, tk.current.Files[0], tk.current.Pass, tk.secrets, tk.make, session, session.Begin(false),
-			vault.Request{Op: vault.Write, Path: "x", Data: map[string]any{"password": vaulttest.Planted}}, h.Driver.tasks, h.Driver.idle}
+			vault.Request{Op: vault.Write, Path: "x", Data: map[string]any{"password": vaulttest.Planted}}, h.Driver.tasks, h.parking.parked}
 		for _, one := range all {
 			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 				text := fmt.Sprintf(verb, one)
@@ -54,7 +54,7 @@ func TestPanicWhileRenderingShowsNoSecret(t *testing.T) {
 		h.write(vaulttest.Planted + "2")
 		must.ErrorContains(t, (<-ended).Err, "internal error in ")
 		must.Eq(t, 1, h.logged("nil pointer dereference"))
-		must.Positive(t, h.logged("(*renderer).execute"))
+		must.Positive(t, h.logged("(*Renderer).execute"))
 		must.Eq(t, 0, h.logged(vaulttest.Planted))
 	})
 }

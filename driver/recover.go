@@ -3,9 +3,7 @@ package driver
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"nomad-driver-vault/driver/render"
-	"nomad-driver-vault/driver/state"
 	"time"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
@@ -92,13 +90,13 @@ func (t *task) putBack(l *left) {
 		return
 	}
 	l.pipes = t.pipes
-	t.d.leave(l, t.op.Linger)
+	t.d.parking.park(l, t.op.Linger)
 }
 
 // reattach finds the process and the session again. With an error, which means that there is no such process any more, it returns what it has
 // claimed.
 func (t *task) reattach() (*left, error) {
-	old := t.d.claim(t.record.Key)
+	old := t.d.parking.claim(t.record.Key)
 	if old != nil && old.record.TaskID == t.cfg.ID && old.record.Inner != nil { // of the present process, which we may have restarted
 		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner
 		t.record.Delivered, t.record.Once, t.record.Unverified = old.record.Delivered, old.record.Once, old.record.Unverified
@@ -113,7 +111,7 @@ func (t *task) reattach() (*left, error) {
 	}
 	if err != nil {
 		if old != nil {
-			if unswept := t.d.sweep(old); unswept != nil {
+			if unswept := t.d.parking.sweep(old); unswept != nil {
 				err = fmt.Errorf("%w; %w", err, unswept)
 			}
 		}
@@ -125,104 +123,4 @@ func (t *task) reattach() (*left, error) {
 	t.current, t.recovered, t.tookOver = &render.Generation{Output: t.record.Once}, true, time.Now()
 	t.quiet = time.After(0) // render what was rendered before: the same bytes mean that nothing happened
 	return nil, nil
-}
-
-// ask is when the agent asks about the task.
-func (t *task) ask() {
-	t.asking.Do(func() {
-		close(t.asked)
-		t.remember(func(r *state.Record) { r.Unacknowledged = false })
-	})
-}
-
-// unasked ends a task of which the agent does not know, because it died while the task started, and which it does not start anew either,
-// because the job was stopped meanwhile. It asks about a task that it knows as soon as it has stored the answer to the start
-// (client/allocrunner/taskrunner/task_runner.go, Run).
-func (t *task) unasked() error {
-	for waited := unclaimedAfter; ; waited += unclaimedAfter {
-		select {
-		case <-t.asked:
-			return nil
-		case <-t.d.ctx.Done():
-			return nil
-		case <-time.After(unclaimedAfter):
-		}
-		if waited < claimedWithin && !gone(t.cfg.AllocDir) {
-			continue
-		}
-		t.warn("ended: the agent has not asked about the task since its start")
-		err := t.d.destroy(t, t.conf.KillAfter, t.conf.KillSignal)
-		if err == nil {
-			return nil
-		}
-		t.d.logger.Warn("a process may be left behind", "task", t.record.Key, "error", err)
-	}
-}
-
-// remember changes what the state directory has of the task. A failure costs adoption after a crash, not the task.
-func (t *task) remember(change func(*state.Record)) {
-	t.saving.Lock()
-	defer t.saving.Unlock()
-	change(&t.record)
-	store := t.d.kept()
-	t.unsaved = store == nil
-	if store == nil || t.over {
-		return
-	}
-	r := t.record
-	t.secrets.Save(&r)
-	err := store.Save(r)
-	t.unsaved = err != nil
-	switch {
-	case t.unsaved && !t.warned:
-		t.d.logger.Warn("state is not saved", "task", r.Key, "error", err)
-	case t.warned && !t.unsaved:
-		t.d.logger.Info("state is saved again", "task", r.Key)
-	}
-	t.warned = t.unsaved
-}
-
-// save is for when a session has something new that must not be lost.
-func (t *task) save() { t.remember(func(*state.Record) {}) }
-
-// saveAgain saves the task where that has not succeeded.
-func (t *task) saveAgain() {
-	t.saving.Lock()
-	unsaved := t.unsaved
-	t.saving.Unlock()
-	if unsaved {
-		t.save()
-	}
-}
-
-// use remembers that the process has what is in g.
-func use(r *state.Record, g *render.Generation) {
-	r.Delivered, r.Once, r.Unverified = maps.Clone(g.Sums), g.OnceOutputs(), false
-}
-
-// bounded returns an error where more would have to be remembered of the task with that generation than fits into a record.
-func (t *task) bounded(g *render.Generation) error {
-	t.saving.Lock()
-	r := t.record
-	t.saving.Unlock()
-	use(&r, g)
-	t.secrets.Save(&r)
-	_, err := r.Encode()
-	return err
-}
-
-// leaves returns what the run leaves for the next one. Until somebody has claimed it, what becomes of its sessions is saved.
-func (t *task) leaves() *left {
-	l := &left{secrets: t.secrets, save: t.saveAgain, seal: t.seal}
-	t.remember(func(r *state.Record) {
-		r.Ended = true
-		l.record = *r
-	})
-	return l
-}
-
-func (t *task) seal() {
-	t.saving.Lock()
-	defer t.saving.Unlock()
-	t.over = true
 }

@@ -558,7 +558,7 @@ func TestWhatNobodyComesForIsTakenBack(t *testing.T) {
 				must.Len(t, 1, h.Users())
 				after(time.Second)
 				h.nothingLeft()
-				must.MapEmpty(t, h.idle)
+				must.MapEmpty(t, h.parking.parked)
 			})
 		})
 	}

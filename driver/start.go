@@ -13,6 +13,7 @@ import (
 	"nomad-driver-vault/driver/identity"
 	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/driver/render"
+	"nomad-driver-vault/driver/sched"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
@@ -33,9 +34,10 @@ type handleState struct {
 	JobConfig map[string]any
 }
 
-// StartTask starts a task: decode and check, render the first generation, start the wrapped task. Whatever fails undoes
-// what came before. An error that waiting may cure is recoverable: Nomad starts the task again by the job's restart policy.
-// What the wrapped driver says is passed on unchanged.
+// StartTask starts a task, in these steps: decode and permit what the job's author wrote, take over what the run before has
+// left, log in, render the first generation, write its files, launch the wrapped task, record it, and run. Whatever fails
+// undoes what came before, in reverse. An error that waiting may cure is recoverable: Nomad starts the task again by the
+// job's restart policy. What the wrapped driver says is passed on unchanged.
 func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 	d.Serve()
 	log := d.log(cfg)
@@ -69,6 +71,58 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	go t.run()
 	go func() { _ = t.guard("waiting for the agent", t.unasked) }()
 	return handle, network, nil
+}
+
+// start takes the steps that have to be undone when one of them fails.
+func (t *task) start() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	if t.recovered && t.pipes.Stalled("the plugin died while it started the task; starting anew", logpipe.ReaderTimeout) {
+		return t.unstarted()
+	}
+	t.recovered = false
+	if err := t.firstGeneration(); err != nil {
+		return nil, nil, classify(err)
+	}
+	network, err := t.launch()
+	if err != nil {
+		return nil, nil, err
+	}
+	handle, err := t.handle()
+	if err != nil {
+		return nil, nil, err
+	}
+	t.told(0)
+	return handle, network, nil
+}
+
+// firstGeneration logs in, renders and writes, for which it has the operator's start_timeout.
+func (t *task) firstGeneration() error {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(t.ctx, t.op.StartTimeout)
+	defer cancel()
+	t.starting.Store(true)
+	defer t.starting.Store(false)
+	if err := t.secrets.Login(ctx, t.make.Sessions()); err != nil {
+		return err
+	}
+	first, err := t.make.Render(ctx, nil, true)
+	if err == nil {
+		err = t.bounded(first)
+	}
+	if err != nil {
+		return err
+	}
+	t.reached("rendered")
+	if err := t.write(first); err != nil {
+		return err
+	}
+	t.reached("written")
+	t.current = first
+	if len(first.Sums) > 0 || len(t.conf.Blocks()) > 0 || first.Auth != nil {
+		summary := first.Describe() + first.Auth.Describe() + t.secrets.Describe()
+		t.say("secrets ready after %s: %s", time.Since(began).Round(time.Millisecond), summary)
+		t.event("Secrets ready: %s", summary)
+	}
+	return nil
 }
 
 // replaced reports that another start of the task has taken the place of this run.
@@ -199,38 +253,17 @@ func (t *task) check() error {
 
 // claim takes over what the run before has left, once no process of that can be left. An error leaves it as it was.
 func (t *task) claim() error {
-	old := t.d.claim(t.record.Key)
+	old := t.d.parking.claim(t.record.Key)
 	if old == nil {
 		return nil
 	}
-	if err := t.d.sweep(old); err != nil {
-		t.d.leave(old, t.op.Linger)
+	if err := t.d.parking.sweep(old); err != nil {
+		t.d.parking.park(old, t.op.Linger)
 		return structs.NewRecoverableError(err, true)
 	}
 	t.recovered = old.record.TaskID == t.cfg.ID
 	t.adopt(old)
 	return nil
-}
-
-// start does what has to be undone when it fails.
-func (t *task) start() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
-	if t.recovered && t.pipes.Stalled("the plugin died while it started the task; starting anew", logpipe.ReaderTimeout) {
-		return t.unstarted()
-	}
-	t.recovered = false
-	if err := t.renderFirst(); err != nil {
-		return nil, nil, classify(err)
-	}
-	network, err := t.launch()
-	if err != nil {
-		return nil, nil, err
-	}
-	handle, err := t.handle()
-	if err != nil {
-		return nil, nil, err
-	}
-	t.told(0)
-	return handle, network, nil
 }
 
 // unstarted starts a task that has ended already, in place of one whose output nobody would read: the agent starts it anew by
@@ -248,37 +281,10 @@ func (t *task) unstarted() (*drivers.TaskHandle, *drivers.DriverNetwork, error) 
 func (t *task) adopt(old *left) {
 	others := &left{record: state.Record{Key: t.record.Key}, secrets: t.secrets.Adopt(old.secrets)}
 	if others.secrets.Any() {
-		t.d.setAside(others)
-		t.d.revokeLater(others)
+		t.d.parking.setAside(others)
+		t.d.parking.revokeInBackground(others)
 	}
 	t.save()
-}
-
-func (t *task) renderFirst() error {
-	began := time.Now()
-	ctx, cancel := context.WithTimeout(t.ctx, t.op.StartTimeout)
-	defer cancel()
-	t.starting.Store(true)
-	defer t.starting.Store(false)
-	first, err := t.make.Render(ctx, nil, true)
-	if err == nil {
-		err = t.bounded(first)
-	}
-	if err != nil {
-		return err
-	}
-	t.reached("rendered")
-	if err := t.write(first); err != nil {
-		return err
-	}
-	t.reached("written")
-	t.current = first
-	if len(first.Sums) > 0 || len(t.conf.Blocks()) > 0 || first.Auth != nil {
-		summary := first.Describe() + first.Auth.Describe() + t.secrets.Describe()
-		t.say("secrets ready after %s: %s", time.Since(began).Round(time.Millisecond), summary)
-		t.event("Secrets ready: %s", summary)
-	}
-	return nil
 }
 
 // write puts a generation's files in place, and removes what an earlier run has left of those that are not there.
@@ -403,15 +409,15 @@ func (t *task) undo() {
 	t.pipes.Close()
 	l := t.leaves()
 	if replaced || unended != nil {
-		t.d.leave(l, t.op.Linger)
+		t.d.parking.park(l, t.op.Linger)
 		return
 	}
-	t.d.own(l)
-	t.d.clear(l)
+	t.d.parking.takeOver(l)
+	t.d.parking.removeFiles(l)
 	ctx, cancel := context.WithTimeout(t.d.ctx, undoWithin)
 	defer cancel()
-	if !t.d.revoke(ctx, l) {
-		t.d.revokeLater(l)
+	if !t.d.parking.tryRevoke(ctx, l) {
+		t.d.parking.revokeInBackground(l)
 	}
 }
 

@@ -69,23 +69,23 @@ func (d *Driver) keepIn(s *state.Store) {
 	d.store = s
 	for _, r := range records {
 		l := &left{record: r, old: true, found: time.Now()}
-		switch known := d.tasks[r.Key] != nil || d.idle[r.Key] != nil; {
+		switch known := d.tasks[r.Key] != nil || d.parking.has(r.Key); {
 		case r.Aside:
 			late = append(late, l)
 		case known:
 			l.record.File = "" // which is the task's
 			late = append(late, l)
 		default:
-			d.park(l, unclaimedAfter)
+			d.parking.park(l, unclaimedAfter)
 		}
 	}
 	d.mu.Unlock()
 	for _, l := range late {
 		l.secrets = credentials.Unpack(d.env(), taskOf(l.record), l.record)
 		if l.record.File == "" {
-			d.setAside(l)
+			d.parking.setAside(l)
 		}
-		d.revokeLater(l)
+		d.parking.revokeInBackground(l)
 	}
 }
 
@@ -96,13 +96,9 @@ func (d *Driver) saveAgain() {
 	for _, t := range d.tasks {
 		saves = append(saves, t.saveAgain)
 	}
-	for _, l := range d.idle {
-		if l.save != nil {
-			saves = append(saves, l.save)
-		}
-	}
 	d.mu.Unlock()
 	for _, save := range saves {
 		save()
 	}
+	d.parking.saveAgain()
 }

@@ -2,7 +2,7 @@ package credentials
 
 import (
 	"nomad-driver-vault/driver/config"
-	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/session"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -10,10 +10,10 @@ import (
 // Env is what a set needs of the plugin that it belongs to.
 type Env struct {
 	// Client returns the client of the cluster that is configured under that name now.
-	Client func(cluster string) (*vault.Client, error)
+	Client func(cluster string) (*session.Cluster, error)
 	// ClientOf returns a client of the Vault that has issued a session, by whatever name that is configured now; nil: there
 	// is none.
-	ClientOf func(vault.Origin) *vault.Client
+	ClientOf func(session.Origin) *session.Cluster
 	// Permit returns an error where the operator does not permit a vault block to tasks of a Nomad namespace.
 	Permit func(block config.Vault, namespace string) error
 

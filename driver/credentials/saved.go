@@ -10,7 +10,7 @@ import (
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/state"
-	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/session"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
@@ -52,7 +52,7 @@ func Unpack(env Env, cfg *drivers.TaskConfig, r state.Record) *Set {
 	}
 	for _, one := range append(all, r.Kept...) {
 		one.Seen = time.Now()
-		if _, err := vault.OriginOf(one.State, one.Seen); err != nil {
+		if _, err := session.OriginOf(one.State, one.Seen); err != nil {
 			env.Logger.Warn("a session is lost", "task", r.Key, "vault", one.Name, "error", err)
 			continue
 		}
@@ -73,8 +73,8 @@ func Restore(env Env, cfg *drivers.TaskConfig, r state.Record) *Set {
 		}
 		block := blockOf(one)
 		if client, err := env.Client(block.Cluster); err == nil {
-			if session, err := client.Adopt(one.State, s.options(block)); err == nil {
-				s.sessions[one.Name] = session
+			if live, err := client.Adopt(one.State, s.options(block)); err == nil {
+				s.sessions[one.Name] = live
 				s.conf.Vaults = append(s.conf.Vaults, block)
 				return true
 			}
@@ -86,7 +86,7 @@ func Restore(env Env, cfg *drivers.TaskConfig, r state.Record) *Set {
 }
 
 // revive returns the session of a vault block that was kept, nil where there is none of that client's.
-func (s *Set) revive(client *vault.Client, block config.Vault, options vault.Options) *vault.Session {
+func (s *Set) revive(client *session.Cluster, block config.Vault, options session.Options) *session.Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, one := range s.kept {
@@ -134,7 +134,7 @@ func (s *Set) Reclaim() (waiting error) {
 
 // whyKept says why a session is not in use, and what the operator can do.
 func (env Env) whyKept(one state.Session) error {
-	origin, err := vault.OriginOf(one.State, one.Seen)
+	origin, err := session.OriginOf(one.State, one.Seen)
 	if err != nil {
 		return err
 	}

@@ -43,14 +43,25 @@ func (s *Set) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[secrets of %s]", s.
 
 // New returns the set of a task, without a session yet. notify is called with what a session meets, and opened after
 // each login; neither may wait. They are nil for a set that only revokes.
-func New(env Env, cfg *drivers.TaskConfig, conf config.Task, notify func(vault.Notice), opened func()) *Set {
+func New(env Env, cfg *drivers.TaskConfig, conf config.Task, notify func(session.Notice), opened func()) *Set {
 	return &Set{env: env, key: state.Key(cfg.AllocID, cfg.Name), conf: conf, cfg: cfg, changed: make(chan struct{}, 1),
-		notify: notify, opened: opened, sessions: map[string]*vault.Session{}}
+		notify: notify, opened: opened, sessions: map[string]*session.Session{}}
+}
+
+// Login opens the sessions of those vault blocks, one after the other, as far as there are none. It waits for identity and
+// Vault until ctx ends.
+func (s *Set) Login(ctx context.Context, names []string) error {
+	for _, name := range names {
+		if _, err := s.open(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // open returns the session of a vault block, logging in when there is none yet. There is one pass at a time, and that
 // asks for one at a time.
-func (s *Set) open(ctx context.Context, name string) (*vault.Session, error) {
+func (s *Set) open(ctx context.Context, name string) (*session.Session, error) {
 	s.mu.Lock()
 	have := s.sessions[name]
 	s.mu.Unlock()
@@ -88,18 +99,19 @@ func (s *Set) open(ctx context.Context, name string) (*vault.Session, error) {
 		return nil, session.ErrClosed
 	}
 	s.opened()
-	return session, nil
+	return live, nil
 }
 
-func (s *Set) options(block config.Vault) vault.Options {
+func (s *Set) options(block config.Vault) session.Options {
 	source := IdentitySource(block, s.cfg)
 	jwt := func(ctx context.Context) (string, error) {
 		token, err := source.Token(ctx)
 		return token.JWT(), err
 	}
-	login := vault.Login{Role: block.Role, Namespace: block.Namespace, JWT: jwt, Given: nomadToken(block, s.cfg), Policies: block.Policies}
-	login.DisplayName = s.cfg.AllocID + "-" + s.cfg.Name // this and the metadata as Nomad 1.9 has it (nomad/vault.go)
-	login.Metadata = map[string]string{"AllocationID": s.cfg.AllocID, "Namespace": s.cfg.Namespace, "JobID": s.cfg.JobID,
+	login := session.Login{Role: block.Role, Namespace: block.Namespace, JWT: jwt, NomadToken: nomadToken(block, s.cfg)}
+	login.Token.Policies = block.Policies
+	login.Token.DisplayName = s.cfg.AllocID + "-" + s.cfg.Name // this and the metadata as Nomad 1.9 has it (nomad/vault.go)
+	login.Token.Metadata = map[string]string{"AllocationID": s.cfg.AllocID, "Namespace": s.cfg.Namespace, "JobID": s.cfg.JobID,
 		"TaskGroup": s.cfg.TaskGroupName, "Task": s.cfg.Name, "NodeID": s.cfg.NodeID}
 	return session.Options{Notify: s.notify, Changed: s.changed, Login: login}
 }
@@ -151,7 +163,7 @@ func loginOf(v config.Vault) state.Login {
 func (s *Set) Changed() <-chan struct{} { return s.changed }
 
 // Session returns the session of a vault block, nil where there is none.
-func (s *Set) Session(name string) *vault.Session {
+func (s *Set) Session(name string) *session.Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.sessions[name]

@@ -8,6 +8,7 @@ import (
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/driver/vault/session"
 	"sync"
 	"time"
 )
@@ -18,7 +19,7 @@ type Snapshot struct {
 	fresh bool
 
 	opening  chan struct{} // holds one while a session is opened, which can take as long as a pass may
-	readings map[string]*vault.Reading
+	readings map[string]*session.Reading
 	refused  map[string]error // where a session could not be opened: the other templates do not ask Vault again
 
 	mu    sync.Mutex
@@ -32,7 +33,7 @@ func (p *Snapshot) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[pass over %v]"
 func (s *Set) Snapshot(fresh bool) *Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := &Snapshot{s: s, fresh: fresh, opening: make(chan struct{}, 1), readings: map[string]*vault.Reading{},
+	p := &Snapshot{s: s, fresh: fresh, opening: make(chan struct{}, 1), readings: map[string]*session.Reading{},
 		refused: map[string]error{}}
 	for name, session := range s.sessions {
 		p.readings[name] = session.Begin(fresh)
@@ -43,7 +44,7 @@ func (s *Set) Snapshot(fresh bool) *Snapshot {
 	return p
 }
 
-func (p *Snapshot) reading(ctx context.Context, name string) (*vault.Reading, error) {
+func (p *Snapshot) reading(ctx context.Context, name string) (*session.Reading, error) {
 	p.opening <- struct{}{}
 	defer func() { <-p.opening }()
 	if r, err := p.readings[name], p.refused[name]; r != nil || err != nil {

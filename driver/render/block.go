@@ -31,8 +31,8 @@ type output struct {
 
 // kind is what differs between the three kinds of blocks.
 type kind interface {
-	// prepare finds what is wrong in the block before Vault is asked.
-	prepare(*Renderer) (renderFunc, error)
+	// prepare finds what is wrong in the block before Vault is asked. asks means that rendering it always asks Vault.
+	prepare(*Renderer) (render renderFunc, asks bool, err error)
 	// questions are what the block asks Vault, as far as its text and the task's environment tell.
 	questions(env map[string]string) ([]Question, error)
 }
@@ -63,15 +63,18 @@ func templateOutputs(t *config.Template) []output {
 	return []output{o}
 }
 
-func (t templateBlock) prepare(r *Renderer) (renderFunc, error) {
+func (t templateBlock) prepare(r *Renderer) (render renderFunc, asks bool, err error) {
 	data, err := r.text(t.Template)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	parsed, err := t.parse(data, r.cfg.Env, r.budget)
+	if err != nil {
+		return nil, false, err
+	}
 	return func(ctx context.Context, from *credentials.Source, in template.Input) ([][]byte, error) {
 		in.Source = from
 		output, err := parsed.Execute(ctx, in)
 		return [][]byte{output}, err
-	}, err
+	}, parsed.AlwaysAsks(), nil
 }

@@ -39,7 +39,7 @@ func (p pkiBlock) request() vault.Request {
 	return r
 }
 
-func (p pkiBlock) prepare(*Renderer) (renderFunc, error) {
+func (p pkiBlock) prepare(*Renderer) (render renderFunc, asks bool, err error) {
 	return func(ctx context.Context, from *credentials.Source, _ template.Input) ([][]byte, error) {
 		secret, err := from.Ask(ctx, p.request())
 		var outputs [][]byte
@@ -50,7 +50,7 @@ func (p pkiBlock) prepare(*Renderer) (renderFunc, error) {
 			return nil, fmt.Errorf("%s: %w", p, err)
 		}
 		return outputs, nil
-	}, nil
+	}, true, nil
 }
 
 // bytes are those of the files, in their order.

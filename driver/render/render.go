@@ -57,6 +57,7 @@ type Renderer struct {
 
 	ready  bool         // what follows is set: see prepare
 	Funcs  []renderFunc // in the order of blocks
+	asked  []string     // the vault blocks that blocks always ask
 	budget *template.Budget
 	owner  owner // of token files and of what secret and pki blocks make
 }
@@ -90,18 +91,38 @@ func (r *Renderer) Prepare() error {
 	if r.ready {
 		return nil
 	}
-	var makers []renderFunc
+	var funcs []renderFunc
+	var asked []string
 	r.budget = template.NewBudget()
 	for _, b := range r.blocks {
-		m, err := b.kind.prepare(r)
+		render, asks, err := b.kind.prepare(r)
 		if err != nil {
 			return err
 		}
-		makers = append(makers, m)
+		funcs = append(funcs, render)
+		if asks {
+			asked = append(asked, b.Vault)
+		}
 	}
 	owner, err := taskOwner(r.cfg, r.conf, r.blocks, r.op.DefaultUser)
-	r.Funcs, r.owner, r.ready = makers, owner, err == nil
+	r.Funcs, r.asked, r.owner, r.ready = funcs, asked, owner, err == nil
 	return err
+}
+
+// Sessions returns the names of the vault blocks of which every generation needs something, sorted. A template may ask others
+// under a condition. Prepare comes before.
+func (r *Renderer) Sessions() []string {
+	names := slices.Clone(r.asked)
+	for _, v := range r.conf.Vaults {
+		if v.Env || v.File {
+			names = append(names, v.Name)
+		}
+	}
+	if r.conf.Auth.FromVault() {
+		names = append(names, r.conf.Auth.Vault)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // place maps the destinations of a block to paths below the allocation's directory, and notes who has taken which.

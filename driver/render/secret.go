@@ -62,7 +62,7 @@ func (s secretBlock) request() vault.Request {
 	return r
 }
 
-func (s secretBlock) prepare(*Renderer) (renderFunc, error) {
+func (s secretBlock) prepare(*Renderer) (render renderFunc, asks bool, err error) {
 	return func(ctx context.Context, from *credentials.Source, _ template.Input) ([][]byte, error) {
 		secret, err := from.Ask(ctx, s.request())
 		if err == nil && secret.Absent() {
@@ -76,7 +76,7 @@ func (s secretBlock) prepare(*Renderer) (renderFunc, error) {
 			return nil, fmt.Errorf("%s: %w", s, err)
 		}
 		return outputs, nil
-	}, nil
+	}, true, nil
 }
 
 // bytes are those of the outputs, in their order.

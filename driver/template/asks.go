@@ -33,6 +33,40 @@ func (t *Template) Asks() []Ask {
 	return all
 }
 
+// AlwaysAsks reports whether every execution of the template that does not fail asks Vault for something: outside of
+// conditions and loops there is a call that does.
+func (t *Template) AlwaysAsks() bool {
+	trees, err := t.spec.parse()
+	if err != nil || trees[""] == nil {
+		return false
+	}
+	for _, node := range trees[""].Root.Nodes {
+		if pipe := pipeOf(node); pipe != nil {
+			for _, command := range pipe.Cmds {
+				if len(t.asks(command)) > 0 {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// pipeOf returns what is executed of a node in any case, nil where that is nothing.
+func pipeOf(node parse.Node) *parse.PipeNode {
+	switch node := node.(type) {
+	case *parse.ActionNode:
+		return node.Pipe
+	case *parse.IfNode:
+		return node.Pipe
+	case *parse.WithNode:
+		return node.Pipe
+	case *parse.RangeNode:
+		return node.Pipe
+	}
+	return nil
+}
+
 // asks returns what one command asks: nothing, or one thing.
 func (t *Template) asks(command *parse.CommandNode) []Ask {
 	name, ok := command.Args[0].(*parse.IdentifierNode)

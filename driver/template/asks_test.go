@@ -38,3 +38,24 @@ func TestAsks(t *testing.T) {
 		})
 	}
 }
+
+func TestAlwaysAsks(t *testing.T) {
+	for text, want := range map[string]bool{
+		"":                                          false,
+		"x":                                         false,
+		`{{ env "X" }}`:                             false,
+		`{{ with secret "a" }}x{{ end }}`:           true,
+		`x{{ range secrets "a/" }}x{{ end }}`:       true,
+		`{{ secret "a" | toJSON }}`:                 true,
+		`{{ $s := secret "a" }}{{ $s.Data }}`:       true,
+		`{{ if true }}{{ secret "a" }}{{ end }}`:    false,
+		`{{ if secret "a" }}x{{ end }}`:             true,
+		`{{ or (env "X") (secret "a") }}`:           false,
+		`{{ define "t" }}{{ secret "a" }}{{ end }}`: false,
+		`{{ with nomadVar "a" }}{{ secret .path.Value }}{{ end }}`: false,
+	} {
+		parsed, err := Parse(Spec{Name: "local/x", Data: text})
+		must.NoError(t, err)
+		must.Eq(t, want, parsed.AlwaysAsks(), must.Sprint(text))
+	}
+}

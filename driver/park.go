@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
+	"sync"
 	"time"
 
 	"nomad-driver-vault/driver/credentials"
@@ -13,8 +13,6 @@ import (
 	"nomad-driver-vault/driver/sched"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/template"
-
-	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
 const (
@@ -28,6 +26,14 @@ const (
 	revokeWithin = 30 * time.Second
 	undoWithin   = 5 * time.Second
 )
+
+// parking holds what runs of tasks leave for the next run of the same task.
+type parking struct {
+	d *Driver
+
+	mu     sync.Mutex       // guards parked
+	parked map[string]*left // by the key of the task
+}
 
 // left is what one run of a task leaves for the next: its secrets, and what is remembered of it in the state directory.
 // Either the next run claims it, or it expires: its files are removed and its sessions revoked.
@@ -48,50 +54,67 @@ type left struct {
 // Format keeps the sessions out of logs, errors and panics.
 func (l *left) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[what %s has left]", l.record.Key) }
 
-// leave keeps l for that long.
-func (d *Driver) leave(l *left, wait time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.park(l, wait)
-}
-
-// park is leave with mu held.
-func (d *Driver) park(l *left, wait time.Duration) {
+// park keeps l for that long, or until the next run of its task claims it.
+func (p *parking) park(l *left, wait time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	l.late = make(chan struct{})
-	d.idle[l.record.Key] = l
+	p.parked[l.record.Key] = l
 	l.timer = time.AfterFunc(wait, func() {
-		_ = d.guard(l.record.Key, "giving up what it has left", func() error { // the log has it
-			d.expire(l)
+		_ = p.d.guard(l.record.Key, "giving up what it has left", func() error { // the log has it
+			p.expire(l)
 			return nil
 		})
 	})
 }
 
+// has reports whether something of that task is parked.
+func (p *parking) has(key string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.parked[key] != nil
+}
+
+// saveAgain saves what is parked where that has not succeeded.
+func (p *parking) saveAgain() {
+	var saves []func()
+	p.mu.Lock()
+	for _, l := range p.parked {
+		if l.save != nil {
+			saves = append(saves, l.save)
+		}
+	}
+	p.mu.Unlock()
+	for _, save := range saves {
+		save()
+	}
+}
+
 // claim takes what the last run of a task has left, nil when there is nothing. Whoever stops the timer has it; one that is
 // expiring is waited for, so that its files are not removed from under those of the next run.
-func (d *Driver) claim(key string) *left {
+func (p *parking) claim(key string) *left {
 	for {
-		d.mu.Lock()
-		l := d.idle[key]
+		p.mu.Lock()
+		l := p.parked[key]
 		mine := l != nil && l.timer.Stop()
 		if mine {
-			delete(d.idle, key)
+			delete(p.parked, key)
 		}
-		d.mu.Unlock()
+		p.mu.Unlock()
 		switch {
 		case l == nil:
 			return nil
 		case mine:
 			l.found = time.Time{}
-			d.own(l)
+			p.takeOver(l)
 			return l
 		}
 		<-l.late
 	}
 }
 
-// own ends the part of the run that has left l.
-func (d *Driver) own(l *left) {
+// takeOver ends the part of the run that has left l.
+func (p *parking) takeOver(l *left) {
 	if l.pipes != nil {
 		l.pipes.Close()
 		l.pipes = nil
@@ -100,15 +123,15 @@ func (d *Driver) own(l *left) {
 		l.seal()
 	}
 	if l.secrets == nil {
-		l.secrets = credentials.Restore(d.env(), taskOf(l.record), l.record)
+		l.secrets = credentials.Restore(p.d.env(), taskOf(l.record), l.record)
 	}
 }
 
 // sweep ends what may still run of a task whose plugin process died, so that no task ever has two processes: the agent asks
 // the next plugin for the same start once more where it had no answer, and the handle of a process can be lost with the
 // plugin. So it does of a process of this plugin that could not be ended.
-func (d *Driver) sweep(l *left) error {
-	inner, can := d.inner.(Sweeper)
+func (p *parking) sweep(l *left) error {
+	inner, can := p.d.inner.(Sweeper)
 	if !(l.old || l.record.Launching) || !can {
 		return nil
 	}
@@ -124,25 +147,19 @@ func (l *left) stray() bool {
 	return l.record.Launching || l.record.Unacknowledged || gone(l.record.AllocDir)
 }
 
-// taskOf returns what a record says of its task's configuration.
-func taskOf(r state.Record) *drivers.TaskConfig {
-	alloc, name, _ := strings.Cut(r.Key, "/")
-	return &drivers.TaskConfig{AllocID: alloc, Name: name, AllocDir: r.AllocDir}
-}
-
 // gone reports that an allocation is, of which this is the directory.
 func gone(allocDir string) bool {
 	_, err := os.Stat(allocDir)
 	return errors.Is(err, os.ErrNotExist)
 }
 
-// awaited reports that the agent may still recover the task: it has not come to it yet, or the process runs.
-func (d *Driver) awaited(l *left) bool {
+// mayRecover reports that the agent may still recover the task: it has not come to it yet, or the process runs.
+func (p *parking) mayRecover(l *left) bool {
 	r := l.record
 	if l.found.IsZero() || r.Inner == nil || r.Launching || r.Ended || gone(r.AllocDir) {
 		return false
 	}
-	inner, can := d.inner.(Sweeper)
+	inner, can := p.d.inner.(Sweeper)
 	soon := time.Since(l.found) < claimedWithin
 	if !can {
 		return soon
@@ -150,70 +167,70 @@ func (d *Driver) awaited(l *left) bool {
 	return inner.Runs(taskOf(r)) && (soon || !r.Unacknowledged) // without a process nobody is hurt by new credentials
 }
 
-func (d *Driver) expire(l *left) {
-	if d.ctx.Err() != nil { // the next plugin process finds it
+func (p *parking) expire(l *left) {
+	if p.d.ctx.Err() != nil { // the next plugin process finds it
 		return
 	}
-	if d.awaited(l) {
-		d.leave(&left{record: l.record, old: true, found: l.found}, unclaimedAfter)
+	if p.mayRecover(l) {
+		p.park(&left{record: l.record, old: true, found: l.found}, unclaimedAfter)
 		close(l.late)
 		return
 	}
 	if l.secrets == nil {
-		d.logger.Info("revoking the session of a task that is gone", "task", l.record.Key)
-		l.secrets = credentials.Unpack(d.env(), taskOf(l.record), l.record)
+		p.d.logger.Info("revoking the session of a task that is gone", "task", l.record.Key)
+		l.secrets = credentials.Unpack(p.d.env(), taskOf(l.record), l.record)
 	}
-	d.own(l)
+	p.takeOver(l)
 	if l.stray() {
-		if err := d.sweep(l); err != nil {
-			d.logger.Warn("a process may be left behind", "task", l.record.Key, "error", err)
-			if d.sweepLater(l) {
+		if err := p.sweep(l); err != nil {
+			p.d.logger.Warn("a process may be left behind", "task", l.record.Key, "error", err)
+			if p.retrySweep(l) {
 				return
 			}
 		}
 	}
-	d.clear(l)
-	d.mu.Lock()
-	delete(d.idle, l.record.Key)
-	d.mu.Unlock()
+	p.removeFiles(l)
+	p.mu.Lock()
+	delete(p.parked, l.record.Key)
+	p.mu.Unlock()
 	close(l.late)
-	d.revokeAll(l)
+	p.revokeUntilDone(l)
 }
 
-// sweepLater leaves l for another while, since a start of the task that finds nothing of it would meet the process that could not be ended. It does
+// retrySweep leaves l for another while, since a start of the task that finds nothing of it would meet the process that could not be ended. It does
 // not for ever: the credentials of that process are to be revoked.
-func (d *Driver) sweepLater(l *left) bool {
+func (p *parking) retrySweep(l *left) bool {
 	if l.unswept.IsZero() {
 		l.unswept = time.Now()
 	}
 	if time.Since(l.unswept) > claimedWithin {
 		return false
 	}
-	d.leave(&left{record: l.record, secrets: l.secrets, old: l.old, unswept: l.unswept}, unclaimedAfter)
+	p.park(&left{record: l.record, secrets: l.secrets, old: l.old, unswept: l.unswept}, unclaimedAfter)
 	close(l.late)
 	return true
 }
 
-// clear removes the files of a run and sets aside what is to be revoked, where the next run does not overwrite it.
-func (d *Driver) clear(l *left) {
+// removeFiles removes the files of a run and sets aside what is to be revoked, where the next run does not overwrite it.
+func (p *parking) removeFiles(l *left) {
 	l.secrets.Pause()
 	if root, err := os.OpenRoot(l.record.AllocDir); err == nil { // else the allocation is gone, and its files with it
 		if err := template.Remove(root, taskOf(l.record).Name, l.record.Files); err != nil {
-			d.logger.Warn("rendered files are left behind", "task", l.record.Key, "error", err)
+			p.d.logger.Warn("rendered files are left behind", "task", l.record.Key, "error", err)
 		}
 		root.Close()
 	}
 	reached(l.record.Key, "cleared")
-	d.setAside(l)
+	p.setAside(l)
 	reached(l.record.Key, "set-aside")
-	if store := d.kept(); store != nil {
+	if store := p.d.kept(); store != nil {
 		store.Remove(state.FileOf(l.record.Key))
 	}
 }
 
 // setAside keeps what is to be revoked in a file of its own.
-func (d *Driver) setAside(l *left) {
-	store := d.kept()
+func (p *parking) setAside(l *left) {
+	store := p.d.kept()
 	if store == nil || !l.secrets.Any() {
 		return
 	}
@@ -222,56 +239,56 @@ func (d *Driver) setAside(l *left) {
 	l.secrets.Save(&r)
 	file, err := store.SetAside(r)
 	if err != nil && !l.warned {
-		d.logger.Warn("a crash now would lose what is to be revoked", "task", l.record.Key, "error", err)
+		p.d.logger.Warn("a crash now would lose what is to be revoked", "task", l.record.Key, "error", err)
 	}
 	l.record.File = file
 }
 
-// revokeLater is revokeAll beside what is going on.
-func (d *Driver) revokeLater(l *left) {
+// revokeInBackground is revokeAll beside what is going on.
+func (p *parking) revokeInBackground(l *left) {
 	go func() {
-		_ = d.guard(l.record.Key, "revoking", func() error { // the log has it
-			d.revokeAll(l)
+		_ = p.d.guard(l.record.Key, "revoking", func() error { // the log has it
+			p.revokeUntilDone(l)
 			return nil
 		})
 	}()
 }
 
-// revokeAll tries until everything is revoked or the plugin ends.
-func (d *Driver) revokeAll(l *left) {
+// revokeUntilDone tries until everything is revoked or the plugin ends.
+func (p *parking) revokeUntilDone(l *left) {
 	pause := sched.Backoff{First: time.Second, Most: time.Minute}
-	for !d.revoke(d.ctx, l) {
+	for !p.tryRevoke(p.d.ctx, l) {
 		if l.record.File == "" {
-			d.setAside(l)
+			p.setAside(l)
 		}
 		select {
 		case <-time.After(pause.Next()):
-		case <-d.ctx.Done():
+		case <-p.d.ctx.Done():
 			return
 		}
 	}
 }
 
-// revoke tries once and reports whether nothing is left to revoke. How many are revoked at once is each cluster's to bound.
-func (d *Driver) revoke(ctx context.Context, l *left) bool {
+// tryRevoke tries once and reports whether nothing is left to revoke. How many are revoked at once is each cluster's to bound.
+func (p *parking) tryRevoke(ctx context.Context, l *left) bool {
 	ctx, cancel := context.WithTimeout(ctx, revokeWithin)
 	defer cancel()
 	unknown := l.secrets.Reclaim()
 	waiting, lost := l.secrets.Revoke(ctx)
 	if lost != nil {
-		d.logger.Warn("left to end by its TTL", "task", l.record.Key, "error", lost)
+		p.d.logger.Warn("left to end by its TTL", "task", l.record.Key, "error", lost)
 	}
 	if waiting = errors.Join(unknown, waiting); waiting != nil {
-		if !l.warned && d.ctx.Err() == nil {
-			d.logger.Warn("cannot revoke yet", "task", l.record.Key, "error", waiting)
+		if !l.warned && p.d.ctx.Err() == nil {
+			p.d.logger.Warn("cannot revoke yet", "task", l.record.Key, "error", waiting)
 		}
 		l.warned = true
 		return false
 	}
 	if l.warned {
-		d.logger.Info("revoked at last, or ended by its TTL", "task", l.record.Key)
+		p.d.logger.Info("revoked at last, or ended by its TTL", "task", l.record.Key)
 	}
-	if store := d.kept(); store != nil && l.record.File != "" {
+	if store := p.d.kept(); store != nil && l.record.File != "" {
 		reached(l.record.Key, "revoked")
 		store.Remove(l.record.File)
 	}

@@ -34,7 +34,7 @@ func TestStopRevokesAfterTwoSeconds(t *testing.T) {
 		must.NoError(t, h.DestroyTask(r.cfg.ID, false))
 		must.NoError(t, h.StopTask(r.cfg.ID, 0, ""), must.Sprint("an unknown task has been stopped"))
 		must.MapEmpty(t, h.tasks)
-		must.MapEmpty(t, h.idle)
+		must.MapEmpty(t, h.parking.parked)
 	})
 }
 
@@ -249,9 +249,9 @@ func TestStartAtTheMomentTheLingerEnds(t *testing.T) {
 				r.exit(1)
 				synctest.Wait()
 				must.NoError(t, h.DestroyTask(r.cfg.ID, true))
-				h.Driver.mu.Lock()
-				old := h.idle["alloc-1/web"]
-				h.Driver.mu.Unlock()
+				h.parking.mu.Lock()
+				old := h.parking.parked["alloc-1/web"]
+				h.parking.mu.Unlock()
 				if early == 0 {
 					run.saving.Lock() // holds up the removal of its files
 				}
@@ -492,7 +492,7 @@ func TestTaskThatEndsWhileVaultMakesSomethingLeavesNothing(t *testing.T) {
 		"a token": {vaulttest.Fault{Match: "PUT auth/jwt-nomad/login", Slow: 4 * time.Second}, func(r *run) {
 			running, _ := r.task(r.cfg.ID)
 			_, err := running.secrets.Snapshot(false).Token(running.ctx, "other")
-			must.ErrorIs(r, err, vault.ErrClosed)
+			must.ErrorIs(r, err, session.ErrClosed)
 		}},
 		"a database user": {vaulttest.Fault{Match: "GET database/", Slow: 4 * time.Second, Forget: true}, func(r *run) {
 			running, _ := r.task(r.cfg.ID)

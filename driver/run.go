@@ -2,7 +2,6 @@ package driver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -15,9 +14,9 @@ import (
 	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/logpipe"
 	"nomad-driver-vault/driver/render"
+	"nomad-driver-vault/driver/sched"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/template"
-	"nomad-driver-vault/driver/vault"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
@@ -92,17 +91,6 @@ type task struct {
 
 // Format keeps what the task was given out of logs, errors and panics, whatever the verb.
 func (t *task) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[task %s]", t.cfg.ID) }
-
-type stopRequest struct {
-	timeout time.Duration
-	signal  string
-	reply   chan error
-}
-
-type signalRequest struct {
-	name  string
-	reply chan error
-}
 
 // stateFunc is where the task's goroutine stands; it returns where to go next, nil at the end.
 type stateFunc func() stateFunc
@@ -219,85 +207,8 @@ func (t *task) finish() {
 	case t.stopped:
 		linger = min(linger, stopLinger)
 	}
-	t.d.leave(t.leaves(), linger)
+	t.d.parking.park(t.leaves(), linger)
 	t.reached("left")
-}
-
-// errPluginEnds answers what comes while the plugin ends. Nomad asks the next plugin process.
-var errPluginEnds = errors.New("the plugin is ending")
-
-// stop asks run to stop the task, and waits until it has ended for good: who starts it anew must find what it left.
-func (t *task) stop(timeout time.Duration, signal string) error {
-	request := stopRequest{timeout, signal, make(chan error, 1)}
-	select {
-	case t.stops <- request:
-		select {
-		case err := <-request.reply:
-			if err != nil {
-				return err
-			}
-		case <-t.done: // it has ended in the middle of that
-			return nil
-		}
-	case <-t.done:
-		return nil
-	case <-t.d.ctx.Done():
-		return errPluginEnds
-	}
-	select {
-	case <-t.done:
-		return nil
-	case <-t.d.ctx.Done():
-		return errPluginEnds
-	}
-}
-
-// signal asks run to pass a signal on. Between the two processes of a restart it waits for the new one.
-func (t *task) signal(name string) error {
-	request := signalRequest{name, make(chan error, 1)}
-	select {
-	case t.signals <- request:
-		select {
-		case err := <-request.reply:
-			return err
-		case <-t.done:
-			return fmt.Errorf("send %s: the task has ended", name)
-		}
-	case <-t.done:
-		return fmt.Errorf("send %s: the task has ended", name)
-	case <-t.d.ctx.Done():
-		return errPluginEnds
-	}
-}
-
-// stats forwards the statistics of one process after the other; in may be nil.
-func (t *task) stats(ctx context.Context, in <-chan *drivers.TaskResourceUsage, out chan<- *drivers.TaskResourceUsage, interval time.Duration) {
-	defer close(out)
-	for {
-		if in != nil && !copyAll(ctx, in, out) {
-			return
-		}
-		select { // the process ended: until there is another, or none for good
-		case <-ctx.Done():
-			return
-		case <-t.done:
-			return
-		case <-time.After(time.Second):
-		}
-		in, _ = t.d.inner.TaskStats(ctx, t.cfg.ID, interval)
-	}
-}
-
-// copyAll forwards one stream to its end; false means that ctx ended before.
-func copyAll(ctx context.Context, in <-chan *drivers.TaskResourceUsage, out chan<- *drivers.TaskResourceUsage) bool {
-	for usage := range in {
-		select {
-		case out <- usage:
-		case <-ctx.Done():
-			return false
-		}
-	}
-	return true
 }
 
 // removeMoved removes at the end of a run what Nomad may move to the allocation that comes after this one, as soon as this one has ended:
@@ -314,5 +225,37 @@ func (t *task) removeMoved() {
 	defer root.Close()
 	if err := template.Remove(root, t.cfg.Name, moved); err != nil {
 		t.d.logger.Warn("rendered files are left behind", "task", t.record.Key, "error", err)
+	}
+}
+
+// ask is when the agent asks about the task.
+func (t *task) ask() {
+	t.asking.Do(func() {
+		close(t.asked)
+		t.remember(func(r *state.Record) { r.Unacknowledged = false })
+	})
+}
+
+// unasked ends a task of which the agent does not know, because it died while the task started, and which it does not start anew either,
+// because the job was stopped meanwhile. It asks about a task that it knows as soon as it has stored the answer to the start
+// (client/allocrunner/taskrunner/task_runner.go, Run).
+func (t *task) unasked() error {
+	for waited := unclaimedAfter; ; waited += unclaimedAfter {
+		select {
+		case <-t.asked:
+			return nil
+		case <-t.d.ctx.Done():
+			return nil
+		case <-time.After(unclaimedAfter):
+		}
+		if waited < claimedWithin && !gone(t.cfg.AllocDir) {
+			continue
+		}
+		t.warn("ended: the agent has not asked about the task since its start")
+		err := t.d.destroy(t, t.conf.KillAfter, t.conf.KillSignal)
+		if err == nil {
+			return nil
+		}
+		t.d.logger.Warn("a process may be left behind", "task", t.record.Key, "error", err)
 	}
 }
