@@ -23,8 +23,8 @@ func (d *Driver) closeClients() {
 	all.Wait()
 }
 
-// Configure sets what the operator configured. It does not talk to Vault and may be called again: a cluster that is configured as before keeps
-// its client, with all that this knows and bounds.
+// Configure sets what the operator configured. It does not talk to Vault and may be called again: a cluster that is
+// configured as before keeps its client, with all that this knows and bounds.
 func (d *Driver) Configure(c config.Operator) error {
 	if err := c.Validate(); err != nil {
 		return err
@@ -72,7 +72,8 @@ func (d *Driver) announce() {
 	d.news = make(chan struct{})
 }
 
-// Clusters returns the status of each cluster that makes tokens by a token role, by name, and what is closed when that changes.
+// Clusters returns the status of each cluster that makes tokens by a token role, by name, and what is closed when
+// that changes.
 func (d *Driver) Clusters() (status map[string]string, changed <-chan struct{}) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -17,7 +17,8 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// The agent configures a plugin more than once, and a second client would renew the cluster's own token beside the first.
+// The agent configures a plugin more than once, and a second client would renew the cluster's own token beside the
+// first.
 func TestClusterWithATokenOfItsOwnIsLookedAfterOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New(t.Context(), hclog.NewNullLogger(), "vault-fake", nil)

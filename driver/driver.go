@@ -1,8 +1,8 @@
 // Package driver is the life of one task: start, run, change, stop, recover. It wraps another Nomad driver, which runs
 // the task's processes, and is the only place where identity, Vault, Nomad's own data and templates meet.
 //
-// A task has one goroutine that acts on it (task.run); the methods of Driver hand requests to it. What a task gets comes
-// in generations (render.go): all of its files and environment from one reading of its secrets.
+// A task has one goroutine that acts on it (task.run); the methods of Driver hand requests to it. What a task gets
+// comes in generations (render.go): all of its files and environment from one reading of its secrets.
 package driver
 
 import (
@@ -21,8 +21,8 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// Driver implements the task RPCs of a Nomad driver plugin around a wrapped one. Package plugin adds what the agent asks
-// of the plugin as such.
+// Driver implements the task RPCs of a Nomad driver plugin around a wrapped one. Package plugin adds what the agent
+// asks of the plugin as such.
 type Driver struct {
 	ctx     context.Context // of the plugin: its end is not the end of any task
 	logger  hclog.Logger
@@ -47,8 +47,8 @@ type Driver struct {
 	news    chan struct{}               // closed when what Clusters returns changes
 }
 
-// A Sweeper is a wrapped driver that knows the processes of a task without a handle, which can be lost with the plugin process
-// that asked for them: by the name of the task, its allocation and the allocation's directory.
+// A Sweeper is a wrapped driver that knows the processes of a task without a handle, which can be lost with the
+// plugin process that asked for them: by the name of the task, its allocation and the allocation's directory.
 type Sweeper interface {
 	// Sweep ends them, and what the wrapped driver has started beside them.
 	Sweep(cfg *drivers.TaskConfig) error
@@ -57,14 +57,14 @@ type Sweeper interface {
 	Runs(cfg *drivers.TaskConfig) bool
 }
 
-// New wraps inner under the published name. It acts on nothing before the first task. When ctx ends it leaves everything as
-// it is: the tasks go on, and the next plugin process takes them over.
+// New wraps inner under the published name. It acts on nothing before the first task. When ctx ends it leaves
+// everything as it is: the tasks go on, and the next plugin process takes them over.
 func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.DriverPlugin) *Driver {
 	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
 		outbox: make(chan *drivers.TaskEvent, 64),
 		config: config.Operator{Name: name}, clients: map[string]*session.Cluster{}, tasks: map[string]*task{},
 		news: make(chan struct{}), idled: make(chan struct{})}
-	d.parking = &parking{d: d, parked: map[string]*left{}}
+	d.parking = &parking{d: d, parked: map[string]*parkedRun{}}
 	context.AfterFunc(ctx, func() {
 		d.closeClients()
 		close(d.idled)
@@ -72,11 +72,12 @@ func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.Dr
 	return d
 }
 
-// endWithin is how long the process of a plugin may take to end: the agent kills it after two seconds (go-plugin v1.7.0, client.go, Kill).
+// endWithin is how long the process of a plugin may take to end: the agent kills it after two seconds (go-plugin
+// v1.7.0, client.go, Kill).
 const endWithin = 1500 * time.Millisecond
 
-// End waits, once ctx has ended, until nothing is asked of Vault any more, but not for long: the process that ends before cuts requests off,
-// and Vault forgets what it is just making for them.
+// End waits, once ctx has ended, until no request to Vault is under way, but not for long. A process that ends
+// earlier cuts requests off, and Vault forgets what it was making for them.
 func (d *Driver) End() {
 	select {
 	case <-d.idled:
@@ -84,9 +85,9 @@ func (d *Driver) End() {
 	}
 }
 
-// Serve begins to look after the clusters' own tokens, opens the state directory and takes over what a plugin process before this one left there: what no task of this
-// agent claims in time is revoked. It is separate from Configure because Nomad configures plugin processes that
-// only validate and must not touch what others left.
+// Serve opens the state directory, looks after the clusters' own tokens, and takes over what an earlier plugin
+// process left: what no task of this agent claims in time is revoked. It is not part of Configure because Nomad also
+// configures plugin processes that only validate and must change nothing.
 func (d *Driver) Serve() {
 	d.serve.Do(func() {
 		d.mu.Lock()
@@ -144,8 +145,8 @@ func (d *Driver) StopTask(id string, timeout time.Duration, signal string) error
 	return t.stop(timeout, signal)
 }
 
-// DestroyTask forgets a task that has ended, and with force one that still runs. One that is not known here can be known
-// to the wrapped driver all the same, after a RecoverTask that failed half way.
+// DestroyTask forgets a task that has ended, and with force one that still runs. One that is not known here can be
+// known to the wrapped driver all the same, after a RecoverTask that failed half way.
 func (d *Driver) DestroyTask(id string, force bool) error {
 	t, ok := d.task(id)
 	if !ok {
@@ -229,7 +230,8 @@ func (d *Driver) TaskEvents(ctx context.Context) (<-chan *drivers.TaskEvent, err
 	return d.events.TaskEvents(ctx)
 }
 
-// SignalTask sends a signal to the task's process. Between the two processes of a restart that this driver makes it waits for the new one.
+// SignalTask sends a signal to the task's process. Between the two processes of a restart that this driver makes it
+// waits for the new one.
 func (d *Driver) SignalTask(id, signal string) error {
 	t, ok := d.task(id)
 	if !ok {

@@ -14,8 +14,8 @@ var (
 	_ drivers.DriverNetworkManager       = (*Driver)(nil)
 )
 
-// ExecTaskStreamingRaw runs a command in the task with its streams connected: nomad alloc exec. It serves wrapped drivers
-// with the raw interface (exec, raw_exec) and with the friendly one (docker).
+// ExecTaskStreamingRaw runs a command in the task with its streams connected: nomad alloc exec. It serves wrapped
+// drivers with the raw interface (exec, raw_exec) and with the friendly one (docker).
 func (d *Driver) ExecTaskStreamingRaw(ctx context.Context, id string, cmd []string, tty bool, stream drivers.ExecTaskStream) error {
 	if raw, ok := d.inner.(drivers.ExecTaskStreamingRawDriver); ok {
 		return raw.ExecTaskStreamingRaw(ctx, id, cmd, tty, stream)

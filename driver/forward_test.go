@@ -11,7 +11,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// raw and friendly are the two ways in which Nomad's drivers execute commands; friendly makes networks too, as docker does.
+// raw and friendly are the two ways in which Nomad's drivers execute commands; friendly makes networks too, as docker
+// does.
 type raw struct{ *wrapped }
 
 func (raw) ExecTaskStreamingRaw(context.Context, string, []string, bool, drivers.ExecTaskStream) error {

@@ -16,7 +16,8 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// A generation is of one piece: what the process has in its environment, what its files say, and what is kept alive in Vault.
+// A generation is of one piece: what the process has in its environment, what its files say, and what is kept alive
+// in Vault.
 
 // threefold shows one user in three places, by paths that a careless reader takes for three questions.
 const threefold = asApp +
@@ -266,8 +267,8 @@ func TestSecretsThatChangeTogetherBecomeOneGeneration(t *testing.T) {
 	})
 }
 
-// One template of two cannot be executed when both have something new. The files and the leases of the generation before stay,
-// and when the template is right again there is one step to the newest.
+// One template of two cannot be executed when both have something new. The files and the leases of the generation
+// before stay, and when the template is right again there is one step to the newest.
 func TestTemplateThatFailsLeavesTheWholeGenerationBefore(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.SetRole("app", vaulttest.Role{TTL: 8 * time.Hour, Fixed: true, Revoke: true}) // replaced after seven hours, and lives for eight

@@ -10,7 +10,8 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// A panic in the work for one task ends that task with an error, and nothing else: the process of the plugin is every task's.
+// A panic in the work for one task ends that task with an error, and nothing else: the process of the plugin is every
+// task's.
 
 // panicError is what a panic has become, of which the agent's log has the stack. It names what was going on.
 type panicError string
@@ -34,20 +35,21 @@ func (d *Driver) guard(task, what string, f func() error) (err error) {
 func (t *task) guard(what string, f func() error) error {
 	err := t.d.guard(t.record.Key, what, f)
 	if errors.As(err, new(panicError)) {
-		t.breaks(err)
+		t.abort(err)
 	}
 	return err
 }
 
-// breaks has the task's goroutine end the task with that error. It does not wait.
-func (t *task) breaks(err error) {
+// abort has the task's goroutine end the task with that error. It does not wait.
+func (t *task) abort(err error) {
 	select {
-	case t.broken <- err:
+	case t.aborts <- err:
 	default: // it ends already
 	}
 }
 
-// step does what the task does in one state. A panic leads to the end of the task, and another one there to an end that leaves the process alone.
+// step runs the task in one state. After a panic the task fails; after another one there it ends without touching the
+// process.
 func (t *task) step(now stateFunc) (next stateFunc) {
 	err := t.d.guard(t.record.Key, "the life of the task", func() error {
 		next = now()

@@ -13,14 +13,15 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// A panic in the work for one task ends that task, with an error and without its process and its credentials, and a neighbour does not notice.
+// A panic in the work for one task ends that task, with an error and without its process and its credentials, and a
+// neighbour does not notice.
 func TestPanicEndsOneTask(t *testing.T) {
 	for where, panics := range map[string]func(r *run){
 		"in a call of the wrapped driver": func(r *run) { r.inner.panics("signal") },
 		"in a session's upkeep": func(r *run) {
 			tk, _ := r.task(r.cfg.ID)
 			panics := func(context.Context) (string, error) { panic(vaulttest.Planted) }
-			tk.secrets.Session("default").Listen(session.Options{Notify: tk.notice, Changed: make(chan struct{}, 1),
+			tk.credentials.Session("default").Listen(session.Options{Notify: tk.notice, Changed: make(chan struct{}, 1),
 				Login: session.Login{Role: "app", JWT: panics}})
 			r.RevokeTokens()
 		},

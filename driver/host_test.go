@@ -294,7 +294,8 @@ func (r *run) alive() bool {
 	}
 }
 
-// recovered has the plugin recover the task from the handle as the agent has stored it: without the bytes of its config.
+// recovered has the plugin recover the task from the handle as the agent has stored it: without the bytes of its
+// config.
 func (r *run) recovered() {
 	r.Helper()
 	must.NoError(r, r.RecoverTask(r.stored()))

@@ -54,8 +54,8 @@ func (m *machine) running() []*process {
 	return all
 }
 
-// wrapped is a Nomad driver for tests, with the ways of exec: one process for each task, an environment in its handle, and
-// one goroutine for each WaitTask. One plugin process has one.
+// wrapped is a Nomad driver for tests, with the ways of exec: one process for each task, an environment in its
+// handle, and one goroutine for each WaitTask. One plugin process has one.
 type wrapped struct {
 	drivers.DriverPlugin // nil: nothing else is called
 	ctx                  context.Context

@@ -13,7 +13,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// say tells one step on the task's own log, where its author looks first, and in the agent's log.
+// say writes one line to the task's own log, where its author looks first, and to the agent's log.
 func (t *task) say(format string, args ...any) { t.speak(hclog.Info, fmt.Sprintf(format, args...)) }
 
 // warn is say for what needs a person.
@@ -29,26 +29,26 @@ func (t *task) log(level hclog.Level, text string) {
 	t.d.logger.Log(level, text, "alloc_id", t.cfg.AllocID, "task", t.cfg.Name)
 }
 
-// trouble is something of a task that does not work at the moment. The zero trouble is none.
-type trouble struct {
+// problem is something of a task that does not work at the moment. The zero problem is none.
+type problem struct {
 	text  string
 	event bool // nomad alloc status has it, too
 }
 
-func (t trouble) is() bool { return t.text != "" }
+func (t problem) is() bool { return t.text != "" }
 
 // digits are what differs when the same trouble is met twice: for how long it has lasted.
 var digits = regexp.MustCompile(`[0-9]+`)
 
-// begins takes note of what does not work, and reports whether that is something new.
-func (t *trouble) begins(text string) bool {
+// isNew records what does not work, and reports whether it is something new.
+func (t *problem) isNew(text string) bool {
 	known := digits.ReplaceAllString(text, "") == digits.ReplaceAllString(t.text, "")
 	t.text = text
 	return !known
 }
 
-// relieved tells that a trouble is over, which may be none, wherever it was told.
-func (t *task) relieved(was trouble) {
+// solved reports the end of a problem, if there was one, wherever it was reported.
+func (t *task) solved(was problem) {
 	const text = "secrets are kept current again"
 	if was.is() {
 		t.say(text)
@@ -61,9 +61,9 @@ func (t *task) relieved(was trouble) {
 // remindEvery is how often the agent's log is reminded of what needs a person.
 const remindEvery = 5 * time.Minute
 
-// remind writes what is wrong at this moment into the agent's log.
+// remind writes what is wrong at this moment to the agent's log.
 func (t *task) remind() {
-	all := append(t.secrets.Problems(), t.trouble.text, t.untold.text)
+	all := append(t.credentials.Problems(), t.problem.text, t.undelivered.text)
 	if t.record.Unverified {
 		all = append(all, "a change_script failed: whether the task uses what is new is not known")
 	}
@@ -74,8 +74,8 @@ func (t *task) remind() {
 	}
 }
 
-// event tells the same story, shorter, in nomad alloc status. Nomad keeps ten events of a task: one for each rotation,
-// none for a renewal.
+// event reports the same, shorter, in nomad alloc status. Nomad keeps ten events of a task: there is one for each
+// rotation and none for a renewal.
 func (t *task) event(format string, args ...any) {
 	event := &drivers.TaskEvent{TaskID: t.cfg.ID, TaskName: t.cfg.Name, AllocID: t.cfg.AllocID,
 		Timestamp: time.Now(), Message: logtext.Line(fmt.Sprintf(format, args...))}
@@ -85,8 +85,8 @@ func (t *task) event(format string, args ...any) {
 	}
 }
 
-// notice tells what a session has met. It is called from the scheduler and waits for nobody: a new token, which a crash
-// must not lose, is saved beside it.
+// notice reports what a session has met. The scheduler calls it, and it waits for nobody: a new token, which a crash
+// must not lose, is saved in another goroutine.
 func (t *task) notice(n session.Notice) {
 	if n.Kind == session.Waiting && !t.starting.Load() {
 		return // it runs with what it has, and stay tells why it gets nothing new
@@ -112,7 +112,7 @@ func (t *task) notice(n session.Notice) {
 			})
 		}()
 	case session.Broken:
-		t.breaks(errors.New(n.Text))
+		t.abort(errors.New(n.Text))
 	}
 }
 

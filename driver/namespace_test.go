@@ -10,8 +10,8 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// TestNamespaceIsInTheHeaderOfEveryRequest looks at what is sent, since Vault's community edition has no namespaces: at logins, reads,
-// renewals, rotations and revocations, by the plugin process that logged in and by the next one.
+// TestNamespaceIsInTheHeaderOfEveryRequest looks at what is sent, since Vault's community edition has no namespaces:
+// at logins, reads, renewals, rotations and revocations, by the plugin process that logged in and by the next one.
 func TestNamespaceIsInTheHeaderOfEveryRequest(t *testing.T) {
 	const team, second = "namespace = \"team\"\n", "vault {\n name = \"second\"\n role = \"app\"\n namespace = \"second\"\n}\n"
 	for name, test := range map[string]struct {

@@ -16,11 +16,13 @@ import (
 )
 
 const (
-	// unclaimedAfter is how often the plugin looks whether the agent may still come for a task: not once its allocation is gone.
+	// unclaimedAfter is how often the plugin looks whether the agent may still come for a task: not once its allocation
+	// is gone.
 	unclaimedAfter = time.Minute
-	// claimedWithin is how long the agent may take to come for a task that it knows, whatever has become of the job. It waits for its
-	// drivers, up to 55 seconds, and recovers one task after the other before it asks the server (client/client.go, NewClient and
-	// restoreState): the tasks of a docker daemon that hangs, each for minutes, delay those behind them.
+	// claimedWithin is how long the agent may take to come for a task that it knows, whatever has become of the job. It
+	// waits for its drivers, up to 55 seconds, and recovers one task after the other before it asks the server
+	// (client/client.go, NewClient and restoreState): the tasks of a docker daemon that hangs, each for minutes, delay
+	// those behind them.
 	claimedWithin = 15 * time.Minute
 	// revokeWithin bounds one attempt to revoke, and undoWithin the one that a failed start waits for.
 	revokeWithin = 30 * time.Second
@@ -31,34 +33,35 @@ const (
 type parking struct {
 	d *Driver
 
-	mu     sync.Mutex       // guards parked
-	parked map[string]*left // by the key of the task
+	mu     sync.Mutex            // guards parked
+	parked map[string]*parkedRun // by the key of the task
 }
 
-// left is what one run of a task leaves for the next: its secrets, and what is remembered of it in the state directory.
-// Either the next run claims it, or it expires: its files are removed and its sessions revoked.
-type left struct {
-	record  state.Record
-	secrets *credentials.Set // nil: not restored yet from what another plugin process has saved
-	save    func()           // saves it, where that has not succeeded yet; nil for another process's
-	seal    func()           // ends what the run itself still saves of its sessions; nil for another process's
-	pipes   *logpipe.Pipes   // still held after a recovery that failed: the log collector reads on until the next start holds them; else nil
-	timer   *time.Timer
-	late    chan struct{} // closed when it cannot be claimed any more and its files are gone, or when another has taken its place
-	old     bool          // of a plugin process before this one
-	found   time.Time     // by this one, until it is claimed
-	warned  bool          // that it cannot be revoked yet
-	unswept time.Time     // since when its processes could not be ended; zero: they could, or were not looked for
+// parkedRun is what one run of a task leaves for the next: its credentials and its record. Either the next run claims
+// it, or it expires: then the run's files are removed and its sessions revoked. Whoever has taken it out of parking
+// owns it; until then its timer does.
+type parkedRun struct {
+	record      state.Record
+	credentials *credentials.Set // nil: not restored yet from what another plugin process has saved
+	save        func()           // saves it, where that has not succeeded yet; nil for another process's
+	seal        func()           // ends what the run itself still saves of its sessions; nil for another process's
+	pipes       *logpipe.Pipes   // still held after a recovery that failed: the log collector reads on until the next start holds them; else nil
+	timer       *time.Timer
+	gone        chan struct{} // closed when it cannot be claimed any more and its files are gone, or when another has taken its place
+	old         bool          // of a plugin process before this one
+	found       time.Time     // by this one, until it is claimed
+	warned      bool          // that it cannot be revoked yet
+	unswept     time.Time     // since when its processes could not be ended; zero: they could, or were not looked for
 }
 
 // Format keeps the sessions out of logs, errors and panics.
-func (l *left) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[what %s has left]", l.record.Key) }
+func (l *parkedRun) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[what %s has left]", l.record.Key) }
 
 // park keeps l for that long, or until the next run of its task claims it.
-func (p *parking) park(l *left, wait time.Duration) {
+func (p *parking) park(l *parkedRun, wait time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l.late = make(chan struct{})
+	l.gone = make(chan struct{})
 	p.parked[l.record.Key] = l
 	l.timer = time.AfterFunc(wait, func() {
 		_ = p.d.guard(l.record.Key, "giving up what it has left", func() error { // the log has it
@@ -90,9 +93,9 @@ func (p *parking) saveAgain() {
 	}
 }
 
-// claim takes what the last run of a task has left, nil when there is nothing. Whoever stops the timer has it; one that is
-// expiring is waited for, so that its files are not removed from under those of the next run.
-func (p *parking) claim(key string) *left {
+// claim takes what the last run of a task has left, nil when there is nothing. Whoever stops the timer owns it. One
+// that is expiring is waited for, so that its files are not removed from under those of the next run.
+func (p *parking) claim(key string) *parkedRun {
 	for {
 		p.mu.Lock()
 		l := p.parked[key]
@@ -109,12 +112,12 @@ func (p *parking) claim(key string) *left {
 			p.takeOver(l)
 			return l
 		}
-		<-l.late
+		<-l.gone
 	}
 }
 
-// takeOver ends the part of the run that has left l.
-func (p *parking) takeOver(l *left) {
+// takeOver ends what the run itself still does for l: it held the log pipes, and saved its sessions.
+func (p *parking) takeOver(l *parkedRun) {
 	if l.pipes != nil {
 		l.pipes.Close()
 		l.pipes = nil
@@ -122,15 +125,14 @@ func (p *parking) takeOver(l *left) {
 	if l.seal != nil {
 		l.seal()
 	}
-	if l.secrets == nil {
-		l.secrets = credentials.Restore(p.d.env(), taskOf(l.record), l.record)
+	if l.credentials == nil {
+		l.credentials = credentials.Restore(p.d.env(), taskOf(l.record), l.record)
 	}
 }
 
-// sweep ends what may still run of a task whose plugin process died, so that no task ever has two processes: the agent asks
-// the next plugin for the same start once more where it had no answer, and the handle of a process can be lost with the
-// plugin. So it does of a process of this plugin that could not be ended.
-func (p *parking) sweep(l *left) error {
+// sweep ends the processes that an earlier start may have left, so that a task never has two. The agent asks the next
+// plugin process for the same start again when it got no answer, and a process's handle can be lost with the plugin.
+func (p *parking) sweep(l *parkedRun) error {
 	inner, can := p.d.inner.(Sweeper)
 	if !(l.old || l.record.Launching) || !can {
 		return nil
@@ -141,20 +143,21 @@ func (p *parking) sweep(l *left) error {
 	return nil
 }
 
-// stray reports that nobody else will end what l may have left running: the agent has no handle of it, or the allocation is
-// gone.
-func (l *left) stray() bool {
+// stray reports whether nobody else will end what l may have left running: the agent has no handle of it, or the
+// allocation is gone.
+func (l *parkedRun) stray() bool {
 	return l.record.Launching || l.record.Unacknowledged || gone(l.record.AllocDir)
 }
 
-// gone reports that an allocation is, of which this is the directory.
+// gone reports whether the directory of an allocation is gone.
 func gone(allocDir string) bool {
 	_, err := os.Stat(allocDir)
 	return errors.Is(err, os.ErrNotExist)
 }
 
-// mayRecover reports that the agent may still recover the task: it has not come to it yet, or the process runs.
-func (p *parking) mayRecover(l *left) bool {
+// mayRecover reports whether the agent might still call RecoverTask: it is still restoring its tasks, or the process
+// is alive.
+func (p *parking) mayRecover(l *parkedRun) bool {
 	r := l.record
 	if l.found.IsZero() || r.Inner == nil || r.Launching || r.Ended || gone(r.AllocDir) {
 		return false
@@ -167,18 +170,18 @@ func (p *parking) mayRecover(l *left) bool {
 	return inner.Runs(taskOf(r)) && (soon || !r.Unacknowledged) // without a process nobody is hurt by new credentials
 }
 
-func (p *parking) expire(l *left) {
+func (p *parking) expire(l *parkedRun) {
 	if p.d.ctx.Err() != nil { // the next plugin process finds it
 		return
 	}
 	if p.mayRecover(l) {
-		p.park(&left{record: l.record, old: true, found: l.found}, unclaimedAfter)
-		close(l.late)
+		p.park(&parkedRun{record: l.record, old: true, found: l.found}, unclaimedAfter)
+		close(l.gone)
 		return
 	}
-	if l.secrets == nil {
+	if l.credentials == nil {
 		p.d.logger.Info("revoking the session of a task that is gone", "task", l.record.Key)
-		l.secrets = credentials.Unpack(p.d.env(), taskOf(l.record), l.record)
+		l.credentials = credentials.Unpack(p.d.env(), taskOf(l.record), l.record)
 	}
 	p.takeOver(l)
 	if l.stray() {
@@ -193,27 +196,28 @@ func (p *parking) expire(l *left) {
 	p.mu.Lock()
 	delete(p.parked, l.record.Key)
 	p.mu.Unlock()
-	close(l.late)
+	close(l.gone)
 	p.revokeUntilDone(l)
 }
 
-// retrySweep leaves l for another while, since a start of the task that finds nothing of it would meet the process that could not be ended. It does
-// not for ever: the credentials of that process are to be revoked.
-func (p *parking) retrySweep(l *left) bool {
+// retrySweep parks l again, since a start that finds nothing would meet the process that could not be ended. After
+// claimedWithin it gives up: the credentials of that process are to be revoked.
+func (p *parking) retrySweep(l *parkedRun) bool {
 	if l.unswept.IsZero() {
 		l.unswept = time.Now()
 	}
 	if time.Since(l.unswept) > claimedWithin {
 		return false
 	}
-	p.park(&left{record: l.record, secrets: l.secrets, old: l.old, unswept: l.unswept}, unclaimedAfter)
-	close(l.late)
+	p.park(&parkedRun{record: l.record, credentials: l.credentials, old: l.old, unswept: l.unswept}, unclaimedAfter)
+	close(l.gone)
 	return true
 }
 
-// removeFiles removes the files of a run and sets aside what is to be revoked, where the next run does not overwrite it.
-func (p *parking) removeFiles(l *left) {
-	l.secrets.Pause()
+// removeFiles removes the files of a run, and sets aside what is to be revoked, where the next run does not overwrite
+// it.
+func (p *parking) removeFiles(l *parkedRun) {
+	l.credentials.Pause()
 	if root, err := os.OpenRoot(l.record.AllocDir); err == nil { // else the allocation is gone, and its files with it
 		if err := template.Remove(root, taskOf(l.record).Name, l.record.Files); err != nil {
 			p.d.logger.Warn("rendered files are left behind", "task", l.record.Key, "error", err)
@@ -228,15 +232,15 @@ func (p *parking) removeFiles(l *left) {
 	}
 }
 
-// setAside keeps what is to be revoked in a file of its own.
-func (p *parking) setAside(l *left) {
+// setAside saves what is to be revoked in a file of its own.
+func (p *parking) setAside(l *parkedRun) {
 	store := p.d.kept()
-	if store == nil || !l.secrets.Any() {
+	if store == nil || !l.credentials.Any() {
 		return
 	}
 	r := l.record
 	r.Once, r.Delivered, r.Inner = nil, nil, nil // which only a run needs
-	l.secrets.Save(&r)
+	l.credentials.Save(&r)
 	file, err := store.SetAside(r)
 	if err != nil && !l.warned {
 		p.d.logger.Warn("a crash now would lose what is to be revoked", "task", l.record.Key, "error", err)
@@ -244,8 +248,8 @@ func (p *parking) setAside(l *left) {
 	l.record.File = file
 }
 
-// revokeInBackground is revokeAll beside what is going on.
-func (p *parking) revokeInBackground(l *left) {
+// revokeInBackground is revokeUntilDone in a goroutine of its own.
+func (p *parking) revokeInBackground(l *parkedRun) {
 	go func() {
 		_ = p.d.guard(l.record.Key, "revoking", func() error { // the log has it
 			p.revokeUntilDone(l)
@@ -255,7 +259,7 @@ func (p *parking) revokeInBackground(l *left) {
 }
 
 // revokeUntilDone tries until everything is revoked or the plugin ends.
-func (p *parking) revokeUntilDone(l *left) {
+func (p *parking) revokeUntilDone(l *parkedRun) {
 	pause := sched.Backoff{First: time.Second, Most: time.Minute}
 	for !p.tryRevoke(p.d.ctx, l) {
 		if l.record.File == "" {
@@ -269,12 +273,13 @@ func (p *parking) revokeUntilDone(l *left) {
 	}
 }
 
-// tryRevoke tries once and reports whether nothing is left to revoke. How many are revoked at once is each cluster's to bound.
-func (p *parking) tryRevoke(ctx context.Context, l *left) bool {
+// tryRevoke tries once, and reports whether nothing is left to revoke. Each cluster bounds how many sessions are
+// revoked at once.
+func (p *parking) tryRevoke(ctx context.Context, l *parkedRun) bool {
 	ctx, cancel := context.WithTimeout(ctx, revokeWithin)
 	defer cancel()
-	unknown := l.secrets.Reclaim()
-	waiting, lost := l.secrets.Revoke(ctx)
+	unknown := l.credentials.Reclaim()
+	waiting, lost := l.credentials.Revoke(ctx)
 	if lost != nil {
 		p.d.logger.Warn("left to end by its TTL", "task", l.record.Key, "error", lost)
 	}

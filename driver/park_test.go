@@ -38,7 +38,8 @@ func TestStopRevokesAfterTwoSeconds(t *testing.T) {
 	})
 }
 
-// TestStopOfATaskThatWasTakenOverRevokesAfterTenSeconds: its next start, where it is one of nomad alloc restart, takes Nomad longer.
+// TestStopOfATaskThatWasTakenOverRevokesAfterTenSeconds: its next start, where it is one of nomad alloc restart,
+// takes Nomad longer.
 func TestStopOfATaskThatWasTakenOverRevokesAfterTenSeconds(t *testing.T) {
 	for from, end := range map[string]func(*host){"an agent": func(*host) {}, "a plugin": (*host).reboot} {
 		t.Run("from "+from, func(t *testing.T) {
@@ -238,8 +239,8 @@ func TestStartDuringAnOutageUsesTheSessionThatIsThere(t *testing.T) {
 	})
 }
 
-// The moment at which a session expires is also one at which the next run may come. Either that has all of the old one, or
-// all is new; never are its files removed, or its token revoked, by the end of the run before.
+// The moment at which a session expires is also one at which the next run may come. Either that has all of the old
+// one, or all is new; never are its files removed, or its token revoked, by the end of the run before.
 func TestStartAtTheMomentTheLingerEnds(t *testing.T) {
 	for how, early := range map[string]time.Duration{"before": time.Nanosecond, "then": 0, "afterwards": -time.Nanosecond} {
 		t.Run(how, func(t *testing.T) {
@@ -491,12 +492,12 @@ func TestTaskThatEndsWhileVaultMakesSomethingLeavesNothing(t *testing.T) {
 	}{
 		"a token": {vaulttest.Fault{Match: "PUT auth/jwt-nomad/login", Slow: 4 * time.Second}, func(r *run) {
 			running, _ := r.task(r.cfg.ID)
-			_, err := running.secrets.Snapshot(false).Token(running.ctx, "other")
+			_, err := running.credentials.Snapshot(false).Token(running.ctx, "other")
 			must.ErrorIs(r, err, session.ErrClosed)
 		}},
 		"a database user": {vaulttest.Fault{Match: "GET database/", Slow: 4 * time.Second, Forget: true}, func(r *run) {
 			running, _ := r.task(r.cfg.ID)
-			_, _ = running.secrets.Snapshot(false).Source("default", 0).Read(running.ctx, "database/creds/other", nil)
+			_, _ = running.credentials.Snapshot(false).Source("default", 0).Read(running.ctx, "database/creds/other", nil)
 		}},
 	} {
 		t.Run(what, func(t *testing.T) {

@@ -17,8 +17,8 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// issuing makes the host's cluster one that makes tokens by a token role, of which tasks of every namespace may ask the policies app-*. It returns
-// the cluster's own token.
+// issuing makes the host's cluster one that makes tokens by a token role, of which tasks of every namespace may ask
+// the policies app-*. It returns the cluster's own token.
 func (h *host) issuing() (own string) {
 	own = h.MakeOwn(24 * time.Hour)
 	h.Makes["nomad"] = vaulttest.TokenRole{Period: time.Hour}

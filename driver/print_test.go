@@ -26,12 +26,12 @@ func TestNothingThatHoldsASecretPrintsIt(t *testing.T) {
 		tk, _ := h.task(r.cfg.ID)
 		must.StrContains(t, string(tk.current.Output["secrets/env"]), vaulttest.Planted)
 		kept := tk.record
-		tk.secrets.Save(&kept)
+		tk.credentials.Save(&kept)
 		must.StrContains(t, string(kept.Sessions["default"].State), vaulttest.Planted)
-		session := tk.secrets.Session("default")
+		session := tk.credentials.Session("default")
 		login := jwt("one")
-		all := []any{tk, *tk.current, tk.current, kept, &kept, kept.Sessions, tk.leaves(), rendered{next: tk.current},
-			tk.current.Files, tk.current.Files[0], tk.current.Pass, tk.secrets, tk.make, session, session.Begin(false),
+		all := []any{tk, *tk.current, tk.current, kept, &kept, kept.Sessions, tk.parkedRun(), rendered{next: tk.current},
+			tk.current.Files, tk.current.Files[0], tk.current.Snapshot, tk.credentials, tk.renderer, session, session.Begin(false),
 			vault.Request{Op: vault.Write, Path: "x", Data: map[string]any{"password": vaulttest.Planted}}, h.Driver.tasks, h.parking.parked}
 		for _, one := range all {
 			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
@@ -50,7 +50,7 @@ func TestPanicWhileRenderingShowsNoSecret(t *testing.T) {
 		r := secretive(h)
 		ended := r.wait()
 		tk, _ := h.task(r.cfg.ID)
-		tk.make.Funcs[1] = nil
+		tk.renderer.Funcs[1] = nil
 		h.write(vaulttest.Planted + "2")
 		must.ErrorContains(t, (<-ended).Err, "internal error in ")
 		must.Eq(t, 1, h.logged("nil pointer dereference"))

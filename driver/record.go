@@ -9,18 +9,18 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// remember changes what the state directory has of the task. A failure costs adoption after a crash, not the task.
+// remember changes the task's record and saves it. A failure costs adoption after a crash, not the task.
 func (t *task) remember(change func(*state.Record)) {
 	t.saving.Lock()
 	defer t.saving.Unlock()
 	change(&t.record)
 	store := t.d.kept()
 	t.unsaved = store == nil
-	if store == nil || t.over {
+	if store == nil || t.handedOver {
 		return
 	}
 	r := t.record
-	t.secrets.Save(&r)
+	t.credentials.Save(&r)
 	err := store.Save(r)
 	t.unsaved = err != nil
 	switch {
@@ -32,10 +32,10 @@ func (t *task) remember(change func(*state.Record)) {
 	t.warned = t.unsaved
 }
 
-// save is for when a session has something new that must not be lost.
+// save saves the record when a session has something that must not be lost.
 func (t *task) save() { t.remember(func(*state.Record) {}) }
 
-// saveAgain saves the task where that has not succeeded.
+// saveAgain saves the record if that has not succeeded.
 func (t *task) saveAgain() {
 	t.saving.Lock()
 	unsaved := t.unsaved
@@ -45,25 +45,26 @@ func (t *task) saveAgain() {
 	}
 }
 
-// use remembers that the process has what is in g.
+// use records that the process has what is in g.
 func use(r *state.Record, g *render.Generation) {
 	r.Delivered, r.Once, r.Unverified = maps.Clone(g.Sums), g.OnceOutputs(), false
 }
 
-// bounded returns an error where more would have to be remembered of the task with that generation than fits into a record.
+// bounded returns an error when the record of the task with that generation is larger than a record may be.
 func (t *task) bounded(g *render.Generation) error {
 	t.saving.Lock()
 	r := t.record
 	t.saving.Unlock()
 	use(&r, g)
-	t.secrets.Save(&r)
+	t.credentials.Save(&r)
 	_, err := r.Encode()
 	return err
 }
 
-// leaves returns what the run leaves for the next one. Until somebody has claimed it, what becomes of its sessions is saved.
-func (t *task) leaves() *left {
-	l := &left{secrets: t.secrets, save: t.saveAgain, seal: t.seal}
+// parkedRun returns what the run leaves for the next one. Until that is claimed, what becomes of its sessions is
+// saved.
+func (t *task) parkedRun() *parkedRun {
+	l := &parkedRun{credentials: t.credentials, save: t.saveAgain, seal: t.seal}
 	t.remember(func(r *state.Record) {
 		r.Ended = true
 		l.record = *r
@@ -71,13 +72,14 @@ func (t *task) leaves() *left {
 	return l
 }
 
+// seal ends what this run saves: the record belongs to another run now.
 func (t *task) seal() {
 	t.saving.Lock()
 	defer t.saving.Unlock()
-	t.over = true
+	t.handedOver = true
 }
 
-// taskOf returns what a record says of its task's configuration.
+// taskOf returns the task's configuration as far as a record has it.
 func taskOf(r state.Record) *drivers.TaskConfig {
 	alloc, name, _ := strings.Cut(r.Key, "/")
 	return &drivers.TaskConfig{AllocID: alloc, Name: name, AllocDir: r.AllocDir}

@@ -9,13 +9,13 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// foreign stands for the config block of a task that the built-in driver has started: nobody tells us what is in it, but none of our
-// options is. The one here cannot be empty.
+// foreign stands for the config block of a task that the built-in driver has started: nobody tells us what is in it,
+// but none of our options is. The one here cannot be empty.
 var foreign = map[string]any{"kill_timeout": "5s"}
 
-// RecoverTask takes a running task over from a plugin process before this one: the same process, the same token, the same
-// leases. It does not ask Vault: what Vault thinks of them is found out while the task runs. A task that the built-in driver has
-// started, whose name is ours since, is taken over as one without our blocks.
+// RecoverTask takes over a running task from an earlier plugin process: the same process, the same token, the same
+// leases. It does not ask Vault, whose opinion is found out while the task runs. A task that the built-in driver
+// started under our name is taken over as one without our blocks.
 func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	d.Serve()
 	if handle == nil || handle.Config == nil {
@@ -48,7 +48,7 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	}
 	t.record.InnerVersion, t.record.Inner = handle.Version, handle.DriverState
 	_ = t.pipes.Open() // as long as somebody reads: a log collector that sees the end of the log now may not notice the next start
-	var left *left
+	var left *parkedRun
 	if err := t.guard("taking it over", func() (err error) {
 		left, err = t.reattach()
 		return err
@@ -64,17 +64,17 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	return nil
 }
 
-// takenOver holds the log pipes and says with what the task goes on, where it has something of ours. An agent that was
-// restarted recovers tasks before it starts their log collectors (client/allocrunner/taskrunner/task_runner.go, Restore).
+// takenOver opens the log pipes and says with what the task goes on. An agent that was restarted recovers tasks
+// before it starts their log collectors (client/allocrunner/taskrunner/task_runner.go, Restore).
 func (t *task) takenOver() error {
-	for end := time.Now().Add(unreadFor); t.pipes.Open() != nil && time.Now().Before(end); {
+	for end := time.Now().Add(logReaderTimeout); t.pipes.Open() != nil && time.Now().Before(end); {
 		select {
 		case <-time.After(time.Second / 2):
 		case <-t.ctx.Done():
 			return nil
 		}
 	}
-	switch sessions := t.secrets.Describe(); {
+	switch sessions := t.credentials.Describe(); {
 	case sessions != "":
 		t.say("taken over after the end of the plugin before%s", sessions)
 	case len(t.conf.Blocks()) > 0:
@@ -83,8 +83,9 @@ func (t *task) takenOver() error {
 	return nil
 }
 
-// putBack leaves for the next start what reattach has claimed, nil where there was nothing, and with it the ends of the log pipes.
-func (t *task) putBack(l *left) {
+// putBack parks what reattach has claimed, nil where there was nothing, with the ends of the log pipes, for the next
+// start.
+func (t *task) putBack(l *parkedRun) {
 	if l == nil {
 		t.pipes.Close()
 		return
@@ -93,9 +94,9 @@ func (t *task) putBack(l *left) {
 	t.d.parking.park(l, t.op.Linger)
 }
 
-// reattach finds the process and the session again. With an error, which means that there is no such process any more, it returns what it has
-// claimed.
-func (t *task) reattach() (*left, error) {
+// reattach finds the process and the sessions again. An error means that there is no such process any more; what was
+// claimed is returned with it.
+func (t *task) reattach() (*parkedRun, error) {
 	old := t.d.parking.claim(t.record.Key)
 	if old != nil && old.record.TaskID == t.cfg.ID && old.record.Inner != nil { // of the present process, which we may have restarted
 		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner
@@ -121,6 +122,6 @@ func (t *task) reattach() (*left, error) {
 		t.adopt(old)
 	}
 	t.current, t.recovered, t.tookOver = &render.Generation{Output: t.record.Once}, true, time.Now()
-	t.quiet = time.After(0) // render what was rendered before: the same bytes mean that nothing happened
+	t.renderTimer = time.After(0) // render what was rendered before: the same bytes mean that nothing happened
 	return nil, nil
 }

@@ -385,8 +385,8 @@ func TestStartAfterACrashInTheMiddleOfOne(t *testing.T) {
 	}
 }
 
-// A process whose handle was lost, because the plugin died between its start and the writing down of the handle, must not run
-// beside the next one.
+// A process whose handle was lost, because the plugin died between its start and the writing down of the handle, must
+// not run beside the next one.
 func TestProcessThatNobodyKnowsOfIsEnded(t *testing.T) {
 	lose := func(r *run) { // as the crash left it: the wrapped driver was asked, and has not answered
 		r.crash()
@@ -583,8 +583,8 @@ func TestStartWhileASessionIsLookedAt(t *testing.T) {
 
 var slow = whole + templateHCL("local/slow", `{{ with secret "kv/slow" }}{{ .Data.k }}{{ end }}`, "")
 
-// An agent that dies while it starts a task comes back without a handle of it, or with the one of the run before, and starts it under
-// another ID. The plugin has lived on, and so has the start.
+// An agent that dies while it starts a task comes back without a handle of it, or with the one of the run before, and
+// starts it under another ID. The plugin has lived on, and so has the start.
 func TestAgentThatDiesInAStartGetsOneProcessAndOneToken(t *testing.T) {
 	for when, lose := range map[string]func(*host, *drivers.TaskConfig){ // when it returns, the agent comes back
 		"while Vault is asked": func(h *host, cfg *drivers.TaskConfig) {

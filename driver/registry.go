@@ -22,7 +22,7 @@ func (d *Driver) task(id string) (*task, bool) {
 	if d.find(id) != t { // the start failed
 		return nil, false
 	}
-	t.ask()
+	t.acknowledge()
 	return t, true
 }
 

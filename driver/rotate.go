@@ -24,14 +24,16 @@ import (
 const (
 	// rerender bounds one attempt to make the next generation of a running task; there is always another.
 	rerender = 30 * time.Second
-	// unreadFor is how long a restart waits for somebody to read the task's log until that is told. An agent that is being restarted has its
-	// log collectors back by then; nobody else starts one but a start of the task.
-	unreadFor = time.Minute
-	// apiWithin is how long an agent may take, after a task was taken over, to make the socket of the task API anew, and apiEvery how often that is
-	// looked at. It recovers the task before (client/allocrunner/taskrunner/task_runner.go, Restore).
+	// logReaderTimeout is how long a restart waits for somebody to read the task's log until that is told. An agent
+	// that is being restarted has its log collectors back by then; nobody else starts one but a start of the task.
+	logReaderTimeout = time.Minute
+	// apiWithin is how long an agent may take, after a task was taken over, to make the socket of the task API anew,
+	// and apiEvery how often that is looked at. It recovers the task before
+	// (client/allocrunner/taskrunner/task_runner.go, Restore).
 	apiWithin, apiEvery = 15 * time.Second, time.Second / 2
 )
 
+// rendered is the result of one attempt to render.
 type rendered struct {
 	next *render.Generation
 	err  error
@@ -40,27 +42,28 @@ type rendered struct {
 // Format keeps the generation out of logs, errors and panics.
 func (r rendered) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[rendered: %v %v]", r.next, r.err) }
 
-// settle delays rendering by the longest wait that a block asks for, counted from the latest change.
-func (t *task) settle() {
+// debounce delays the next render by the longest wait of any block, counted from the latest change. Changes that keep
+// coming do not delay it beyond the longest maximum.
+func (t *task) debounce() {
 	var least, most time.Duration
 	for _, b := range t.conf.Blocks() {
 		least, most = max(least, b.Common().WaitMin), max(most, b.Common().WaitMax)
 	}
 	now := time.Now()
-	if t.latest.IsZero() {
-		t.latest = now.Add(most)
+	if t.renderBy.IsZero() {
+		t.renderBy = now.Add(most)
 	}
-	t.quiet = time.After(min(least, max(0, t.latest.Sub(now))))
+	t.renderTimer = time.After(min(least, max(0, t.renderBy.Sub(now))))
 }
 
-// render starts making the next generation, unless that is under way: then it is looked at again afterwards.
+// render starts to render the next generation. While another attempt is under way it is put off.
 func (t *task) render() {
-	t.quiet = nil
+	t.renderTimer = nil
 	if t.rendered != nil {
-		t.quiet = time.After(time.Second)
+		t.renderTimer = time.After(time.Second)
 		return
 	}
-	t.latest = time.Time{}
+	t.renderBy = time.Time{}
 	result := make(chan rendered, 1)
 	t.rendered = result
 	last := t.current
@@ -69,35 +72,37 @@ func (t *task) render() {
 		defer cancel()
 		var r rendered
 		r.err = t.guard("rendering", func() (err error) {
-			r.next, err = t.make.Render(ctx, last, false)
+			r.next, err = t.renderer.Render(ctx, last, false)
 			return err
 		})
 		result <- r
 	}()
 }
 
-// take makes a new generation the one on disk and plans what the process is told: what it does not know yet, so that a
-// change that was taken back in time is none. Whatever fails leaves the last known good generation where it is.
-func (t *task) take(r rendered) {
+// handleRendered writes a new generation and plans what the process is told of it: what differs from what was
+// delivered, so that a change that was taken back in time is none. After an error the last known good generation
+// stays.
+func (t *task) handleRendered(r rendered) {
 	t.rendered = nil
-	// After trouble it is written in any case: a part of the generation that failed may be there, and the secrets be the old ones again.
-	if r.err == nil && (t.trouble.is() || !maps.Equal(r.next.Sums, t.current.Sums)) {
+	// After trouble it is written in any case: a part of the generation that failed may be there, and the secrets be
+	// the old ones again.
+	if r.err == nil && (t.problem.is() || !maps.Equal(r.next.Sums, t.current.Sums)) {
 		t.reached("rendered")
 		r.err = t.write(r.next)
 		t.reached("written")
 	}
 	if r.err != nil {
 		t.save() // a new secret may have been read all the same
-		t.stay(r.err)
+		t.keepLastGood(r.err)
 		return
 	}
-	was := t.trouble
-	t.current, t.trouble = r.next, trouble{}
+	was := t.problem
+	t.current, t.problem = r.next, problem{}
 	t.retry.Reset()
 	t.pending = r.next.Diff(t.record.Delivered)
 	switch {
-	case t.pending.Acts() && t.splay == nil:
-		t.splay = time.After(t.pending.Delay())
+	case t.pending.Acts() && t.actTimer == nil:
+		t.actTimer = time.After(t.pending.Delay())
 		t.save()
 	case t.pending.Acts():
 		t.save()
@@ -106,69 +111,70 @@ func (t *task) take(r rendered) {
 			t.say("rendered anew: %s; the task is not told (change_mode noop)", t.pending)
 			t.event("Secrets changed: %s; noop", t.pending)
 		} else {
-			t.relieved(was)
-			t.relieved(t.untold)
+			t.solved(was)
+			t.solved(t.undelivered)
 		}
-		t.told(t.pending.Grace())
+		t.commitDelivered(t.pending.Grace())
 	}
 	t.reached("planned")
 }
 
-// stay keeps the generation in use and tries again later. The same trouble is told once.
-func (t *task) stay(err error) {
+// keepLastGood keeps the generation in use and tries again later. The same error is reported once.
+func (t *task) keepLastGood(err error) {
 	if errors.Is(err, taskapi.ErrUnavailable) && time.Since(t.tookOver) < apiWithin {
-		t.quiet = time.After(apiEvery)
+		t.renderTimer = time.After(apiEvery)
 		return
 	}
-	t.quiet = time.After(t.retry.Next())
-	if !t.trouble.begins("the last known good secrets stay in use: " + err.Error()) {
+	t.renderTimer = time.After(t.retry.Next())
+	if !t.problem.isNew("the last known good secrets stay in use: " + err.Error()) {
 		return
 	}
-	t.warn("%s", t.trouble.text)
+	t.warn("%s", t.problem.text)
 	if !vault.Transient(err) { // of an outage the session has told
 		t.event("Secrets not updated: %v", err)
-		t.trouble.event = true
+		t.problem.event = true
 	}
 }
 
-// told is after the process has what it needs of the current generation. What that replaces is revoked after grace, or
-// left to end when grace is negative, or when nobody knows whether the process uses it still.
-func (t *task) told(grace time.Duration) {
+// commitDelivered records that the process now uses the current generation, and has the leases that it replaced
+// revoked after grace. They are left to end by their TTL when grace is negative, or when a script has failed and it
+// is not known whether the process still uses them.
+func (t *task) commitDelivered(grace time.Duration) {
 	if t.record.Unverified {
 		grace = -1
 	}
-	t.pending, t.splay, t.unreadAt, t.untold = render.Change{}, nil, time.Time{}, trouble{}
+	t.pending, t.actTimer, t.noReaderSince, t.undelivered = render.Change{}, nil, time.Time{}, problem{}
 	t.reached("told")
-	t.current.Pass.Commit(grace)
+	t.current.Snapshot.Commit(grace)
 	t.reached("committed")
 	t.remember(func(r *state.Record) { use(r, t.current) })
 }
 
-// act does the one action that all changes since the last one ask for. A restart replaces every other: the new process
-// reads everything anew. Otherwise each script runs, and then each signal is sent, once.
+// act takes the one action that all changes since the last one ask for. A restart replaces every other: the new
+// process reads everything anew. Otherwise each script runs, and then each signal is sent, once.
 func (t *task) act() stateFunc {
 	if t.pending.Restart {
 		return t.restart
 	}
-	return t.tell(t.pending.Actions(), attempt{level: hclog.Info})
+	return t.runActions(t.pending.Actions(), progress{level: hclog.Info})
 }
 
-// attempt is what has come of the actions so far.
-type attempt struct {
+// progress is what has come of the actions so far.
+type progress struct {
 	did    []string      // for the log
 	failed []string      // those of them that are to be tried again
 	undone render.Change // the scripts and signals of these
 	level  hclog.Level   // of the line about it: a script that failed needs a person
 }
 
-// tell does what is left of the actions one after the other. Each may take its time: the end of the process, a stop and a
-// signal do not wait for it.
-func (t *task) tell(rest []render.Action, so attempt) stateFunc {
+// runActions runs the actions that are left, one after the other. Each may take its time: the end of the process, a
+// stop and a signal do not wait for it.
+func (t *task) runActions(rest []render.Action, so progress) stateFunc {
 	if len(rest) == 0 {
-		return func() stateFunc { return t.acted(so) }
+		return func() stateFunc { return t.actionsDone(so) }
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- t.guard("telling the task", func() error { return t.do(rest[0]) }) }()
+	go func() { ended <- t.guard("telling the task", func() error { return t.runAction(rest[0]) }) }()
 	var telling stateFunc
 	telling = func() stateFunc {
 		select {
@@ -182,19 +188,19 @@ func (t *task) tell(rest []render.Action, so attempt) stateFunc {
 			t.forward(request)
 			return telling
 		case err := <-ended:
-			return t.tried(rest, so, err)
+			return t.actionDone(rest, so, err)
 		}
 	}
 	return telling
 }
 
-// tried is after the first of the actions has ended. A script that has run is not run again, however it ended: what it did
-// before it failed may not bear that. But whether the process uses what is new is then not known.
-func (t *task) tried(rest []render.Action, so attempt, err error) stateFunc {
+// actionDone runs after the first of the actions. A script that ran is not run again, however it ended: what it did
+// before it failed may not bear that. Whether the process uses what is new is then not known.
+func (t *task) actionDone(rest []render.Action, so progress, err error) stateFunc {
 	a := rest[0]
 	if err == nil {
 		so.did = append(so.did, a.Done())
-		return t.tell(rest[1:], so)
+		return t.runActions(rest[1:], so)
 	}
 	failed := fmt.Sprintf("%s failed: %v", a, err)
 	if a.Script != nil && a.Script.FailOnError {
@@ -204,70 +210,73 @@ func (t *task) tried(rest []render.Action, so attempt, err error) stateFunc {
 	so.did = append(so.did, failed)
 	if so.level = hclog.Warn; errors.As(err, new(scriptError)) {
 		t.remember(func(r *state.Record) { r.Unverified = true })
-		return t.tell(rest[1:], so)
+		return t.runActions(rest[1:], so)
 	}
 	so.failed, so.undone = append(so.failed, failed), so.undone.Join(a.Change())
-	return t.tell(rest[1:], so)
+	return t.runActions(rest[1:], so)
 }
 
-// acted is after each of the actions was tried. One that did not reach the process is tried again until it does. The process
-// may use what it had, which is kept alive for as long. The same failure is told once.
-func (t *task) acted(so attempt) stateFunc {
+// actionsDone runs after every action was attempted. Those that did not reach the process are tried again, and until
+// they succeed the old leases are kept, because the process may still use them. The same failure is reported once.
+func (t *task) actionsDone(so progress) stateFunc {
 	did := strings.Join(so.did, ", ")
 	if !so.undone.Acts() {
 		t.report(so.level, did)
-		t.told(t.pending.Grace())
+		t.commitDelivered(t.pending.Grace())
 		return t.running
 	}
-	if t.untold.begins(strings.Join(so.failed, ", ")) {
+	if t.undelivered.isNew(strings.Join(so.failed, ", ")) {
 		t.report(so.level, did+"; trying again")
-		t.untold.event = true
+		t.undelivered.event = true
 	}
 	t.remember(func(r *state.Record) { r.Delivered = t.current.DeliveredExcept(so.undone, r.Delivered) })
 	t.pending = t.current.Diff(t.record.Delivered)
-	t.splay = time.After(t.retry.Next())
+	t.actTimer = time.After(t.retry.Next())
 	return t.running
 }
 
-// report tells what has come of a change.
+// report says what has come of a change.
 func (t *task) report(level hclog.Level, did string) {
 	t.speak(level, fmt.Sprintf("%s changed; %s", t.pending, did))
 	t.event("Secrets changed: %s; %s", t.pending, did)
 }
 
-// do tells the process of a change. An error that is no scriptError means that it has not been told.
-func (t *task) do(a render.Action) error {
+// runAction runs a script or sends a signal. An error other than a scriptError means that it did not reach the
+// process.
+func (t *task) runAction(a render.Action) error {
 	if a.Script != nil {
 		return t.script(a.Script)
 	}
 	return t.d.inner.SignalTask(t.cfg.ID, a.Signal)
 }
 
-// scriptError is how a script failed that was run.
+// scriptError says how a script failed that did run.
 type scriptError string
 
 func (e scriptError) Error() string { return string(e) }
 
-// script runs a change_script in the task, and leaves it running when its timeout is over: it is not run again before it has ended. One action is done
-// at a time, so that nobody else looks at hanging. The timeout is ours: of the wrapped
-// drivers docker waits for the end of the output all the same, and exec's executor panics when the script ends later, which
-// ends the task (Nomad v1.11.3: drivers/docker/handle.go, Exec; drivers/shared/executor/executor_linux_cgo.go, handleExecWait).
+// script runs a change_script in the task. One that exceeds its timeout is left running, and is not started again
+// before it has ended. Actions run one at a time, so nobody else uses overdue.
+//
+// The timeout is ours: docker waits for the end of the output all the same, and the executor of exec panics when the
+// script ends later, which ends the task (Nomad v1.11.3: drivers/docker/handle.go, Exec;
+// drivers/shared/executor/executor_linux_cgo.go, handleExecWait).
 func (t *task) script(s *config.ChangeScript) error {
 	select {
-	case <-t.hanging[s]:
+	case <-t.overdue[s]:
 	default:
-		if t.hanging[s] != nil {
+		if t.overdue[s] != nil {
 			return errors.New("the last one is still running")
 		}
 	}
-	delete(t.hanging, s)
+	delete(t.overdue, s)
 	ended := make(chan error, 1)
 	go func() { ended <- t.guard("change_script", func() error { return t.exec(s) }) }()
 	select {
 	case err := <-ended:
 		return err
 	case <-time.After(s.Limit):
-		t.hanging[s] = ended
+		t.overdue[s] = ended
 		return scriptError(fmt.Sprintf("it did not end within its timeout of %s", s.Limit))
 	}
 }
@@ -282,11 +291,11 @@ func (t *task) exec(s *config.ChangeScript) error {
 	return err
 }
 
-// restart stops the process and starts it with the current generation. Nomad does not notice: the task runs on, its log
-// stays open, and no restart attempt is spent.
+// restart stops the process and starts it with the current generation. Nomad does not notice: the task runs on, its
+// log stays open, and no restart attempt is spent.
 func (t *task) restart() stateFunc {
 	if err := t.pipes.Open(); err != nil {
-		return t.unread(err)
+		return t.waitForLogReader(err)
 	}
 	select {
 	case result := <-t.exit: // it has ended by itself, which is for Nomad to judge
@@ -297,22 +306,23 @@ func (t *task) restart() stateFunc {
 	return t.halt()
 }
 
-// unread is when nobody reads the task's log: the new process would hang at its first lines. The one that is there goes on with the last known
-// good secrets, and the restart is tried again without end: the agent may be about to start a log collector.
-func (t *task) unread(err error) stateFunc {
-	if t.unreadAt.IsZero() {
-		t.unreadAt = time.Now()
+// waitForLogReader puts a restart off while the task has no log collector: the new process would block on its first
+// lines of output. The old process goes on with the last known good secrets. The restart is tried again without end,
+// since the agent may be about to start a log collector.
+func (t *task) waitForLogReader(err error) stateFunc {
+	if t.noReaderSince.IsZero() {
+		t.noReaderSince = time.Now()
 	}
-	if time.Since(t.unreadAt) > unreadFor && t.untold.begins(fmt.Sprintf("the restart waits: %v", err)) {
-		t.report(hclog.Warn, t.untold.text)
-		t.untold.event = true
+	if time.Since(t.noReaderSince) > logReaderTimeout && t.undelivered.isNew(fmt.Sprintf("the restart waits: %v", err)) {
+		t.report(hclog.Warn, t.undelivered.text)
+		t.undelivered.event = true
 	}
-	t.splay = time.After(time.Second)
+	t.actTimer = time.After(time.Second)
 	return t.running
 }
 
-// halt ends the process, by force where it does not stop. The job's kill_timeout has no bound, and nobody waits for it but
-// the restart: Nomad's own stop comes with a timeout of its own, and a signal is for the process that is there.
+// halt ends the process, by force where it does not stop. The job's kill_timeout has no bound, and nobody waits for
+// it but the restart: Nomad's own stop comes with its own timeout, and a signal goes to the process that is there.
 func (t *task) halt() stateFunc {
 	over := make(chan error, 1)
 	go func() {
@@ -330,7 +340,7 @@ func (t *task) halt() stateFunc {
 		case request := <-t.stops:
 			return t.stopping(request, halting)
 		case request := <-signals:
-			if !t.passOn(request) {
+			if !t.forwardOrDefer(request) {
 				signals = nil // it is going: the others are for the new process too
 			}
 			return halting
@@ -345,7 +355,7 @@ func (t *task) halt() stateFunc {
 	return halting
 }
 
-// halted is after the process was asked to stop.
+// halted runs after the process was asked to stop.
 func (t *task) halted(err error, next stateFunc) stateFunc {
 	if err == nil {
 		return next
@@ -357,7 +367,7 @@ func (t *task) halted(err error, next stateFunc) stateFunc {
 	return next
 }
 
-// startAgain is after the process has ended, with that result.
+// startAgain runs after the process has ended with that result.
 func (t *task) startAgain(result *drivers.ExitResult) stateFunc {
 	if t.recovered && t.pipes.Stalled("restarting: "+t.pending.String()+" changed", logpipe.ReaderTimeout) {
 		return t.fail(fmt.Errorf("restart: %w", logpipe.ErrStalled))
@@ -377,11 +387,11 @@ func (t *task) startAgain(result *drivers.ExitResult) stateFunc {
 	}
 	t.say("%s changed; restarted", t.pending)
 	t.event("Secrets changed: %s; restarted by %s", t.pending, t.d.name)
-	t.told(t.pending.Grace())
+	t.commitDelivered(t.pending.Grace())
 	return t.running
 }
 
-// relaunch starts a process in the place of one that has ended.
+// relaunch starts a process in place of the one that has ended.
 func (t *task) relaunch() error {
 	if err := ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)); err != nil {
 		return err

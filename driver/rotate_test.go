@@ -130,7 +130,8 @@ func TestSplayDelaysTheActionAndTheLongestCounts(t *testing.T) {
 	})
 }
 
-// splayed repeats a scenario until chance draws a splay that is not over when the scenario asks; it returns whether it was.
+// splayed repeats a scenario until chance draws a splay that is not over when the scenario asks; it returns whether
+// it was.
 func splayed(t *testing.T, config string, scenario func(*run) bool) {
 	for over := true; over; {
 		bubble(t, func(h *host) {
@@ -535,7 +536,8 @@ func TestScriptThatTakesItsTimeHoldsUpNoSignal(t *testing.T) {
 	})
 }
 
-// chosen shows the credentials of the role that the KV secret names: a change of that replaces a lease that could live on.
+// chosen shows the credentials of the role that the KV secret names: a change of that replaces a lease that could
+// live on.
 const chosen = `{{ with secret "secret/data/web" }}{{ with secret (printf "database/creds/%s" .Data.data.k) }}{{ .Data.username }}{{ end }}{{ end }}`
 
 // A process that was not told uses what it had.
@@ -701,11 +703,11 @@ func TestTemplateThatDoesNotEndHoldsUpNoStop(t *testing.T) {
 				r := h.start(several(onSignal))
 				ended := r.wait()
 				running, _ := h.task(r.cfg.ID)
-				made, goOn := running.make.Funcs[0], make(chan struct{})
+				made, goOn := running.renderer.Funcs[0], make(chan struct{})
 				var late error
-				running.make.Funcs[0] = func(ctx context.Context, from *credentials.Source, in template.Input) ([][]byte, error) {
+				running.renderer.Funcs[0] = func(ctx context.Context, from *credentials.Source, in template.Input) ([][]byte, error) {
 					<-goOn
-					_, late = running.secrets.Snapshot(false).Source("default", 0).Services(ctx, "")
+					_, late = running.credentials.Snapshot(false).Source("default", 0).Services(ctx, "")
 					return made(ctx, from, in)
 				}
 				h.write("blue")

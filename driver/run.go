@@ -22,77 +22,77 @@ import (
 )
 
 const (
-	// stopLinger is how long the secrets of a task that was asked to stop wait for its next start: nomad alloc restart starts
-	// it at once.
+	// stopLinger is how long the secrets of a task that was asked to stop wait for its next start: nomad alloc restart
+	// starts it at once.
 	stopLinger = 2 * time.Second
-	// olderLinger is the same for a task that is older than its agent or its plugin. Nomad needs some five seconds to see that its
-	// executor and its log collector, which are the children of others, have ended
+	// olderLinger is the same for a task that is older than its agent or its plugin. Nomad needs some five seconds to
+	// see that its executor and its log collector, which are the children of others, have ended
 	// (client/allocrunner/taskrunner/logmon_hook.go, Prestart).
 	olderLinger = 10 * time.Second
 )
 
-// abandonAfter is how long the end of a task waits for an attempt to make a generation. One that waits for Vault or Nomad gives
-// up at once; a template that does not end is left to itself, and finds nothing to ask any more.
+// abandonAfter is how long the end of a task waits for an attempt to make a generation. One that waits for Vault or
+// Nomad gives up at once; a template that does not end is left to itself, and finds nothing to ask any more.
 const abandonAfter = time.Second
 
-// task is one task from its start to its end. run is the only goroutine that acts on it and owns the fields that say so;
-// the others do not change after the start.
+// task is one task from its start to its end. run is the only goroutine that acts on it and owns the fields that say
+// so; the others do not change after the start.
 type task struct {
-	d       *Driver
-	cfg     *drivers.TaskConfig // as Nomad gave it: without our secrets
-	conf    config.Task
-	op      config.Operator
-	secrets *credentials.Set
-	make    *render.Renderer
-	pipes   *logpipe.Pipes
-	ctx     context.Context // ended with the task: what waits for Vault, Nomad or the process gives up
-	cancel  context.CancelFunc
+	d           *Driver
+	cfg         *drivers.TaskConfig // as Nomad gave it: without our secrets
+	conf        config.Task
+	op          config.Operator
+	credentials *credentials.Set
+	renderer    *render.Renderer
+	pipes       *logpipe.Pipes
+	ctx         context.Context // ended with the task: what waits for Vault, Nomad or the process gives up
+	cancel      context.CancelFunc
 
-	starting atomic.Bool   // the first generation is being rendered
-	older    atomic.Bool   // than the agent or the plugin that serves it
-	begun    chan struct{} // closed when the start, or the recovery, is over, whether it succeeded or not
-	asking   sync.Once
-	asked    chan struct{} // closed when the agent has asked about the task, and so has the answer to its start
+	starting      atomic.Bool   // the first generation is being rendered
+	older         atomic.Bool   // than the agent or the plugin that serves it
+	begun         chan struct{} // closed when the start, or the recovery, is over, whether it succeeded or not
+	acknowledging sync.Once
+	acknowledged  chan struct{} // closed when the agent has asked about the task, and so has the answer to its start
 
 	stops   chan stopRequest
 	signals chan signalRequest
-	broken  chan error    // has the error that the task is to end with, once something in it is out of order
+	aborts  chan error    // has the error that the task is to end with, once something in it is out of order
 	done    chan struct{} // closed when the task has ended for good; result is set then
 	result  *drivers.ExitResult
 
 	// owned by run
-	exit     <-chan *drivers.ExitResult // of the present process
-	current  *render.Generation         // the newest one on disk
-	pending  render.Change              // what the process has not been told yet
-	splay    <-chan time.Time           // fires when it is to be told
-	quiet    <-chan time.Time           // fires when to render: no change has come for a while
-	latest   time.Time                  // when to render though changes keep coming
-	reminder *time.Ticker               // of what is wrong, for the agent's log
-	rendered chan rendered              // of the attempt under way, nil when there is none
-	unreadAt time.Time                  // since when a restart waits for a log collector
-	retry    sched.Backoff
-	hanging  map[*config.ChangeScript]<-chan error // scripts whose timeout is over and that have not ended
-	trouble  trouble                               // what kept the last attempt from becoming a generation
-	untold   trouble                               // what kept the process from being told
-	panicked bool                                  // the task ends because of that
-	stopped  bool                                  // Nomad asked for the end
+	exit          <-chan *drivers.ExitResult // of the present process
+	current       *render.Generation         // the newest one on disk
+	pending       render.Change              // what the process has not been told yet
+	actTimer      <-chan time.Time           // fires when it is to be told
+	renderTimer   <-chan time.Time           // fires when to render: no change has come for a while
+	renderBy      time.Time                  // when to render though changes keep coming
+	reminder      *time.Ticker               // of what is wrong, for the agent's log
+	rendered      chan rendered              // of the attempt under way, nil when there is none
+	noReaderSince time.Time                  // since when a restart waits for a log collector
+	retry         sched.Backoff
+	overdue       map[*config.ChangeScript]<-chan error // scripts whose timeout is over and that have not ended
+	problem       problem                               // what kept the last attempt from becoming a generation
+	undelivered   problem                               // what kept the process from being told
+	panicked      bool                                  // the task ends because of that
+	stopped       bool                                  // Nomad asked for the end
 
 	tookOver  time.Time // from a plugin process before this one; zero: this one has started it
 	recovered bool      // taken over from a plugin process before this one, whose death may have ended the log collector's work
 
-	// saving guards what follows, which others save too. The record is changed by run alone, which may read it without the lock, but for Unasked,
-	// which is ask's.
-	saving  sync.Mutex
-	record  state.Record
-	unsaved bool // what the state directory has of it is not the present record
-	warned  bool // of that
-	over    bool // it is another's to save
+	// saving guards what follows, which others save too. The record is changed by run alone, which may read it without
+	// the lock, but for Unasked, which is ask's.
+	saving     sync.Mutex
+	record     state.Record
+	unsaved    bool // what the state directory has of it is not the present record
+	warned     bool // of that
+	handedOver bool // it is another's to save
 }
 
 // Format keeps what the task was given out of logs, errors and panics, whatever the verb.
 func (t *task) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[task %s]", t.cfg.ID) }
 
-// stateFunc is where the task's goroutine stands; it returns where to go next, nil at the end.
+// stateFunc is a state of the task, run by its goroutine. It returns the next state, nil at the end.
 type stateFunc func() stateFunc
 
 func (t *task) run() {
@@ -116,7 +116,7 @@ func (t *task) run() {
 	}
 }
 
-// running waits for whatever comes first. Nothing here waits for Vault: rendering has a goroutine of its own.
+// running waits for whatever comes first. It never waits for Vault: rendering has a goroutine of its own.
 func (t *task) running() stateFunc {
 	select {
 	case <-t.d.ctx.Done():
@@ -127,16 +127,16 @@ func (t *task) running() stateFunc {
 		return t.stopping(request, t.running)
 	case request := <-t.signals:
 		t.forward(request)
-	case <-t.secrets.Changed():
+	case <-t.credentials.Changed():
 		t.save()
-		t.settle()
-	case <-t.quiet:
+		t.debounce()
+	case <-t.renderTimer:
 		t.render()
 	case r := <-t.rendered:
-		t.take(r)
-	case <-t.splay:
+		t.handleRendered(r)
+	case <-t.actTimer:
 		return t.act
-	case err := <-t.broken:
+	case err := <-t.aborts:
 		return t.fail(err)
 	case <-t.reminder.C:
 		t.remind()
@@ -147,7 +147,7 @@ func (t *task) running() stateFunc {
 // reached is for tests: see fault.go.
 func (t *task) reached(step string) { reached(t.record.Key, step) }
 
-// stopping does what Nomad asked. An error leaves the task where it was, and Nomad asks again.
+// stopping does what Nomad asked. After an error the task stays in the state that it was in, and Nomad asks again.
 func (t *task) stopping(request stopRequest, back stateFunc) stateFunc {
 	t.reached("stopping")
 	err := ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, request.timeout, request.signal))
@@ -169,9 +169,9 @@ func (t *task) forward(request signalRequest) {
 	request.reply <- t.d.inner.SignalTask(t.cfg.ID, request.name)
 }
 
-// passOn gives a signal to a process that is about to end, and reports whether that one was still there. Otherwise the next
-// one gets it.
-func (t *task) passOn(request signalRequest) bool {
+// forwardOrDefer sends a signal to a process that is about to end. Where that one is gone already, it reports false
+// and keeps the signal for the next process.
+func (t *task) forwardOrDefer(request signalRequest) bool {
 	if t.d.inner.SignalTask(t.cfg.ID, request.name) == nil {
 		request.reply <- nil
 		return true
@@ -192,12 +192,12 @@ func (t *task) fail(err error) stateFunc {
 	return t.ended(&drivers.ExitResult{ExitCode: -1, Err: err})
 }
 
-// finish gives up what belongs to this run and publishes the result. The log pipes are closed before, so that Nomad's log
-// collector sees the end; the secrets wait for the next run.
+// finish gives up what belongs to this run and publishes the result. The log pipes are closed before, so that Nomad's
+// log collector sees the end of the log. The credentials are parked for the next run.
 func (t *task) finish() {
 	defer close(t.done)
 	t.reached("ended")
-	t.secrets.Pause()
+	t.credentials.Pause()
 	t.removeMoved()
 	t.pipes.Close()
 	linger := t.op.Linger
@@ -207,15 +207,15 @@ func (t *task) finish() {
 	case t.stopped:
 		linger = min(linger, stopLinger)
 	}
-	t.d.parking.park(t.leaves(), linger)
+	t.d.parking.park(t.parkedRun(), linger)
 	t.reached("left")
 }
 
-// removeMoved removes at the end of a run what Nomad may move to the allocation that comes after this one, as soon as this one has ended:
-// local/ and, of all tasks, alloc/data/ (client/allocdir/alloc_dir.go, Move). The next run of the same task makes its files anew before
-// anything runs. Where it ended by itself, another task of the allocation may still read alloc/data/.
+// removeMoved removes the files that Nomad may move to the next allocation as soon as this one has ended: local/ and,
+// of all tasks, alloc/data/ (client/allocdir/alloc_dir.go, Move). The next run of the same task writes its files anew
+// before anything runs. Where the task ended by itself, another task of the allocation may still read alloc/data/.
 func (t *task) removeMoved() {
-	moved := slices.DeleteFunc(t.make.Paths(), func(p string) bool {
+	moved := slices.DeleteFunc(t.renderer.Paths(), func(p string) bool {
 		return !strings.HasPrefix(p, t.cfg.Name+"/local/") && !(t.stopped && strings.HasPrefix(p, "alloc/data/"))
 	})
 	root, err := os.OpenRoot(t.cfg.AllocDir)
@@ -228,21 +228,21 @@ func (t *task) removeMoved() {
 	}
 }
 
-// ask is when the agent asks about the task.
-func (t *task) ask() {
-	t.asking.Do(func() {
-		close(t.asked)
+// acknowledge notes that the agent has asked about the task, and so knows of it.
+func (t *task) acknowledge() {
+	t.acknowledging.Do(func() {
+		close(t.acknowledged)
 		t.remember(func(r *state.Record) { r.Unacknowledged = false })
 	})
 }
 
-// unasked ends a task of which the agent does not know, because it died while the task started, and which it does not start anew either,
-// because the job was stopped meanwhile. It asks about a task that it knows as soon as it has stored the answer to the start
-// (client/allocrunner/taskrunner/task_runner.go, Run).
-func (t *task) unasked() error {
+// reapUnacknowledged ends a task that the agent does not know: it died while the task started, and does not start the
+// task again because the job was stopped meanwhile. Of a task that it knows the agent asks as soon as it has stored
+// the answer to the start (client/allocrunner/taskrunner/task_runner.go, Run).
+func (t *task) reapUnacknowledged() error {
 	for waited := unclaimedAfter; ; waited += unclaimedAfter {
 		select {
-		case <-t.asked:
+		case <-t.acknowledged:
 			return nil
 		case <-t.d.ctx.Done():
 			return nil

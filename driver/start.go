@@ -25,19 +25,20 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// handleState is what we add to the wrapped driver's own state of the task, which Nomad stores for RecoverTask: no secrets. All of it
-// is one map, in which either driver finds what is its own: a task that the built-in driver has started is taken over by a plugin of
-// its name, and a task of ours by the built-in driver once the plugin is taken away.
+// handleState is what we add to the wrapped driver's own state of the task, which Nomad stores for RecoverTask: no
+// secrets. All of it is one map, in which either driver finds what is its own: a task that the built-in driver has
+// started is taken over by a plugin of its name, and a task of ours by the built-in driver once the plugin is taken
+// away.
 type handleState struct {
-	// JobConfig is the job's config block, with the wrapped driver's part: Nomad loses the bytes of it when the agent restarts. A
-	// handle of the built-in driver has none.
+	// JobConfig is the job's config block, with the wrapped driver's part: Nomad loses the bytes of it when the agent
+	// restarts. A handle of the built-in driver has none.
 	JobConfig map[string]any
 }
 
-// StartTask starts a task, in these steps: decode and permit what the job's author wrote, take over what the run before has
-// left, log in, render the first generation, write its files, launch the wrapped task, record it, and run. Whatever fails
-// undoes what came before, in reverse. An error that waiting may cure is recoverable: Nomad starts the task again by the
-// job's restart policy. What the wrapped driver says is passed on unchanged.
+// StartTask starts a task, in these steps: decode and permit what the job's author wrote, take over what the run
+// before has left, log in, render the first generation, write its files, launch the wrapped task, record it, and run.
+// Whatever fails undoes what came before, in reverse. An error that waiting may cure is recoverable: Nomad starts the
+// task again by the job's restart policy. What the wrapped driver says is passed on unchanged.
 func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 	d.Serve()
 	log := d.log(cfg)
@@ -69,7 +70,7 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 		return nil, nil, err
 	}
 	go t.run()
-	go func() { _ = t.guard("waiting for the agent", t.unasked) }()
+	go func() { _ = t.guard("waiting for the agent", t.reapUnacknowledged) }()
 	return handle, network, nil
 }
 
@@ -90,7 +91,7 @@ func (t *task) start() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	t.told(0)
+	t.commitDelivered(0)
 	return handle, network, nil
 }
 
@@ -101,10 +102,10 @@ func (t *task) firstGeneration() error {
 	defer cancel()
 	t.starting.Store(true)
 	defer t.starting.Store(false)
-	if err := t.secrets.Login(ctx, t.make.Sessions()); err != nil {
+	if err := t.credentials.Login(ctx, t.renderer.Sessions()); err != nil {
 		return err
 	}
-	first, err := t.make.Render(ctx, nil, true)
+	first, err := t.renderer.Render(ctx, nil, true)
 	if err == nil {
 		err = t.bounded(first)
 	}
@@ -118,14 +119,14 @@ func (t *task) firstGeneration() error {
 	t.reached("written")
 	t.current = first
 	if len(first.Sums) > 0 || len(t.conf.Blocks()) > 0 || first.Auth != nil {
-		summary := first.Describe() + first.Auth.Describe() + t.secrets.Describe()
+		summary := first.Describe() + first.Auth.Describe() + t.credentials.Describe()
 		t.say("secrets ready after %s: %s", time.Since(began).Round(time.Millisecond), summary)
 		t.event("Secrets ready: %s", summary)
 	}
 	return nil
 }
 
-// replaced reports that another start of the task has taken the place of this run.
+// replaced reports whether another start of the task has taken the place of this run.
 func (t *task) replaced() bool { return t.ctx.Err() != nil && t.d.ctx.Err() == nil }
 
 // errReplaced is for a start whose answer nobody waits for any more.
@@ -134,7 +135,7 @@ var errReplaced = errors.New("the agent has asked for another start of the task"
 // notStarted is what the task's log has of a start that failed.
 const notStarted = "not started: %v"
 
-// refuse says why a task is not started of which nothing is there yet.
+// refuse reports why a task is not started of which nothing exists yet.
 func (d *Driver) refuse(cfg *drivers.TaskConfig, log *logpipe.Pipes, err error) {
 	_ = log.OpenWait() // both, or the log collector would wait for the other; where there is none, the agent has the error
 	text := logtext.Line(fmt.Sprintf(notStarted, err))
@@ -147,7 +148,8 @@ func (d *Driver) log(cfg *drivers.TaskConfig) *logpipe.Pipes {
 	return logpipe.New("["+d.name+"] ", cfg.AllocDir, cfg.StdoutPath, cfg.StderrPath)
 }
 
-// checkName refuses a task whose directory would not be its own: Nomad accepts names that lead to that of another task or to all allocations.
+// checkName refuses a task whose directory would not be its own: Nomad accepts names that lead to another task's
+// directory or to that of all allocations.
 func checkName(cfg *drivers.TaskConfig) error {
 	if cfg.Name == "" || cfg.Name == "." || cfg.Name == ".." || strings.ContainsAny(cfg.Name, `/\`) {
 		return fmt.Errorf("task name %q would lead to a directory that is not the task's: name the task otherwise", cfg.Name)
@@ -161,8 +163,8 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 		return nil, err
 	}
 	t := &task{d: d, cfg: cfg, op: d.configured(), pipes: log, retry: sched.Backoff{First: time.Second, Most: time.Minute},
-		begun: make(chan struct{}), asked: make(chan struct{}),
-		stops: make(chan stopRequest), signals: make(chan signalRequest), broken: make(chan error, 1), done: make(chan struct{}), hanging: map[*config.ChangeScript]<-chan error{}}
+		begun: make(chan struct{}), acknowledged: make(chan struct{}),
+		stops: make(chan stopRequest), signals: make(chan signalRequest), aborts: make(chan error, 1), done: make(chan struct{}), overdue: map[*config.ChangeScript]<-chan error{}}
 	if err := cfg.DecodeDriverConfig(&t.conf); err != nil {
 		return nil, fmt.Errorf("decode config block: %w", err)
 	}
@@ -170,13 +172,13 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 		return nil, err
 	}
 	key := taskKey(cfg)
-	t.secrets = credentials.New(d.env(), cfg, t.conf, t.notice, t.loggedIn)
+	t.credentials = credentials.New(d.env(), cfg, t.conf, t.notice, t.loggedIn)
 	guard := func(what string, f func() error) error { return d.guard(key, what, f) }
 	var err error
-	if t.make, err = render.New(cfg, &t.conf, t.op, t.secrets, guard); err != nil {
+	if t.renderer, err = render.New(cfg, &t.conf, t.op, t.credentials, guard); err != nil {
 		return nil, err
 	}
-	t.record = state.Record{Key: key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.make.Paths()}
+	t.record = state.Record{Key: key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.renderer.Paths()}
 	t.ctx, t.cancel = context.WithCancel(d.ctx)
 	return t, nil
 }
@@ -187,8 +189,10 @@ func (t *task) loggedIn() {
 	t.reached("logged-in")
 }
 
-// admit checks the task, makes t its only run, also where it cannot be started, and takes over what the run before has left. After an
-// error there is no run. The log pipes are held before another run lets go of them: the log collector stops for good when nobody does.
+// admit permits the task, registers it as the only run of its task, and claims what the run before has left. An
+// earlier run is ended even if this one is not permitted, since the agent does not know of it any more. After an
+// error there is no run. The log pipes are opened before another run closes them: the log collector stops for good
+// when nobody holds a write end.
 func (t *task) admit() error {
 	t.record.Unacknowledged = true
 	err := t.check()
@@ -205,9 +209,10 @@ func (t *task) admit() error {
 	return err
 }
 
-// replace ends any other run of the task. The agent does not know of it, since it destroys a run before it starts the next: it died
-// before it had the answer to that start, or had stored it (client/allocrunner/taskrunner/task_runner.go, runDriver). Nomad's docker
-// takes such a container for the one that it is asked for, which would be one with the environment of another generation here.
+// replace ends any other run of the task. The agent destroys a run before it starts the next, so it does not know of
+// this one: it died before it had the answer to that start, or had stored it
+// (client/allocrunner/taskrunner/task_runner.go, runDriver). Nomad's docker driver would take its container for the
+// one it is asked to start, with the environment of another generation.
 func (t *task) replace() error {
 	for other := t.d.enter(t); other != nil; other = t.d.enter(t) {
 		if other.cfg.ID == t.cfg.ID {
@@ -224,7 +229,7 @@ func (t *task) replace() error {
 				return errPluginEnds
 			}
 		}
-		other.ask()
+		other.acknowledge()
 		other.say("ended: %v", errReplaced)
 		patience := min(other.conf.KillAfter, t.op.StartTimeout) // Nomad cannot interrupt a start
 		if err := t.d.destroy(other, patience, other.conf.KillSignal); err != nil {
@@ -242,7 +247,7 @@ func (t *task) check() error {
 	if err := t.op.PermitUser(t.cfg.User); err != nil {
 		return err
 	}
-	if err := t.make.Prepare(); err != nil {
+	if err := t.renderer.Prepare(); err != nil {
 		return err
 	}
 	if err := t.pipes.OpenWait(); err != nil {
@@ -251,7 +256,8 @@ func (t *task) check() error {
 	return nil
 }
 
-// claim takes over what the run before has left, once no process of that can be left. An error leaves it as it was.
+// claim takes over what the run before has left, once its processes are surely gone. After an error that is parked
+// again.
 func (t *task) claim() error {
 	old := t.d.parking.claim(t.record.Key)
 	if old == nil {
@@ -266,9 +272,9 @@ func (t *task) claim() error {
 	return nil
 }
 
-// unstarted starts a task that has ended already, in place of one whose output nobody would read: the agent starts it anew by
-// the job's restart policy, with a new log collector. An error would be final, since this start is the second that the agent
-// asks for (client/allocrunner/taskrunner/task_runner.go, runDriver).
+// unstarted returns a task that has ended already, in place of one whose output nobody would read. The agent starts
+// it anew by the job's restart policy, with a new log collector. An error would be final, since the agent has asked
+// for this start before (client/allocrunner/taskrunner/task_runner.go, runDriver).
 func (t *task) unstarted() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 	exit := make(chan *drivers.ExitResult, 1)
 	exit <- &drivers.ExitResult{ExitCode: -1, Err: logpipe.ErrStalled}
@@ -277,17 +283,17 @@ func (t *task) unstarted() (*drivers.TaskHandle, *drivers.DriverNetwork, error) 
 	return handle, nil, err
 }
 
-// adopt takes over what the run before has left. What the job does not ask for any more is revoked.
-func (t *task) adopt(old *left) {
-	others := &left{record: state.Record{Key: t.record.Key}, secrets: t.secrets.Adopt(old.secrets)}
-	if others.secrets.Any() {
+// adopt takes over the sessions of the run before. Those that the job does not ask for any more are revoked.
+func (t *task) adopt(old *parkedRun) {
+	others := &parkedRun{record: state.Record{Key: t.record.Key}, credentials: t.credentials.Adopt(old.credentials)}
+	if others.credentials.Any() {
 		t.d.parking.setAside(others)
 		t.d.parking.revokeInBackground(others)
 	}
 	t.save()
 }
 
-// write puts a generation's files in place, and removes what an earlier run has left of those that are not there.
+// write writes the files of a generation, and removes those of an earlier run that the generation does not have.
 func (t *task) write(g *render.Generation) error {
 	root, err := os.OpenRoot(t.cfg.AllocDir)
 	if err != nil {
@@ -300,7 +306,7 @@ func (t *task) write(g *render.Generation) error {
 	return template.Remove(root, t.cfg.Name, g.Absent)
 }
 
-// launch starts the wrapped task with the current generation.
+// launch starts the wrapped task with the current generation, and records its handle.
 func (t *task) launch() (*drivers.DriverNetwork, error) {
 	cfg, err := t.wrappedConfig()
 	if err != nil {
@@ -326,15 +332,16 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 	return network, t.watch()
 }
 
-// wrappedConfig is what the wrapped driver gets of the task's configuration. It opens the log pipes by these paths, as root, and the tasks of the
-// allocation can put anything in the place of those that Nomad has named.
+// wrappedConfig returns the configuration for the wrapped driver. That opens the log pipes as root, so it gets paths
+// that the task cannot redirect.
 func (t *task) wrappedConfig() (cfg *drivers.TaskConfig, err error) {
 	cfg = t.cfg.Copy()
 	cfg.StdoutPath, cfg.StderrPath, err = t.pipes.Paths()
 	return cfg, err
 }
 
-// destroyProcess ends what the task may have left running. Where that fails, it says so, and the next start of the task tries again before all else.
+// destroyProcess ends what the task may have left running. Where that fails it says so, and the next start of the
+// task tries again before all else.
 func (t *task) destroyProcess() (err error) {
 	err = t.guard("ending the process", func() error { return ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)) })
 	if err != nil {
@@ -362,7 +369,7 @@ func (t *task) watch() error {
 	return nil
 }
 
-// handle is what Nomad keeps of us.
+// handle returns what Nomad stores of the task. It has no secrets.
 func (t *task) handle() (*drivers.TaskHandle, error) {
 	var config map[string]any
 	if err := t.cfg.DecodeDriverConfig(&config); err != nil {
@@ -396,9 +403,9 @@ func withoutEnv(inner []byte) (map[string]any, error) {
 	return state, nil
 }
 
-// undo takes back a start that failed: no process, no file, no token, no lease is left. Where Vault does not answer, what
-// is left to revoke is tried again in the background. When the plugin ends, the next one finds what there is, and when the
-// start is replaced, or the process cannot be ended, its successor does.
+// undo rolls back a start that failed: it leaves no process, file, token or lease. Where Vault does not answer,
+// revoking goes on in the background. When the plugin ends, the next plugin process finds what there is; when the
+// start is replaced, or the process cannot be ended, the next start does.
 func (t *task) undo() {
 	if t.d.ctx.Err() != nil {
 		return
@@ -407,7 +414,7 @@ func (t *task) undo() {
 	unended := t.destroyProcess()
 	t.cancel()
 	t.pipes.Close()
-	l := t.leaves()
+	l := t.parkedRun()
 	if replaced || unended != nil {
 		t.d.parking.park(l, t.op.Linger)
 		return
@@ -421,8 +428,8 @@ func (t *task) undo() {
 	}
 }
 
-// classify makes an error recoverable where waiting may cure it. It must be the outermost error: the agent asserts its
-// type, and errors.As is not asked (plugins/drivers/server.go).
+// classify makes an error recoverable if waiting may cure it. The recoverable error must be the outermost: the agent
+// asserts its type and does not unwrap (plugins/drivers/server.go).
 func classify(err error) error {
 	waits := []error{vault.ErrUnavailable, taskapi.ErrUnavailable, template.ErrAbsent, identity.ErrAbsent, identity.ErrMalformed,
 		identity.ErrExpired, context.DeadlineExceeded}

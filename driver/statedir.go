@@ -63,12 +63,12 @@ func (d *Driver) tendState() {
 // there of it is revoked.
 func (d *Driver) keepIn(s *state.Store) {
 	context.AfterFunc(d.ctx, s.Close)
-	var late []*left
+	var late []*parkedRun
 	records := s.All()
 	d.mu.Lock()
 	d.store = s
 	for _, r := range records {
-		l := &left{record: r, old: true, found: time.Now()}
+		l := &parkedRun{record: r, old: true, found: time.Now()}
 		switch known := d.tasks[r.Key] != nil || d.parking.has(r.Key); {
 		case r.Aside:
 			late = append(late, l)
@@ -81,7 +81,7 @@ func (d *Driver) keepIn(s *state.Store) {
 	}
 	d.mu.Unlock()
 	for _, l := range late {
-		l.secrets = credentials.Unpack(d.env(), taskOf(l.record), l.record)
+		l.credentials = credentials.Unpack(d.env(), taskOf(l.record), l.record)
 		if l.record.File == "" {
 			d.parking.setAside(l)
 		}

@@ -22,9 +22,9 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// FuzzTaskConfig decodes any config block, as a job from Nomad's API that the agent brings into our schema, or as the bytes that
-// an agent sends. What is refused is so in one line without the text of a template; what is accepted writes below the task's
-// directories and nowhere else.
+// FuzzTaskConfig decodes any config block, as a job from Nomad's API that the agent brings into our schema, or as the
+// bytes that an agent sends. What is refused is so in one line without the text of a template; what is accepted
+// writes below the task's directories and nowhere else.
 func FuzzTaskConfig(f *testing.F) {
 	for _, config := range []string{
 		`{"command": "app", "kill_signal": "sigint", "kill_timeout": "7s"}`,
@@ -65,7 +65,7 @@ func FuzzTaskConfig(f *testing.F) {
 		}
 		must.GreaterEq(t, 0, task.conf.KillAfter)
 		seen := map[string]bool{}
-		for _, path := range task.make.Paths() {
+		for _, path := range task.renderer.Paths() {
 			must.True(t, filepath.IsLocal(path) && filepath.Clean(path) == path, must.Sprint(path))
 			top, rest, _ := strings.Cut(path, "/")
 			must.True(t, top == "alloc" || top == "web" && rest != "", must.Sprint(path))
@@ -81,8 +81,8 @@ func FuzzTaskConfig(f *testing.F) {
 	})
 }
 
-// agent returns what gives a task its config block as an agent does it, with a secret planted in the text of each template. It is
-// false for a block that no agent hands on.
+// agent returns what gives a task its config block as an agent does it, with a secret planted in the text of each
+// template. It is false for a block that no agent hands on.
 func agent(f *testing.F) func(cfg *drivers.TaskConfig, data []byte, sent bool) bool {
 	spec, diagnostics := hclspecutils.Convert(hclspec.NewObject(config.TaskSpec()))
 	must.False(f, diagnostics.HasErrors())

@@ -16,7 +16,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// A start fails after the process was started, and the wrapped driver cannot end that at the moment: it is said, and the next start ends it first.
+// A start fails after the process was started, and the wrapped driver cannot end that at the moment: it is said, and
+// the next start ends it first.
 func TestProcessThatCannotBeEndedIsSweptByTheNextStart(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.inner.failing("wait", errWrapped)
@@ -47,7 +48,8 @@ func TestProcessThatCannotBeEndedIsSweptAfterTheLinger(t *testing.T) {
 	})
 }
 
-// It cannot be ended for longer than the linger, and the task is started again: the process is ended first all the same.
+// It cannot be ended for longer than the linger, and the task is started again: the process is ended first all the
+// same.
 func TestProcessThatCannotBeEndedForLongIsSweptByALateStart(t *testing.T) {
 	bubble(t, func(h *host) {
 		for _, method := range []string{"wait", "destroy", "sweep"} {
@@ -130,7 +132,8 @@ func TestTaskNameThatLeadsElsewhereIsRefused(t *testing.T) {
 	}
 }
 
-// The wrapped driver opens the log pipes as root. What it gets leads to the pipe that was looked at, whatever a task has put there since.
+// The wrapped driver opens the log pipes as root. What it gets leads to the pipe that was looked at, whatever a task
+// has put there since.
 func TestWrappedDriverGetsThePipesThemselves(t *testing.T) {
 	bubble(t, func(h *host) {
 		stdout, stderr := logpipetest.FIFOs(t, h.alloc)

@@ -11,8 +11,8 @@ import (
 type Env struct {
 	// Client returns the client of the cluster that is configured under that name now.
 	Client func(cluster string) (*session.Cluster, error)
-	// ClientOf returns a client of the Vault that has issued a session, by whatever name that is configured now; nil: there
-	// is none.
+	// ClientOf returns a client of the Vault that has issued a session, by whatever name that is configured now; nil:
+	// there is none.
 	ClientOf func(session.Origin) *session.Cluster
 	// Permit returns an error where the operator does not permit a vault block to tasks of a Nomad namespace.
 	Permit func(block config.Vault, namespace string) error

@@ -13,12 +13,12 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// nomadTokenFile is where Nomad keeps the Vault token that it derives for a task with a vault block outside of config, whether the job wants to
-// see it or not (client/allocrunner/taskrunner/vault_hook.go).
+// nomadTokenFile is where Nomad keeps the Vault token that it derives for a task with a vault block outside of
+// config, whether the job wants to see it or not (client/allocrunner/taskrunner/vault_hook.go).
 const nomadTokenFile = "private/vault_token"
 
-// nomadToken returns the source of Nomad's token for a vault block that says nothing of how to log in, in a task without an identity to log in with;
-// nil for every other.
+// nomadToken returns the source of Nomad's token for a vault block that says nothing of how to log in, in a task
+// without an identity to log in with; nil for every other.
 func nomadToken(block config.Vault, cfg *drivers.TaskConfig) func() (string, error) {
 	source := IdentitySource(block, cfg)
 	if block.Role != "" || block.IdentityFile != "" || block.Identity != "vault" || len(block.Policies) > 0 {
@@ -34,7 +34,8 @@ func nomadToken(block config.Vault, cfg *drivers.TaskConfig) func() (string, err
 	return read
 }
 
-// readNomadToken reads Nomad's token of the task with that directory. No task sees the file, yet it is read as one that a task could have made.
+// readNomadToken reads Nomad's token of the task with that directory. No task sees the file, yet it is read as one
+// that a task could have made.
 func readNomadToken(taskDir string) (string, error) {
 	root, err := os.OpenRoot(taskDir)
 	if err != nil {

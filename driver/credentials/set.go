@@ -48,8 +48,8 @@ func New(env Env, cfg *drivers.TaskConfig, conf config.Task, notify func(session
 		notify: notify, opened: opened, sessions: map[string]*session.Session{}}
 }
 
-// Login opens the sessions of those vault blocks, one after the other, as far as there are none. It waits for identity and
-// Vault until ctx ends.
+// Login opens the sessions of those vault blocks, one after the other, as far as there are none. It waits for
+// identity and Vault until ctx ends.
 func (s *Set) Login(ctx context.Context, names []string) error {
 	for _, name := range names {
 		if _, err := s.open(ctx, name); err != nil {
@@ -121,8 +121,8 @@ func IdentitySource(block config.Vault, cfg *drivers.TaskConfig) identity.Source
 		Env: cfg.Env["NOMAD_TOKEN_"+block.Identity]}
 }
 
-// Adopt takes over the sessions of the run before, as far as they are still what the job asks for, and returns the others.
-// The watch is always a new one.
+// Adopt takes over the sessions of the run before, as far as they are still what the job asks for, and returns the
+// others. The watch is always a new one.
 func (s *Set) Adopt(old *Set) (others *Set) {
 	others = New(old.env, old.cfg, old.conf, nil, nil)
 	s.mu.Lock()
@@ -227,8 +227,8 @@ func (s *Set) Pause() {
 	}
 }
 
-// Revoke revokes everything, of all clusters side by side. It may be called again for waiting, the sessions whose Vault could not be asked;
-// lost are those that nobody can revoke.
+// Revoke revokes everything, of all clusters side by side. It may be called again for waiting, the sessions whose
+// Vault could not be asked; lost are those that nobody can revoke.
 func (s *Set) Revoke(ctx context.Context) (waiting, lost error) {
 	s.mu.Lock()
 	sessions := maps.Clone(s.sessions)

@@ -15,7 +15,7 @@ import (
 
 // Snapshot is one consistent look at all that a task's templates ask: a reading of each session and of the watch.
 type Snapshot struct {
-	s     *Set
+	set   *Set
 	fresh bool
 
 	opening  chan struct{} // holds one while a session is opened, which can take as long as a pass may
@@ -27,13 +27,13 @@ type Snapshot struct {
 }
 
 // Format keeps what was read out of logs, errors and panics.
-func (p *Snapshot) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[pass over %v]", p.s) }
+func (p *Snapshot) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[pass over %v]", p.set) }
 
 // Snapshot makes a pass of all that has been asked before: what no template asks this time is given up by its commit.
 func (s *Set) Snapshot(fresh bool) *Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := &Snapshot{s: s, fresh: fresh, opening: make(chan struct{}, 1), readings: map[string]*session.Reading{},
+	p := &Snapshot{set: s, fresh: fresh, opening: make(chan struct{}, 1), readings: map[string]*session.Reading{},
 		refused: map[string]error{}}
 	for name, session := range s.sessions {
 		p.readings[name] = session.Begin(fresh)
@@ -50,7 +50,7 @@ func (p *Snapshot) reading(ctx context.Context, name string) (*session.Reading, 
 	if r, err := p.readings[name], p.refused[name]; r != nil || err != nil {
 		return r, err
 	}
-	session, err := p.s.open(ctx, name)
+	session, err := p.set.open(ctx, name)
 	if err != nil {
 		p.refused[name] = err
 		return nil, err
@@ -72,13 +72,13 @@ func (p *Snapshot) nomadData() *taskapi.Reading {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.nomad == nil {
-		p.nomad = p.s.nomad().Begin()
+		p.nomad = p.set.nomad().Begin()
 	}
 	return p.nomad
 }
 
-// Commit says that what was read is in use now, and nothing else. Leases that it replaces are revoked after grace, or left to
-// end when grace is negative.
+// Commit says that what was read is in use now, and nothing else. Leases that it replaces are revoked after grace, or
+// left to end when grace is negative.
 func (p *Snapshot) Commit(grace time.Duration) {
 	for _, r := range p.readings {
 		r.Commit(grace)
@@ -109,11 +109,11 @@ func (s *Source) Ask(ctx context.Context, req vault.Request) (*vault.Secret, err
 }
 
 func (s *Source) Read(ctx context.Context, path string, query url.Values) (*template.Secret, error) {
-	return shown(s.Ask(ctx, vault.Request{Op: vault.Read, Path: path, Query: query}))
+	return toTemplate(s.Ask(ctx, vault.Request{Op: vault.Read, Path: path, Query: query}))
 }
 
 func (s *Source) Write(ctx context.Context, path string, data map[string]any) (*template.Secret, error) {
-	return shown(s.Ask(ctx, vault.Request{Op: vault.Write, Path: path, Data: data}))
+	return toTemplate(s.Ask(ctx, vault.Request{Op: vault.Write, Path: path, Data: data}))
 }
 
 func (s *Source) List(ctx context.Context, path string) ([]string, error) {
@@ -134,7 +134,7 @@ func (s *Source) List(ctx context.Context, path string) ([]string, error) {
 	return names, nil
 }
 
-func shown(secret *vault.Secret, err error) (*template.Secret, error) {
+func toTemplate(secret *vault.Secret, err error) (*template.Secret, error) {
 	if err != nil {
 		return nil, err
 	}

@@ -8,8 +8,8 @@ import (
 	"nomad-driver-vault/driver/template"
 )
 
-// block is how a template, secret or pki block is rendered: bytes for files and for the environment, made of one snapshot
-// with those of all others.
+// block is how a template, secret or pki block is rendered: bytes for files and for the environment, made of one
+// snapshot with those of all others.
 type block struct {
 	*config.Output
 	kind    kind

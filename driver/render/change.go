@@ -152,8 +152,8 @@ func tokenChange(v *config.Vault) Change {
 	return c
 }
 
-// DeliveredExcept returns the checksums of what the process has been told of: those in delivered, updated for every block
-// and token of g whose action is not in undone.
+// DeliveredExcept returns the checksums of what the process has been told of: those in delivered, updated for every
+// block and token of g whose action is not in undone.
 func (g *Generation) DeliveredExcept(undone Change, delivered map[string]string) map[string]string {
 	known := map[string]string{}
 	maps.Copy(known, delivered)

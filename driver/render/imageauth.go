@@ -21,15 +21,15 @@ type imageAuth struct{ username, password string }
 func (*imageAuth) String() string   { return "[registry credentials]" }
 func (*imageAuth) GoString() string { return "[registry credentials]" }
 
-// addAuth asks for the registry's credentials within the generation's reading. They are never looked at again for a change, of
-// which nobody is told: only a start needs them. A task that runs keeps what was read last, also where they are denied by now:
-// its own secrets do not wait for them.
+// addAuth asks for the registry's credentials within the generation's reading. They are never looked at again for a
+// change, of which nobody is told: only a start needs them. A task that runs keeps what was read last, also where
+// they are denied by now: its own secrets do not wait for them.
 func (r *Renderer) addAuth(ctx context.Context, g, last *Generation) error {
 	a := r.conf.Auth
 	if !a.FromVault() {
 		return nil
 	}
-	source := g.Pass.Source(a.Vault, 0)
+	source := g.Snapshot.Source(a.Vault, 0)
 	secret, err := source.Ask(ctx, authRequest(a))
 	if err == nil {
 		g.Auth, err = pickAuth(a, secret)
@@ -68,8 +68,8 @@ func pickAuth(a *config.ImageAuth, secret *vault.Secret) (*imageAuth, error) {
 	return out, nil
 }
 
-// Give puts the credentials into the config block of cfg, which has to be the copy for the wrapped driver alone: the task's own
-// is what Nomad is given to store. a may be nil.
+// Give puts the credentials into the config block of cfg, which has to be the copy for the wrapped driver alone: the
+// task's own is what Nomad is given to store. a may be nil.
 func (a *imageAuth) Give(cfg *drivers.TaskConfig) error {
 	if a == nil {
 		return nil

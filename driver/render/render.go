@@ -24,15 +24,15 @@ import (
 
 // Generation is one consistent set of what a task gets: rendered from one pass, never changed afterwards.
 type Generation struct {
-	conf   *config.Task
-	blocks []*block
-	Pass   *credentials.Snapshot
-	Output map[string][]byte // by the keys of parts; those that are not there are not in it
-	env    map[string]string // to be set in the task
-	Files  []template.File   // to be written, with the paths below the allocation's directory
-	Absent []string          // such paths where there must be no file
-	Sums   map[string]string // of each output and of each token that is shown
-	Auth   *imageAuth        // nil unless the wrapped driver is to have it
+	conf     *config.Task
+	blocks   []*block
+	Snapshot *credentials.Snapshot
+	Output   map[string][]byte // by the keys of parts; those that are not there are not in it
+	env      map[string]string // to be set in the task
+	Files    []template.File   // to be written, with the paths below the allocation's directory
+	Absent   []string          // such paths where there must be no file
+	Sums     map[string]string // of each output and of each token that is shown
+	Auth     *imageAuth        // nil unless the wrapped driver is to have it
 }
 
 // Format keeps it out of logs, errors and panics.
@@ -48,12 +48,12 @@ func sum(data []byte) string {
 
 // Renderer makes generations of one task.
 type Renderer struct {
-	cfg     *drivers.TaskConfig
-	conf    *config.Task
-	op      config.Operator
-	secrets *credentials.Set
-	guard   func(what string, f func() error) error // that turns a panic into an error
-	blocks  []*block
+	cfg         *drivers.TaskConfig
+	conf        *config.Task
+	op          config.Operator
+	credentials *credentials.Set
+	guard       func(what string, f func() error) error // that turns a panic into an error
+	blocks      []*block
 
 	ready  bool         // what follows is set: see prepare
 	Funcs  []renderFunc // in the order of blocks
@@ -68,7 +68,7 @@ func (r *Renderer) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[renderer of %s
 // New resolves the destinations. Two blocks for one file are refused: which of them won would be chance.
 func New(cfg *drivers.TaskConfig, conf *config.Task, op config.Operator, s *credentials.Set,
 	guard func(what string, f func() error) error) (*Renderer, error) {
-	r := &Renderer{cfg: cfg, conf: conf, op: op, secrets: s, guard: guard}
+	r := &Renderer{cfg: cfg, conf: conf, op: op, credentials: s, guard: guard}
 	taken := map[string]string{}
 	for _, v := range conf.Vaults {
 		if v.File {
@@ -85,8 +85,8 @@ func New(cfg *drivers.TaskConfig, conf *config.Task, op config.Operator, s *cred
 	return r, nil
 }
 
-// Prepare reads and parses the templates and finds the owner of files: what is wrong there is found before Vault is asked.
-// After recovery it is a part of rendering, because a task that runs is not ended by a template that has gone.
+// Prepare reads and parses the templates and finds the owner of files: what is wrong there is found before Vault is
+// asked. After recovery it is a part of rendering, because a task that runs is not ended by a template that has gone.
 func (r *Renderer) Prepare() error {
 	if r.ready {
 		return nil
@@ -109,8 +109,8 @@ func (r *Renderer) Prepare() error {
 	return err
 }
 
-// Sessions returns the names of the vault blocks of which every generation needs something, sorted. A template may ask others
-// under a condition. Prepare comes before.
+// Sessions returns the names of the vault blocks of which every generation needs something, sorted. A template may
+// ask others under a condition. Prepare comes before.
 func (r *Renderer) Sessions() []string {
 	names := slices.Clone(r.asked)
 	for _, v := range r.conf.Vaults {
@@ -188,7 +188,7 @@ func (r *Renderer) Render(ctx context.Context, last *Generation, fresh bool) (*G
 	if err := r.Prepare(); err != nil {
 		return nil, err
 	}
-	g := &Generation{conf: r.conf, blocks: r.blocks, Pass: r.secrets.Snapshot(fresh), Output: map[string][]byte{}, env: map[string]string{},
+	g := &Generation{conf: r.conf, blocks: r.blocks, Snapshot: r.credentials.Snapshot(fresh), Output: map[string][]byte{}, env: map[string]string{},
 		Sums: map[string]string{}}
 	if err := r.execute(ctx, g, last); err != nil {
 		return nil, err
@@ -226,7 +226,7 @@ func (r *Renderer) execute(ctx context.Context, g, last *Generation) error {
 	for i, b := range r.blocks {
 		all.Go(func() {
 			errs[i] = r.guard(b.name, func() (err error) {
-				outputs[i], err = r.Funcs[i](ctx, g.Pass.Source(b.Vault, b.PollEvery), in)
+				outputs[i], err = r.Funcs[i](ctx, g.Snapshot.Source(b.Vault, b.PollEvery), in)
 				return err
 			})
 			if rendered, ok := last.once(b); ok { // it was executed all the same: what nobody asks for any more is revoked
@@ -378,7 +378,7 @@ func (r *Renderer) addToken(ctx context.Context, g *Generation, v *config.Vault)
 	if !v.Env && !v.File {
 		return nil
 	}
-	token, err := g.Pass.Token(ctx, v.Name)
+	token, err := g.Snapshot.Token(ctx, v.Name)
 	if err != nil {
 		return err
 	}
@@ -441,8 +441,8 @@ func (g *Generation) TaskEnv(cfg *drivers.TaskConfig) map[string]string {
 // owner of a file, -1 for the plugin's own.
 type owner struct{ uid, gid int }
 
-// taskOwner is the task's user, when a file of its own is asked for. An image's own users are not known here: where neither
-// the job nor the wrapped driver names one, the file is root's.
+// taskOwner is the task's user, when a file of its own is asked for. An image's own users are not known here: where
+// neither the job nor the wrapped driver names one, the file is root's.
 func taskOwner(cfg *drivers.TaskConfig, conf *config.Task, blocks []*block, byDefault string) (owner, error) {
 	whose, otherwise := "", ""
 	for _, v := range conf.Vaults {

@@ -27,8 +27,8 @@ type Question struct {
 	Request vault.Request
 }
 
-// Review checks a task's config block as a start does, without a task, and returns what would be asked of which Vault. Of
-// cfg it needs the name, the environment and the user. The error is the one that the start would fail with.
+// Review checks a task's config block as a start does, without a task, and returns what would be asked of which
+// Vault. Of cfg it needs the name, the environment and the user. The error is the one that the start would fail with.
 func Review(op config.Operator, cfg *drivers.TaskConfig, conf config.Task) ([]Use, error) {
 	if err := conf.Validate(op.PollInterval); err != nil {
 		return nil, err
@@ -102,7 +102,8 @@ func (p pkiBlock) questions(map[string]string) ([]Question, error) {
 	return all, nil
 }
 
-// parse checks the template's text. In data the agent has replaced ${...} by values of the task's environment; a source is as it was.
+// parse checks the template's text. In data the agent has replaced ${...} by values of the task's environment; a
+// source is as it was.
 func (t templateBlock) parse(text string, env map[string]string, all *template.Budget) (*template.Template, error) {
 	spec := template.Spec{Name: t.Destination, Data: text, LeftDelim: t.LeftDelimiter, RightDelim: t.RightDelimiter,
 		ErrorOnMissingKey: t.ErrorOnMissingKey, Budget: all}
