@@ -90,7 +90,7 @@ func (c *Cluster) Open(ctx context.Context, o Options) (*Session, error) {
 		return nil, err
 	}
 	s.lease, s.used = s.token.Lease, s.token.N
-	s.upkeep.patient.Jitter = s.lease.Jitter
+	s.upkeep.backoff.Jitter = s.lease.Jitter
 	s.upkeep.at = s.token.due(s.lease, time.Now())
 	s.wake()
 	return s, nil

@@ -13,13 +13,13 @@ func (r *Reading) Commit(grace time.Duration) {
 	s.mu.Lock()
 	s.used = r.token.N
 	for key, it := range s.items {
-		r.settle(it, r.shown(key), now, grace)
+		r.commitItem(it, r.shown(key), now, grace)
 	}
 	s.retire(now, grace)
-	behind := s.behind()
+	behind := s.stale()
 	s.mu.Unlock()
 	if behind {
-		s.nudge()
+		s.signalChanged()
 	}
 	s.chore.Wake(now)
 }
@@ -34,8 +34,8 @@ func (r *Reading) shown(key string) *question {
 	return nil
 }
 
-// settle makes q, which may be nil, what the task uses of an item. Call with the session's mu held.
-func (r *Reading) settle(it *item, q *question, now time.Time, grace time.Duration) {
+// commitItem makes q, which may be nil, what the task uses of an item. Call with the session's mu held.
+func (r *Reading) commitItem(it *item, q *question, now time.Time, grace time.Duration) {
 	s, before := r.s, it.used
 	if it.used = nil; q != nil {
 		it.used = q.secret
@@ -58,7 +58,7 @@ func (r *Reading) settle(it *item, q *question, now time.Time, grace time.Durati
 	if q == nil {
 		release(it)
 		delete(s.items, it.req.Key())
-		delete(s.told, it.op())
+		delete(s.reported, it.op())
 		return
 	}
 	it.req.Revoke = q.revoke

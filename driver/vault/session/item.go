@@ -26,7 +26,7 @@ type item struct {
 func newItem(req vault.Request, secret *vault.Secret) *item {
 	it := &item{req: req, secret: secret, upkeep: newUpkeep(), asking: newCtxLock()}
 	if secret != nil {
-		it.lease, it.patient.Jitter = secret.Lease, secret.Lease.Jitter
+		it.lease, it.backoff.Jitter = secret.Lease, secret.Lease.Jitter
 	}
 	return it
 }
@@ -44,7 +44,7 @@ func (it *item) plan(now time.Time) {
 	case it.gone && it.req.Every > 0:
 		it.at, it.renew = now, false
 	case it.gone: // read once, and over
-		it.at, it.renew, it.class, it.why = time.Time{}, false, nil, nil
+		it.at, it.renew, it.class, it.lastErr = time.Time{}, false, nil, nil
 	}
 }
 
@@ -79,7 +79,7 @@ func (it *item) install(secret *vault.Secret, now time.Time) (changed bool) {
 		it.secret = secret
 	}
 	it.lease, it.gone = secret.Lease, false
-	it.well(time.Time{})
+	it.succeeded(time.Time{})
 	it.plan(now)
 	return changed
 }

@@ -45,7 +45,7 @@ func (s *Session) begin(u *upkeep, now time.Time, keep func(context.Context)) {
 	go func() {
 		defer s.asks.Done()
 		defer s.finished(u)
-		defer s.survive()
+		defer s.recoverPanic()
 		keep(s.chore.Context())
 	}()
 }
@@ -58,9 +58,9 @@ func (s *Session) finished(u *upkeep) {
 	s.wake()
 }
 
-// survive keeps a panic in the upkeep of one session from ending the plugin, and so every other task's upkeep. The stack is in the log, and the value
+// recoverPanic keeps a panic in the upkeep of one session from ending the plugin, and so every other task's upkeep. The stack is in the log, and the value
 // only where it is the runtime's: another could hold a secret.
-func (s *Session) survive() {
+func (s *Session) recoverPanic() {
 	p := recover()
 	if p == nil {
 		return
@@ -80,12 +80,12 @@ func (s *Session) dueItems(now time.Time) (due []*item) {
 		}
 	}
 	slices.SortFunc(due, func(a, b *item) int { return a.at.Compare(b.at) })
-	places, _ := s.places(now)
+	places, _ := s.freeLanes(now)
 	return due[:min(len(due), places)]
 }
 
-// places is how many more answers may be asked for now, and when there will be another place at the latest. Call with mu held.
-func (s *Session) places(now time.Time) (free int, more time.Time) {
+// freeLanes is how many more answers may be asked for now, and when there will be another place at the latest. Call with mu held.
+func (s *Session) freeLanes(now time.Time) (free int, more time.Time) {
 	free = sideBySide
 	for it := range s.kept {
 		if room := it.since.Add(sched.StuckAfter); !it.since.IsZero() && room.After(now) {
@@ -123,10 +123,10 @@ const gatherWithin = 2 * time.Second
 // gather makes due what would soon be due anyway, so that secrets which change together become one generation: all that is polled, but for what has
 // just been found changed, and leases that are past most of their life. Call with mu held.
 func (s *Session) gather(now time.Time, changed *item) {
-	if s.news {
+	if s.pending {
 		return
 	}
-	s.news, s.newsAt = true, now
+	s.pending, s.pendingSince = true, now
 	for _, it := range s.items {
 		life := it.lease.Ends.Sub(it.lease.Issued)
 		near := !it.renew && it.secret.Issued() && now.After(it.lease.Issued.Add(sched.Fraction(life, 0.7)))
@@ -141,20 +141,20 @@ func (s *Session) gather(now time.Time, changed *item) {
 func (s *Session) announce() {
 	s.mu.Lock()
 	now := time.Now()
-	ready := s.news && !now.Before(s.newsAt.Add(gatherWithin))
-	if s.news && !ready {
+	ready := s.pending && !now.Before(s.pendingSince.Add(gatherWithin))
+	if s.pending && !ready {
 		ready = true
 		for _, it := range s.items {
 			ready = ready && !it.gather
 		}
 	}
-	changed := ready && s.behind()
-	s.news = s.news && !ready
+	changed := ready && s.stale()
+	s.pending = s.pending && !ready
 	s.mu.Unlock()
 	if changed {
-		s.nudge()
+		s.signalChanged()
 	}
-	s.report(s.relief)
+	s.report(s.recovery)
 }
 
 // keepToken renews the token, or replaces it when it cannot be renewed any more.
@@ -173,7 +173,7 @@ func (s *Session) keepToken(ctx context.Context) {
 		_, err = s.relogin(s.attempt(ctx, &s.upkeep, time.Time{}), t)
 	}
 	if err != nil {
-		s.stumble(ctx, &s.upkeep, err, lease)
+		s.retryLater(ctx, &s.upkeep, err, lease)
 	}
 }
 
@@ -182,7 +182,7 @@ func (s *Session) keepToken(ctx context.Context) {
 func (s *Session) checkToken(ctx context.Context, t *token, l vault.Lease) (err error) {
 	switch {
 	case t.External:
-		l, err = s.follow(ctx, t, l)
+		l, err = s.compareExternal(ctx, t, l)
 	case l.Renewable:
 		l, err = t.caller.Renew(ctx, "renew token", l)
 	default:
@@ -193,24 +193,24 @@ func (s *Session) checkToken(ctx context.Context, t *token, l vault.Lease) (err 
 	}
 	switch {
 	case err == nil:
-		s.fine("renew token")
+		s.clearReport("renew token")
 	case vault.Unreachable(err), errors.Is(err, vault.ErrTokenGone), ctx.Err() != nil:
 		return err
 	default:
 		l = l.Unrenewable()
-		s.complain(err)
+		s.reportOnce(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.token == t { // a reading may have replaced it meanwhile
 		s.lease, s.unverified = l, false
-		s.upkeep.well(t.due(l, time.Now()))
+		s.upkeep.succeeded(t.due(l, time.Now()))
 	}
 	return nil
 }
 
-// follow looks whether somebody else has replaced the token, which then counts as gone, and now and then for how long it still lives.
-func (s *Session) follow(ctx context.Context, t *token, l vault.Lease) (vault.Lease, error) {
+// compareExternal looks whether somebody else has replaced the token, which then counts as gone, and now and then for how long it still lives.
+func (s *Session) compareExternal(ctx context.Context, t *token, l vault.Lease) (vault.Lease, error) {
 	s.mu.Lock()
 	source, unverified := s.source, s.unverified
 	s.mu.Unlock()
@@ -261,11 +261,11 @@ func (s *Session) renewItem(ctx context.Context, it *item) (done bool) {
 	switch {
 	case errors.Is(err, vault.ErrTokenGone):
 		if _, err = s.relogin(s.attempt(ctx, &it.upkeep, time.Time{}), t); err != nil { // otherwise the item is due again, to be issued anew
-			s.stumble(ctx, &it.upkeep, err, l)
+			s.retryLater(ctx, &it.upkeep, err, l)
 		}
 		return true
 	case vault.Unreachable(err):
-		s.stumble(ctx, &it.upkeep, err, l)
+		s.retryLater(ctx, &it.upkeep, err, l)
 		return every == 0 || !l.Late(time.Now())
 	case ctx.Err() == nil:
 		s.renewed(it, path, extended, err)
@@ -291,7 +291,7 @@ func (s *Session) renewed(it *item, path string, extended vault.Lease, err error
 	default:
 		it.lease = it.lease.Unrenewable()
 	}
-	it.well(time.Time{})
+	it.succeeded(time.Time{})
 	it.plan(now)
 	if late && err == nil && it.renew {
 		it.at = sched.Earlier(it.at, now.Add(renewAgain))
@@ -299,9 +299,9 @@ func (s *Session) renewed(it *item, path string, extended vault.Lease, err error
 	s.mu.Unlock()
 	s.cluster.logger.Debug("renewed lease", "path", path, "ttl", time.Until(extended.Ends), "error", err)
 	if err == nil {
-		s.fine(vault.OpRenewLease(path))
+		s.clearReport(vault.OpRenewLease(path))
 	} else if !errors.Is(err, vault.ErrLeaseGone) {
-		s.complain(err)
+		s.reportOnce(err)
 	}
 }
 
@@ -342,20 +342,20 @@ func (s *Session) reissue(ctx context.Context, it *item) {
 		err = s.answers(attempt)
 	}
 	if vault.Unreachable(err) {
-		s.stumble(ctx, &it.upkeep, err, lease)
+		s.retryLater(ctx, &it.upkeep, err, lease)
 		return
 	}
 	secret, by, err := s.fetch(attempt, req)
 	if err != nil {
-		s.missed(req.Key(), err)
-		s.stumble(ctx, &it.upkeep, err, lease)
+		s.countLostAnswer(req.Key(), err)
+		s.retryLater(ctx, &it.upkeep, err, lease)
 		return
 	}
 	s.replace(it, secret, by)
 }
 
-// missed counts an answer that got lost as issued, and reports whether another one may be.
-func (s *Session) missed(key string, err error) (more bool) {
+// countLostAnswer counts an answer that got lost as issued, and reports whether another one may be.
+func (s *Session) countLostAnswer(key string, err error) (more bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	it, now := s.items[key], time.Now()
@@ -385,7 +385,7 @@ func (s *Session) replace(it *item, secret *vault.Secret, by *token) {
 func (s *Session) install(it *item, secret *vault.Secret, by *token) (changed bool) {
 	now := time.Now()
 	changed = it.install(secret, now)
-	s.cure(it.op())
+	s.clearReportLocked(it.op())
 	if by != s.token && secret.Kind == vault.Leased { // replaced meanwhile, and the lease ends with it
 		it.gone = true
 		it.plan(now)
@@ -393,16 +393,16 @@ func (s *Session) install(it *item, secret *vault.Secret, by *token) (changed bo
 	return changed
 }
 
-// stumble plans the next try after a failure, not later than a time at which something else has to be done: near the end of the lease and at its end.
+// retryLater plans the next try after a failure, not later than a time at which something else has to be done: near the end of the lease and at its end.
 // What is in hand is kept.
-func (s *Session) stumble(ctx context.Context, u *upkeep, err error, l vault.Lease) {
+func (s *Session) retryLater(ctx context.Context, u *upkeep, err error, l vault.Lease) {
 	if ctx.Err() != nil {
 		return
 	}
 	_, class := about(err)
 	now := time.Now()
 	s.mu.Lock()
-	u.at = now.Add(u.patient.Next())
+	u.at = now.Add(u.backoff.Next())
 	for _, latest := range []time.Time{l.LastCall(), l.Ends} {
 		if latest.After(now) && latest.Before(u.at) {
 			u.at = latest
@@ -412,10 +412,10 @@ func (s *Session) stumble(ctx context.Context, u *upkeep, err error, l vault.Lea
 		u.failing = u.since
 	}
 	if vault.TimedOut(err) {
-		u.slow++
+		u.timeouts++
 	}
-	u.class, u.why = class, err
+	u.class, u.lastErr = class, err
 	s.cluster.logger.Debug("try again", "in", u.at.Sub(now), "accessor", s.token.Accessor, "error", err)
 	s.mu.Unlock()
-	s.complain(err)
+	s.reportOnce(err)
 }

@@ -164,9 +164,11 @@ func (r *Reading) newest(it *item) (secret *vault.Secret, good, usable bool) {
 func (r *Reading) first(ctx context.Context, key string, req vault.Request) (*vault.Secret, error) {
 	var secret *vault.Secret
 	var by *token
-	more := func(err error) bool { return r.s.missed(key, err) }
-	tell := func(why error) { r.waits.Do(func() { r.s.await(why, "Vault to "+string(req.Op)+" "+req.Path) }) }
-	err := sparingly(ctx, tell, r.s.answers, more, func(ctx context.Context) (err error) {
+	more := func(err error) bool { return r.s.countLostAnswer(key, err) }
+	tell := func(why error) {
+		r.waits.Do(func() { r.s.notifyWaiting(why, "Vault to "+string(req.Op)+" "+req.Path) })
+	}
+	err := retryCreate(ctx, tell, r.s.answers, more, func(ctx context.Context) (err error) {
 		secret, by, err = r.s.fetch(ctx, req)
 		return err
 	})

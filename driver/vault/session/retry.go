@@ -9,17 +9,17 @@ import (
 	"nomad-driver-vault/driver/vault"
 )
 
-// untold is how long somebody waits for Vault before that is told.
-const untold = 2 * time.Second
+// slowAfter is how long somebody waits for Vault before that is told.
+const slowAfter = 2 * time.Second
 
-// patiently repeats try while waiting can help and ctx lasts, and tells once that it waits, and why, nil where there is no error yet. An attempt that
+// retry repeats try while waiting can help and ctx lasts, and tells once that it waits, and why, nil where there is no error yet. An attempt that
 // ctx cut short says less than the one before it. try gets a context in which each request may take
 // longer than in the one before.
-func patiently(ctx context.Context, tell func(why error), try func(context.Context) error) error {
+func retry(ctx context.Context, tell func(why error), try func(context.Context) error) error {
 	quick := sched.Backoff{First: 200 * time.Millisecond, Most: 5 * time.Second}
 	var before error
 	reasons := make(chan error, 1)
-	defer tellLate(reasons, tell)()
+	defer notifyIfSlow(reasons, tell)()
 	for tries := 0; ; tries++ {
 		err := try(vault.WithTimeout(ctx, vault.Timeout(tries)))
 		switch {
@@ -39,9 +39,9 @@ func patiently(ctx context.Context, tell func(why error), try func(context.Conte
 	}
 }
 
-// tellLate tells after a while what there is to tell by then, unless it is stopped before.
-func tellLate(reasons <-chan error, tell func(why error)) (stop func() bool) {
-	return time.AfterFunc(untold, func() {
+// notifyIfSlow tells after a while what there is to tell by then, unless it is stopped before.
+func notifyIfSlow(reasons <-chan error, tell func(why error)) (stop func() bool) {
+	return time.AfterFunc(slowAfter, func() {
 		select {
 		case why := <-reasons:
 			tell(why)
@@ -51,14 +51,14 @@ func tellLate(reasons <-chan error, tell func(why error)) (stop func() bool) {
 	}).Stop
 }
 
-// sparingly is patiently for what leaves something behind when its answer gets lost: a lease, or a token that nobody can revoke
+// retryCreate is patiently for what leaves something behind when its answer gets lost: a lease, or a token that nobody can revoke
 // any more. After that it goes on only when Vault is known to answer, and not more often than the budget of a lease; more is
 // told of each loss and says whether the budget allows another.
-func sparingly(ctx context.Context, tell func(error), answers func(context.Context) error, more func(error) bool,
+func retryCreate(ctx context.Context, tell func(error), answers func(context.Context) error, more func(error) bool,
 	try func(context.Context) error) error {
 	var last error
 	misses := 0
-	return patiently(ctx, tell, func(ctx context.Context) error {
+	return retry(ctx, tell, func(ctx context.Context) error {
 		if misses > 0 {
 			switch err := answers(ctx); {
 			case vault.Transient(err):

@@ -19,31 +19,31 @@ type Session struct {
 	telling         sync.Mutex     // held while a notice is decided on and told
 	asks            sync.WaitGroup // who asks Vault for the session: nobody new once it is closed
 
-	mu         sync.Mutex  // guards what follows
-	source     TokenSource // of the next token
-	notify     func(Notice)
-	changed    chan struct{}
-	token      *token
-	lease      vault.Lease // of token, as renewed since
-	upkeep     upkeep      // of token
-	revoking   upkeep      // of spent
-	unverified bool        // the token is from a saved state and Vault has not been asked whether it lives
-	refused    refusal     // of the last login
-	missing    int         // logins in a row whose answer got lost
-	items      map[string]*item
-	readings   int                // how many were begun
-	used       int                // number of the token that the committed reading showed
-	news       bool               // something changed that Changed has not told yet
-	newsAt     time.Time          // since when
-	retired    []*token           // replaced, but in use
-	spent      []spent            // leases and tokens that nothing uses any more
-	leaves     bool               // the policies do not grant sys/leases/revoke: leases are left to end
-	downAt     time.Time          // since when the outage lasts that was told, zero: there is none
-	told       map[string]problem // by what failed
-	cured      string             // what failed last of those that were told and have succeeded since
-	broken     bool               // upkeep has ended by a panic
-	closed     bool
-	closedAt   time.Time
+	mu               sync.Mutex  // guards what follows
+	source           TokenSource // of the next token
+	notify           func(Notice)
+	changed          chan struct{}
+	token            *token
+	lease            vault.Lease // of token, as renewed since
+	upkeep           upkeep      // of token
+	revoking         upkeep      // of spent
+	unverified       bool        // the token is from a saved state and Vault has not been asked whether it lives
+	lastRefusal      refusal     // of the last login
+	lostLogins       int         // logins in a row whose answer got lost
+	items            map[string]*item
+	readings         int                // how many were begun
+	used             int                // number of the token that the committed reading showed
+	pending          bool               // something changed that Changed has not told yet
+	pendingSince     time.Time          // since when
+	retired          []*token           // replaced, but in use
+	spent            []spent            // leases and tokens that nothing uses any more
+	revocationDenied bool               // the policies do not grant sys/leases/revoke: leases are left to end
+	downAt           time.Time          // since when the outage lasts that was told, zero: there is none
+	reported         map[string]problem // by what failed
+	lastCleared      string             // what failed last of those that were told and have succeeded since
+	broken           bool               // upkeep has ended by a panic
+	closed           bool
+	closedAt         time.Time
 }
 
 // ErrClosed is returned by a session that was closed.
@@ -98,7 +98,7 @@ func (s *Session) sourceOf(l Login) TokenSource {
 	}
 }
 
-func (s *Session) nudge() {
+func (s *Session) signalChanged() {
 	s.mu.Lock()
 	changed := s.changed
 	s.mu.Unlock()
@@ -108,8 +108,8 @@ func (s *Session) nudge() {
 	}
 }
 
-// behind reports that the committed reading does not show the newest token and answers. Call with mu held.
-func (s *Session) behind() bool {
+// stale reports that the committed reading does not show the newest token and answers. Call with mu held.
+func (s *Session) stale() bool {
 	if s.used != s.token.N {
 		return true
 	}
@@ -136,15 +136,15 @@ func (s *Session) next(now time.Time) (at time.Time) {
 	for it := range s.kept {
 		at = sched.Earlier(at, it.upkeep.next())
 	}
-	if free, more := s.places(now); free == 0 && !at.IsZero() {
+	if free, more := s.freeLanes(now); free == 0 && !at.IsZero() {
 		at = sched.Later(at, more)
 	}
 	at = sched.Earlier(at, s.upkeep.next())
 	if s.revoking.since.IsZero() {
 		at = sched.Earlier(at, s.spentAt())
 	}
-	if s.news {
-		at = sched.Earlier(at, s.newsAt.Add(gatherWithin))
+	if s.pending {
+		at = sched.Earlier(at, s.pendingSince.Add(gatherWithin))
 	}
 	return at
 }

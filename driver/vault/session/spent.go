@@ -39,7 +39,7 @@ func (s *Session) spend(it *item, now time.Time, grace time.Duration) {
 	sp, ok := it.revocation()
 	known := slices.ContainsFunc(s.spent, func(other spent) bool { return other.ID == sp.ID })
 	switch {
-	case !ok, known, s.leaves && sp.ownLease():
+	case !ok, known, s.revocationDenied && sp.ownLease():
 		return
 	case grace >= 0:
 		sp.After = now.Add(grace)
@@ -130,7 +130,7 @@ func (s *Session) revoked(sp spent, err error) {
 	s.cluster.logger.Debug("revoke what is not used any more", "id", sp.ID, "error", err)
 	gone := errors.Is(err, vault.ErrTokenGone)
 	if !sp.ownLease() && sp.Token == nil && err != nil && !gone && !vault.Unreachable(err) {
-		s.complain(err)
+		s.reportOnce(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -145,7 +145,7 @@ func (s *Session) revoked(sp spent, err error) {
 			}
 		}
 	case sp.ownLease() && errors.Is(err, vault.ErrDenied):
-		s.leaves = true
+		s.revocationDenied = true
 		s.spent = slices.DeleteFunc(s.spent, spent.ownLease)
 	default:
 		s.forget(sp)
@@ -192,7 +192,7 @@ func (s *Session) revokeLease(ctx context.Context, t *token, sp spent) error {
 	case errors.Is(err, vault.ErrInvalid), errors.Is(err, vault.ErrNotFound):
 		return nil
 	case err == nil:
-		s.fine(sp.op())
+		s.clearReport(sp.op())
 	}
 	return err
 }
@@ -202,7 +202,7 @@ func (s *Session) revokeCertificate(ctx context.Context, t *token, c *certificat
 	op := spent{Certificate: c}.op()
 	err := t.caller.RevokeCertificate(ctx, op, c.Path, c.PEM, c.Key)
 	if err == nil {
-		s.fine(op)
+		s.clearReport(op)
 	}
 	return err
 }

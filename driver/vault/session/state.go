@@ -54,7 +54,7 @@ func (s *Session) Save() ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := saved{Cluster: s.cluster.Config().Name, Address: s.cluster.Config().Address, Role: s.role, Namespace: s.namespace, Token: s.token, Lease: s.lease,
-		Used: s.used, Retired: s.retired, Spent: s.spent, Leaves: s.leaves}
+		Used: s.used, Retired: s.retired, Spent: s.spent, Leaves: s.revocationDenied}
 	for _, it := range s.items {
 		out.Items = append(out.Items, it.save())
 	}
@@ -78,8 +78,8 @@ func (c *Cluster) Adopt(state []byte, o Options) (*Session, error) {
 		return nil, fmt.Errorf("adopt session: it belongs to role %q in namespace %q of vault %q", in.Role, in.Namespace, in.Cluster)
 	}
 	s.resume(in, time.Now())
-	if s.behind() {
-		s.nudge()
+	if s.stale() {
+		s.signalChanged()
 	}
 	s.wake()
 	return s, nil
@@ -131,8 +131,8 @@ func (s *Session) resume(in *saved, now time.Time) {
 	for _, t := range in.tokens() {
 		s.attach(t)
 	}
-	s.token, s.lease, s.used, s.leaves = in.Token, in.Lease.Resumed(now), in.Used, in.Leaves
-	s.retired, s.spent, s.upkeep.patient.Jitter = in.Retired, in.Spent, s.lease.Jitter
+	s.token, s.lease, s.used, s.revocationDenied = in.Token, in.Lease.Resumed(now), in.Used, in.Leaves
+	s.retired, s.spent, s.upkeep.backoff.Jitter = in.Retired, in.Spent, s.lease.Jitter
 	s.forgetEnded(now)
 	s.unverified, s.upkeep.at = true, now.Add(sched.Fraction(verifyWithin, s.lease.Jitter))
 	for _, one := range in.Items {

@@ -48,8 +48,8 @@ func (t *token) due(l vault.Lease, now time.Time) time.Time {
 }
 
 func (s *Session) firstToken(ctx context.Context) error {
-	tell := func(why error) { s.await(why, s.source.WaitsFor()) }
-	return sparingly(ctx, tell, s.cluster.client.Answers, func(error) bool { return true }, func(ctx context.Context) (err error) {
+	tell := func(why error) { s.notifyWaiting(why, s.source.WaitsFor()) }
+	return retryCreate(ctx, tell, s.cluster.client.Answers, func(error) bool { return true }, func(ctx context.Context) (err error) {
 		s.token, err = s.obtain(ctx, ctx, 1)
 		return err
 	})
@@ -82,7 +82,7 @@ func (s *Session) relogin(ctx context.Context, failed *token) (*token, error) {
 	}
 	defer s.logins.unlock()
 	s.mu.Lock()
-	current, closed, refused := s.token, s.closed, s.refused
+	current, closed, refused := s.token, s.closed, s.lastRefusal
 	s.mu.Unlock()
 	switch {
 	case closed:
@@ -93,7 +93,7 @@ func (s *Session) relogin(ctx context.Context, failed *token) (*token, error) {
 		return failed, refused.err
 	}
 	t, err := s.obtainBriefly(ctx, failed.N+1)
-	s.count(err)
+	s.recordLogin(err)
 	if err != nil || t.Value == failed.Value {
 		return failed, err
 	}
@@ -101,29 +101,29 @@ func (s *Session) relogin(ctx context.Context, failed *token) (*token, error) {
 	return t, nil
 }
 
-// count takes note of how a login went, and for how long its error answers the next ones. Where answers get lost each login leaves a token
+// recordLogin takes note of how a login went, and for how long its error answers the next ones. Where answers get lost each login leaves a token
 // behind: the first few cost no time, like the leases that a budget allows, and each further one twice that of the one before, up to the life of
 // a token.
-func (s *Session) count(err error) {
+func (s *Session) recordLogin(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	pause := time.Second
 	switch {
 	case err == nil:
-		s.missing = 0
+		s.lostLogins = 0
 		return
 	case vault.AnswerLost(err):
-		if s.missing++; s.missing >= mintsPerLife {
-			pause = max(pause, min(time.Minute<<min(s.missing-mintsPerLife, 20), s.token.Lease.TTL))
+		if s.lostLogins++; s.lostLogins >= mintsPerLife {
+			pause = max(pause, min(time.Minute<<min(s.lostLogins-mintsPerLife, 20), s.token.Lease.TTL))
 		}
 	}
-	s.refused = refusal{err, time.Now().Add(pause)}
+	s.lastRefusal = refusal{err, time.Now().Add(pause)}
 }
 
 // obtainBriefly does not wait for an identity for long. After a login whose answer got lost it makes sure first that Vault answers at all.
 func (s *Session) obtainBriefly(ctx context.Context, n int) (*token, error) {
 	s.mu.Lock()
-	missing := s.missing > 0
+	missing := s.lostLogins > 0
 	s.mu.Unlock()
 	if missing {
 		if err := s.cluster.client.Answers(ctx); vault.Unreachable(err) {
@@ -146,14 +146,14 @@ func (s *Session) replaceToken(t *token) {
 	now := time.Now()
 	s.gather(now, nil)
 	s.loseLeases(now)
-	s.token, s.lease, s.unverified, s.leaves = t, t.Lease, false, false
-	failed, _ := about(s.refused.err)
-	for op, p := range s.told { // of logins: the notice that follows says that they work
+	s.token, s.lease, s.unverified, s.revocationDenied = t, t.Lease, false, false
+	failed, _ := about(s.lastRefusal.err)
+	for op, p := range s.reported { // of logins: the notice that follows says that they work
 		if p.class == errForeign || op == failed {
-			delete(s.told, op)
+			delete(s.reported, op)
 		}
 	}
-	s.upkeep.well(t.due(t.Lease, now))
+	s.upkeep.succeeded(t.due(t.Lease, now))
 	s.mu.Unlock()
 	s.wake()
 	s.tell(Replaced, fmt.Sprintf("logged in again, the token before had ended or could not be renewed (accessor %s)", t.Accessor))

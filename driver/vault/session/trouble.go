@@ -40,8 +40,8 @@ func (s *Session) tell(kind NoticeKind, text string) {
 	s.report(func() (NoticeKind, string) { return kind, text })
 }
 
-// await tells that somebody waits, and why, or else for what.
-func (s *Session) await(why error, what string) {
+// notifyWaiting tells that somebody waits, and why, or else for what.
+func (s *Session) notifyWaiting(why error, what string) {
 	if why != nil {
 		s.tell(Waiting, "waiting: "+why.Error())
 	} else {
@@ -49,8 +49,8 @@ func (s *Session) await(why error, what string) {
 	}
 }
 
-// complain tells of trouble once: an outage when it has lasted for a while, and each other problem until what failed succeeds.
-func (s *Session) complain(err error) {
+// reportOnce tells of trouble once: an outage when it has lasted for a while, and each other problem until what failed succeeds.
+func (s *Session) reportOnce(err error) {
 	op, class := about(err)
 	if class == vault.ErrUnavailable {
 		s.report(s.outage)
@@ -58,13 +58,13 @@ func (s *Session) complain(err error) {
 		return
 	}
 	s.report(func() (NoticeKind, string) {
-		if s.told[op].class == class {
+		if s.reported[op].class == class {
 			return Problem, ""
 		}
-		if s.told == nil {
-			s.told = map[string]problem{}
+		if s.reported == nil {
+			s.reported = map[string]problem{}
 		}
-		s.told[op] = problem{class, err.Error()}
+		s.reported[op] = problem{class, err.Error()}
 		return Problem, err.Error()
 	})
 }
@@ -77,7 +77,7 @@ func (s *Session) outage() (NoticeKind, string) {
 	for u := range s.upkeeps {
 		if u.class == vault.ErrUnavailable && (time.Since(u.failing) >= outageAfter) {
 			s.downAt = u.failing
-			return Outage, "the last known good secrets stay in use: " + u.why.Error()
+			return Outage, "the last known good secrets stay in use: " + u.lastErr.Error()
 		}
 	}
 	return Outage, ""
@@ -101,27 +101,27 @@ func (s *Session) death() (NoticeKind, string) {
 
 func endedAt(l vault.Lease) string { return "ended at " + l.Ends.UTC().Format(time.RFC3339) }
 
-// relief tells what has become well, and what has not. Call with mu held.
-func (s *Session) relief() (NoticeKind, string) {
+// recovery tells what has become well, and what has not. Call with mu held.
+func (s *Session) recovery() (NoticeKind, string) {
 	text := ""
 	switch {
-	case !s.downAt.IsZero() && s.reached():
+	case !s.downAt.IsZero() && s.reachable():
 		text = fmt.Sprintf("Vault answers again after %s", time.Since(s.downAt).Round(time.Second))
 		s.downAt = time.Time{}
-	case s.downAt.IsZero() && s.cured != "":
-		text = s.cured + ": works again"
+	case s.downAt.IsZero() && s.lastCleared != "":
+		text = s.lastCleared + ": works again"
 	}
-	s.cured = ""
-	if text == "" || len(s.told) == 0 {
+	s.lastCleared = ""
+	if text == "" || len(s.reported) == 0 {
 		return Recovered, text
 	}
-	first := slices.Min(slices.Collect(maps.Keys(s.told)))
-	return Problem, text + "; still wrong: " + s.told[first].text
+	first := slices.Min(slices.Collect(maps.Keys(s.reported)))
+	return Problem, text + "; still wrong: " + s.reported[first].text
 }
 
-// reached reports that nothing waits for a Vault that cannot answer. That some other request succeeded is not enough: a
+// reachable reports that nothing waits for a Vault that cannot answer. That some other request succeeded is not enough: a
 // Vault whose database is down answers all but that. Call with mu held.
-func (s *Session) reached() bool {
+func (s *Session) reachable() bool {
 	for u := range s.upkeeps {
 		if u.class == vault.ErrUnavailable {
 			return false
@@ -130,18 +130,18 @@ func (s *Session) reached() bool {
 	return true
 }
 
-// fine forgets the complaint about what has succeeded now.
-func (s *Session) fine(op string) {
+// clearReport forgets the complaint about what has succeeded now.
+func (s *Session) clearReport(op string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.cure(op)
+	s.clearReportLocked(op)
 }
 
-// cure is fine with mu held.
-func (s *Session) cure(op string) {
-	if _, told := s.told[op]; told {
-		delete(s.told, op)
-		s.cured = op
+// clearReportLocked is fine with mu held.
+func (s *Session) clearReportLocked(op string) {
+	if _, told := s.reported[op]; told {
+		delete(s.reported, op)
+		s.lastCleared = op
 	}
 }
 
@@ -175,8 +175,8 @@ func (s *Session) Trouble() (lines []string) {
 			lines = append(lines, fmt.Sprintf("what was read from %s %s", it.secret.Path, endedAt(it.lease)))
 		}
 	}
-	for _, op := range slices.Sorted(maps.Keys(s.told)) {
-		lines = append(lines, s.told[op].text)
+	for _, op := range slices.Sorted(maps.Keys(s.reported)) {
+		lines = append(lines, s.reported[op].text)
 	}
 	return lines
 }
@@ -186,7 +186,7 @@ func (s *Session) down() string {
 	text := fmt.Sprintf("Vault unavailable for %s", time.Since(s.downAt).Round(time.Second))
 	for u := range s.upkeeps {
 		if u.class == vault.ErrUnavailable {
-			return text + ": " + u.why.Error()
+			return text + ": " + u.lastErr.Error()
 		}
 	}
 	return text

@@ -13,19 +13,19 @@ const mintsPerLife = 4
 
 // upkeep is when a token or a secret next wants attention, and how the last attempts went. The session's mu guards it.
 type upkeep struct {
-	at      time.Time // zero: never
-	since   time.Time // when the attempt under way began, zero: there is none
-	patient sched.Backoff
-	slow    int       // how many attempts in a row got no answer in time
-	failing time.Time // when the first of those attempts began that have failed in a row; zero: the last one succeeded
-	class   error     // of the last failure, nil after a success
-	why     error     // the last failure
-	dead    bool      // that it ended while it could not be renewed was told
-	gather  bool      // something else has changed, and this is looked at before that is told
+	at       time.Time // zero: never
+	since    time.Time // when the attempt under way began, zero: there is none
+	backoff  sched.Backoff
+	timeouts int       // how many attempts in a row got no answer in time
+	failing  time.Time // when the first of those attempts began that have failed in a row; zero: the last one succeeded
+	class    error     // of the last failure, nil after a success
+	lastErr  error     // the last failure
+	dead     bool      // that it ended while it could not be renewed was told
+	gather   bool      // something else has changed, and this is looked at before that is told
 }
 
 // newUpkeep retries at the pace of a task that runs with what it has.
-func newUpkeep() upkeep { return upkeep{patient: sched.Backoff{First: time.Second, Most: time.Minute}} }
+func newUpkeep() upkeep { return upkeep{backoff: sched.Backoff{First: time.Second, Most: time.Minute}} }
 
 func (u *upkeep) due(now time.Time) bool {
 	return u.since.IsZero() && !u.at.IsZero() && !u.at.After(now)
@@ -39,18 +39,18 @@ func (u *upkeep) next() time.Time {
 	return u.at
 }
 
-// well notes a success and when to come back.
-func (u *upkeep) well(at time.Time) {
+// succeeded notes a success and when to come back.
+func (u *upkeep) succeeded(at time.Time) {
 	if time.Since(u.since) < vault.FirstTimeout/2 {
-		u.slow = 0
+		u.timeouts = 0
 	}
-	u.at, u.class, u.why, u.failing, u.dead = at, nil, nil, time.Time{}, false
-	u.patient.Reset()
+	u.at, u.class, u.lastErr, u.failing, u.dead = at, nil, nil, time.Time{}, false
+	u.backoff.Reset()
 }
 
 // limit is how long each request of the next attempt may take for something that ends then, zero: never.
 func (u *upkeep) limit(ends time.Time) time.Duration {
-	most := vault.Timeout(u.slow)
+	most := vault.Timeout(u.timeouts)
 	if left := time.Until(ends); !ends.IsZero() && left > 0 {
 		most = min(most, max(left, vault.ShortestTimeout))
 	}
