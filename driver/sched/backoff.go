@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// Backoff is the pause after a failed attempt: it doubles, is capped, and has jitter so that a thousand that failed together do not
-// come back together. The zero value has no pause.
+// Backoff is the pause after a failed attempt: it doubles, is capped, and has jitter so that a thousand that failed
+// together do not come back together. The zero value has no pause.
 type Backoff struct {
 	First, Most time.Duration
 
-	// Jitter, in (0,1), is where in its second half each pause ends: always at the same place, so that a caller with a fixed Jitter keeps its
-	// distance from the others. Zero: at a random place, each time another.
+	// Jitter, in (0,1), is where in its second half each pause ends: always at the same place, so that a caller with a
+	// fixed Jitter keeps its distance from the others. Zero: at a random place, each time another.
 	Jitter float64
 
 	failures int

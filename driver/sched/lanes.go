@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// StuckAfter is how long something that is under way takes up a lane. What takes longer may hang, and keeps nothing else waiting.
+// StuckAfter is how long something that is under way takes up a lane. What takes longer may hang, and keeps nothing
+// else waiting.
 const StuckAfter = time.Second
 
 // Lanes bounds how many do something at once. Whoever takes longer than StuckAfter is no longer counted.

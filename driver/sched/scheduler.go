@@ -1,5 +1,5 @@
-// Package sched runs what is due: a Scheduler keeps deadlines, Lanes bound how much is done at once without letting what hangs keep the rest
-// waiting, and Backoff paces retries. It knows nothing of what it runs.
+// Package sched runs what is due: a Scheduler keeps deadlines, Lanes bound how much is done at once without letting
+// what hangs keep the rest waiting, and Backoff paces retries. It knows nothing of what it runs.
 package sched
 
 import (
@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// Scheduler runs chores when they are due. One goroutine sleeps until the earliest deadline; each chore whose time has come runs in a
-// goroutine of its own, which lives only as long as the run. Nothing bounds how many run at once, so a chore that hangs delays no other.
-// A chore that waits costs a heap entry.
+// Scheduler runs chores when they are due. One goroutine sleeps until the earliest deadline; each chore whose time has
+// come runs in a goroutine of its own, which lives only as long as the run. Nothing bounds how many run at once, so a
+// chore that hangs delays no other. A chore that waits costs a heap entry.
 type Scheduler struct {
 	ctx  context.Context
 	end  context.CancelFunc
@@ -23,8 +23,8 @@ type Scheduler struct {
 	looped bool // the loop was started
 }
 
-// Chore is something that a Scheduler runs again and again. Its run function does what is due and returns when it wants to run next; the
-// zero time means: not before Wake is called.
+// Chore is something that a Scheduler runs again and again. Its run function does what is due and returns when it wants
+// to run next; the zero time means: not before Wake is called.
 type Chore struct {
 	s      *Scheduler
 	run    func(context.Context) time.Time

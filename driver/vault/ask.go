@@ -10,8 +10,8 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// Ask makes the request, and again while the token is so new that a denial need not be one. A KV v2 path may be that of the vault kv command. A
-// request that issues something outlives ctx for a moment (detachForCreate).
+// Ask makes the request, and again while the token is so new that a denial need not be one. A KV v2 path may be that of
+// the vault kv command. A request that issues something outlives ctx for a moment (detachForCreate).
 func (c *Caller) Ask(ctx context.Context, req Request) (secret *Secret, err error) {
 	if err = CheckPath(req.Path); err != nil {
 		return nil, err
@@ -103,7 +103,8 @@ func missing(op string, req Request, m mount, answer *api.Secret) *Error {
 	case meta["destroyed"] == true:
 		e.Detail, e.Hint = fmt.Sprintf("version %v is destroyed", meta["version"]), another
 	case meta["deletion_time"] != nil && meta["deletion_time"] != "":
-		e.Detail, e.Hint = fmt.Sprintf("version %v was deleted at %v", meta["version"], meta["deletion_time"]), "undelete it, "+another
+		e.Detail = fmt.Sprintf("version %v was deleted at %v", meta["version"], meta["deletion_time"])
+		e.Hint = "undelete it, " + another
 	case strings.Contains(warned, "Invalid path for a versioned K/V secrets engine"):
 		e.Hint, e.absent = "the mount is KV version 2: put data/ after the mount's name", false
 	case warned != "":

@@ -31,8 +31,8 @@ func (a Auth) GoString() string { return a.String() }
 // (https://developer.hashicorp.com/vault/docs/concepts/tokens#batch-tokens), and an external one is not ours to revoke.
 func (a Auth) Revocable() bool { return a.Accessor != "" && !a.External }
 
-// uncertain is for how long a denial may still mean that the node of Vault that was asked has not heard of the token yet. Zero or less: it does
-// not mean that any more.
+// uncertain is for how long a denial may still mean that the node of Vault that was asked has not heard of the token
+// yet. Zero or less: it does not mean that any more.
 func (a Auth) uncertain() time.Duration { return replicatedWithin - time.Since(a.Lease.Issued) }
 
 // newAuth reads what Vault issued.

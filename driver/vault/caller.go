@@ -12,8 +12,8 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// Caller asks Vault with one token in one namespace. Its methods ask once, except where they say otherwise, and may be called by several
-// goroutines. Their errors match the classes of this package.
+// Caller asks Vault with one token in one namespace. Its methods ask once, except where they say otherwise, and may be
+// called by several goroutines. Their errors match the classes of this package.
 type Caller struct {
 	Auth
 	Role      string // that the token was obtained for, as hints name it; empty: none is known
@@ -30,7 +30,8 @@ func (c *Client) As(a Auth, role, namespace string) *Caller {
 	return &Caller{Auth: a, Role: role, Namespace: namespace, client: c}
 }
 
-// Format keeps the token out of logs, errors and panics, which would look into unexported fields without asking their types.
+// Format keeps the token out of logs, errors and panics, which would look into unexported fields without asking their
+// types.
 func (c *Caller) Format(f fmt.State, _ rune) { fmt.Fprint(f, c.Auth.String()) }
 
 // api returns a client of Vault's library that uses the token over the shared transport.
@@ -62,9 +63,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // ErrTokenGone is what Verdict returns for a token that was revoked or has ended.
 var ErrTokenGone = errors.New("token is gone")
 
-// Verdict tells what a denial means: ErrTokenGone, or the denial itself when the token lives and its policies are at fault.
-// Vault says so since 1.15; an older one denies even what its default policy grants. Another error means that Vault could
-// not be asked.
+// Verdict tells what a denial means: ErrTokenGone, or the denial itself when the token lives and its policies are at
+// fault. Vault says so since 1.15; an older one denies even what its default policy grants. Another error means that
+// Vault could not be asked.
 func (c *Caller) Verdict(ctx context.Context, denial error) error {
 	if UnknownToken(denial) {
 		return ErrTokenGone
@@ -99,8 +100,9 @@ type TokenInfo struct {
 	Periodic  bool // each renewal grants its whole period again
 }
 
-// LookUp asks Vault what it knows of the token; op is what errors say was tried. ErrDenied means that Vault knows nothing. An answer without an
-// accessor, which even a batch token has an empty one of, is none of Vault's: its missing TTL would make a token without an end.
+// LookUp asks Vault what it knows of the token; op is what errors say was tried. ErrDenied means that Vault knows
+// nothing. An answer without an accessor, which even a batch token has an empty one of, is none of Vault's: its missing
+// TTL would make a token without an end.
 func (c *Caller) LookUp(ctx context.Context, op string) (TokenInfo, error) {
 	as, err := c.api()
 	if err != nil {
@@ -130,7 +132,8 @@ func (c *Client) notVault(op string) error {
 		Hint: fmt.Sprintf("is it Vault that answers at %s, or something before it?", c.cluster.Address)}
 }
 
-// Renew extends the token, whose lease is l as renewed since, and returns the new lease. op is what errors say was tried.
+// Renew extends the token, whose lease is l as renewed since, and returns the new lease. op is what errors say was
+// tried.
 func (c *Caller) Renew(ctx context.Context, op string, l Lease) (Lease, error) {
 	as, err := c.api()
 	if err != nil {
@@ -147,8 +150,9 @@ func (c *Caller) Renew(ctx context.Context, op string, l Lease) (Lease, error) {
 	return l.extended(span(answer.Auth.LeaseDuration), now), nil
 }
 
-// RevokeSelf ends the token and every lease that was read with it. A token that Vault no longer knows is revoked already; one that is not
-// Revocable is left to end. ErrDenied means that its policies do not let it. It repeats a denial of a token that is new.
+// RevokeSelf ends the token and every lease that was read with it. A token that Vault no longer knows is revoked
+// already; one that is not Revocable is left to end. ErrDenied means that its policies do not let it. It repeats a
+// denial of a token that is new.
 func (c *Caller) RevokeSelf(ctx context.Context) error {
 	if !c.Revocable() {
 		return nil
@@ -185,7 +189,8 @@ func (c *Caller) RenewLease(ctx context.Context, path string, l Lease) (Lease, e
 	switch {
 	case errors.Is(err, ErrDenied):
 		return l, c.hintDenied(c.Verdict(ctx, err), childNamespace(path, l.ID)+"sys/leases/renew")
-	case errors.As(err, &e) && (strings.Contains(e.Detail, "lease not found") || strings.Contains(e.Detail, "lease expired")):
+	case errors.As(err, &e) &&
+		(strings.Contains(e.Detail, "lease not found") || strings.Contains(e.Detail, "lease expired")):
 		return l, ErrLeaseGone
 	case err != nil:
 		return l, err
@@ -195,8 +200,9 @@ func (c *Caller) RenewLease(ctx context.Context, path string, l Lease) (Lease, e
 	return l.extended(span(answer.LeaseDuration), now), nil
 }
 
-// RevokeLease ends the lease with that ID, which is in a child of the token's namespace or, where child is empty, in that itself. op is what
-// errors say was tried. ErrTokenGone means that the token cannot ask any more; ErrInvalid and ErrNotFound, that Vault does not know the lease.
+// RevokeLease ends the lease with that ID, which is in a child of the token's namespace or, where child is empty, in
+// that itself. op is what errors say was tried. ErrTokenGone means that the token cannot ask any more; ErrInvalid and
+// ErrNotFound, that Vault does not know the lease.
 func (c *Caller) RevokeLease(ctx context.Context, op, child, id string) error {
 	as, err := c.api()
 	if err != nil {
@@ -206,8 +212,8 @@ func (c *Caller) RevokeLease(ctx context.Context, op, child, id string) error {
 	return c.hintDenied(err, child+"sys/leases/revoke")
 }
 
-// RevokeCertificate has Vault revoke a certificate that has no lease, at that path of its API. key is empty, or proves that the certificate is
-// ours. op is what errors say was tried. ErrTokenGone means that the token cannot ask any more.
+// RevokeCertificate has Vault revoke a certificate that has no lease, at that path of its API. key is empty, or proves
+// that the certificate is ours. op is what errors say was tried. ErrTokenGone means that the token cannot ask any more.
 func (c *Caller) RevokeCertificate(ctx context.Context, op, path, certificate, key string) error {
 	as, err := c.api()
 	if err != nil {
@@ -221,7 +227,8 @@ func (c *Caller) RevokeCertificate(ctx context.Context, op, path, certificate, k
 	return c.hintDenied(c.verdict(ctx, c.client.fail(op, err)), path)
 }
 
-// Capabilities asks what the token may do at each of the paths. op is what errors say was tried. It repeats a denial of a token that is new.
+// Capabilities asks what the token may do at each of the paths. op is what errors say was tried. It repeats a denial of
+// a token that is new.
 func (c *Caller) Capabilities(ctx context.Context, op string, paths ...string) (can map[string][]string, err error) {
 	as, err := c.api()
 	if err != nil {

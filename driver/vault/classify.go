@@ -93,7 +93,8 @@ func (c *Client) unreached(op string, err error) error {
 		e.Hint = "split what is there, or ask for less of it"
 	case errors.Is(err, errElsewhere):
 		e.Final = false
-		e.Hint = fmt.Sprintf("address in %s is %s, and a redirect is followed to that host or to the leader_address of its sys/leader: correct api_addr there",
+		e.Hint = fmt.Sprintf("address in %s is %s, and a redirect is followed to that host "+
+			"or to the leader_address of its sys/leader: correct api_addr there",
 			c.cluster.Block(), c.cluster.Address)
 	case errors.As(err, &authority):
 		e.Hint = fmt.Sprintf("set ca_file or ca_path in %s to the CA of %s", c.cluster.Block(), c.cluster.Address)
@@ -104,7 +105,8 @@ func (c *Client) unreached(op string, err error) error {
 	case errors.As(err, &record), strings.Contains(e.Detail, "HTTP response to HTTPS client"):
 		e.Hint = fmt.Sprintf("address in %s says https, the server speaks http", c.cluster.Block())
 	case ofOurs.MatchString(e.Detail):
-		e.Hint = fmt.Sprintf("set cert_file and key_file in %s to a certificate that %s accepts", c.cluster.Block(), c.cluster.Address)
+		e.Hint = fmt.Sprintf("set cert_file and key_file in %s to a certificate that %s accepts",
+			c.cluster.Block(), c.cluster.Address)
 	case errors.Is(err, errThrottled):
 		e.Final, e.Hint = false, fmt.Sprintf("raise rate_limit in %s", c.cluster.Block())
 	default:
@@ -115,7 +117,8 @@ func (c *Client) unreached(op string, err error) error {
 			e.Hint += ": does the server speak https?"
 		}
 		// Such a server hangs up after the handshake, which who has begun to write may notice first.
-		hungUp := strings.Contains(e.Detail, "http2: client conn could not be established") || errors.Is(err, syscall.EPIPE) && !plain
+		hungUp := strings.Contains(e.Detail, "http2: client conn could not be established") ||
+			errors.Is(err, syscall.EPIPE) && !plain
 		if hungUp && c.cluster.CertFile == "" {
 			e.Hint += ": does the server want a certificate? then set cert_file and key_file there"
 		}
@@ -123,7 +126,8 @@ func (c *Client) unreached(op string, err error) error {
 	return e
 }
 
-// ofOurs is what a server says of a client's certificate (RFC 8446 §6.2), in the words of crypto/tls, which has no type for it.
+// ofOurs is what a server says of a client's certificate (RFC 8446 §6.2), in the words of crypto/tls, which has no type
+// for it.
 var ofOurs = regexp.MustCompile(`remote error: tls: (.*certificate|unknown certificate authority)`)
 
 // unsent reports that there was not even a connection.

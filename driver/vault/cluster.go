@@ -1,5 +1,6 @@
-// Package vault is the wire to Vault: a Client for each cluster, and a Caller for each token. It knows how a request is sent once and bounded, what
-// an answer means, and which of the errors waiting can cure. It keeps nothing current: package session does.
+// Package vault is the wire to Vault: a Client for each cluster, and a Caller for each token. It knows how a request is
+// sent once and bounded, what an answer means, and which of the errors waiting can cure. It keeps nothing current:
+// package session does.
 //
 // Nothing here prints a secret.
 package vault
@@ -26,16 +27,16 @@ type Cluster struct {
 	AuthPath  string // jwt_auth_backend_path: where the JWT auth method is mounted
 	Role      string // create_from_role: for tasks that name none; empty: the auth method's own default role
 
-	// With a token of its own the cluster makes the tokens of tasks by the token role Role, and nobody logs in (package tokenrole). TokenFile is
-	// where that token is instead of in Token.
+	// With a token of its own the cluster makes the tokens of tasks by the token role Role, and nobody logs in (package
+	// tokenrole). TokenFile is where that token is instead of in Token.
 	Token     Token
 	TokenFile string
 
 	CAFile, CAPath, CertFile, KeyFile, TLSServerName string
 	TLSSkipVerify                                    bool
 
-	// RateLimit is how many requests a second the cluster gets from this node at most, and how many at once after a pause: "50" or "50:100".
-	// Empty: as many as there are. It is written as VAULT_RATE_LIMIT is
+	// RateLimit is how many requests a second the cluster gets from this node at most, and how many at once after a pause:
+	// "50" or "50:100". Empty: as many as there are. It is written as VAULT_RATE_LIMIT is
 	// (https://developer.hashicorp.com/vault/docs/commands#vault_rate_limit).
 	RateLimit string
 
@@ -51,8 +52,8 @@ func (c Cluster) Block() string { return fmt.Sprintf("the plugin's vault %q bloc
 
 // Client reaches one cluster: one transport for every task of the plugin, and what is known of the cluster's mounts.
 type Client struct {
-	// Jitter returns a number in [0,1), for each lease another. A test that wants to live through the same once more replaces it before the
-	// first request.
+	// Jitter returns a number in [0,1), for each lease another. A test that wants to live through the same once more
+	// replaces it before the first request.
 	Jitter func() float64
 
 	cluster  Cluster
@@ -95,7 +96,8 @@ func NewClient(c Cluster, logger hclog.Logger) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
 	}
-	return &Client{Jitter: rand.Float64, cluster: c, base: base, logger: logger.With("vault", c.Name), ahead: transport.ahead}, nil
+	return &Client{Jitter: rand.Float64, cluster: c, base: base, logger: logger.With("vault", c.Name),
+		ahead: transport.ahead}, nil
 }
 
 // Cluster returns the configuration the client was made from.

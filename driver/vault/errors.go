@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// The classes of what can go wrong between us and Vault; every error of a Client or Caller that talks to Vault matches one of
-// them with errors.Is, but for ErrTokenGone, ErrLeaseGone and the end of the caller's own context.
+// The classes of what can go wrong between us and Vault; every error of a Client or Caller that talks to Vault matches
+// one of them with errors.Is, but for ErrTokenGone, ErrLeaseGone and the end of the caller's own context.
 var (
 	// ErrDenied: the identity or its policies do not allow it. Waiting does not help; a changed role or policy does.
 	ErrDenied = errors.New("denied by Vault")
@@ -37,8 +37,8 @@ type subclass struct {
 func (c subclass) Error() string { return c.text }
 func (c subclass) Unwrap() error { return c.class }
 
-// Error is an answer or a silence of Vault, told on one line for the person who has to mend it. It never holds a secret:
-// Vault's own messages are cleared of what looks like one, and requests are not quoted.
+// Error is an answer or a silence of Vault, told on one line for the person who has to mend it. It never holds a
+// secret: Vault's own messages are cleared of what looks like one, and requests are not quoted.
 type Error struct {
 	Class  error  // matches ErrDenied, ErrNotFound, ErrInvalid or ErrUnavailable
 	Op     string // what was tried: "log in with role \"api\"", "read kv/data/app"
@@ -75,7 +75,8 @@ func Transient(err error) bool {
 	return errors.Is(err, ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// Unreachable reports that Vault could not be asked, whatever it takes to mend that: the error says nothing of the token or lease in question.
+// Unreachable reports that Vault could not be asked, whatever it takes to mend that: the error says nothing of the
+// token or lease in question.
 func Unreachable(err error) bool {
 	return errors.Is(err, ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)
 }
@@ -86,7 +87,8 @@ func AnswerLost(err error) bool {
 	return errors.As(err, &e) && e.lost
 }
 
-// MarkNothingIssued has AnswerLost return false for err, the error of a request that may be repeated although its answer was lost.
+// MarkNothingIssued has AnswerLost return false for err, the error of a request that may be repeated although its
+// answer was lost.
 func MarkNothingIssued(err error) error {
 	var e *Error
 	if errors.As(err, &e) {

@@ -17,7 +17,8 @@ type Lease struct {
 	Jitter    float64       `json:"jitter"` // in [0,1), drawn once: tasks started together do not renew together
 }
 
-// NewLease starts a lease now. jitter is in [0,1). A ttl of zero does not end, as Vault means it for root tokens and leases without a TTL.
+// NewLease starts a lease now. jitter is in [0,1). A ttl of zero does not end, as Vault means it for root tokens and
+// leases without a TTL.
 func NewLease(id string, ttl time.Duration, renewable bool, now time.Time, jitter float64) Lease {
 	l := Lease{ID: id, TTL: ttl, Issued: now, Renewed: now, Renewable: renewable && ttl > 0, Jitter: jitter}
 	if ttl > 0 {
@@ -40,8 +41,8 @@ func (l Lease) Unrenewable() Lease {
 	return l
 }
 
-// Resumed returns the lease as a process must see it that reads it from a saved state. How often it was renewed after it
-// was saved is not known: until Vault is asked, a lease that can be renewed counts as just renewed.
+// Resumed returns the lease as a process must see it that reads it from a saved state. How often it was renewed after
+// it was saved is not known: until Vault is asked, a lease that can be renewed counts as just renewed.
 func (l Lease) Resumed(now time.Time) Lease {
 	if l.Renewable {
 		l.Renewed, l.Ends = now, now.Add(l.TTL)

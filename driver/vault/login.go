@@ -17,8 +17,8 @@ func (c *Client) LoginOp(role string) string {
 	return op
 }
 
-// Login exchanges a JWT for a token. An empty role is the auth method's default role. It asks once, in a request that outlives ctx for a moment
-// (detachForCreate). ErrNotYet means that Vault may accept another JWT, or this one later.
+// Login exchanges a JWT for a token. An empty role is the auth method's default role. It asks once, in a request that
+// outlives ctx for a moment (detachForCreate). ErrNotYet means that Vault may accept another JWT, or this one later.
 func (c *Client) Login(ctx context.Context, role, namespace, jwt string) (Auth, error) {
 	creating, done := c.detachForCreate(ctx)
 	defer done()
@@ -46,8 +46,8 @@ func (c *Client) Login(ctx context.Context, role, namespace, jwt string) (Auth, 
 }
 
 // refusals are what Vault 1.21 says when it refuses a login, what that means, and what to do about it: MOUNT, ROLE and
-// CLUSTER stand for what was tried. The first that fits counts. What passes by itself, a JWT about to be replaced or a Nomad
-// whose keys Vault cannot fetch at the moment, is ErrNotYet.
+// CLUSTER stand for what was tried. The first that fits counts. What passes by itself, a JWT about to be replaced or a
+// Nomad whose keys Vault cannot fetch at the moment, is ErrNotYet.
 var refusals = []struct {
 	says  string
 	class error
@@ -55,7 +55,8 @@ var refusals = []struct {
 }{
 	{"fetching keys", ErrNotYet, "Vault must reach Nomad's keys: check jwks_url in MOUNT/config"},
 	{"no known key", ErrNotYet, "it is not signed with a key that Vault knows: check jwks_url in MOUNT/config"},
-	{"failed to verify id token signature", ErrNotYet, "it is not signed with a key that Vault knows: check jwks_url in MOUNT/config"},
+	{"failed to verify id token signature", ErrNotYet,
+		"it is not signed with a key that Vault knows: check jwks_url in MOUNT/config"},
 	{"token is expired", ErrNotYet, "waiting for Nomad to renew the identity; compare the clocks of Nomad and Vault"},
 	{"not yet valid", ErrNotYet, "compare the clocks of Nomad and Vault"},
 	{"issued in the future", ErrNotYet, "compare the clocks of Nomad and Vault"},

@@ -24,15 +24,17 @@ type mount struct {
 }
 
 // mounts remembers the answers for all sessions of a client. They are no secret: Vault gives them to any token that may
-// do anything at all below the mount. What one token may not know is remembered for that token only (Caller.mountOf), and
-// no failure is remembered at all: consul-template does, and then reads KV v2 paths as v1 for ever (consul-template #2149).
+// do anything at all below the mount. What one token may not know is remembered for that token only (Caller.mountOf),
+// and no failure is remembered at all: consul-template does, and then reads KV v2 paths as v1 for ever (consul-template
+// #2149).
 type mounts struct {
 	mu    sync.Mutex
 	known map[string]mount // by namespace and mount path
 }
 
-// mountOf returns the mount that serves a request's path, without a path where the token may not know it, or there is none. That a token may not
-// know is remembered for as long as what Vault tells is believed: each poll would ask again otherwise, and each denial is in Vault's audit log.
+// mountOf returns the mount that serves a request's path, without a path where the token may not know it, or there is
+// none. That a token may not know is remembered for as long as what Vault tells is believed: each poll would ask again
+// otherwise, and each denial is in Vault's audit log.
 func (c *Caller) mountOf(ctx context.Context, as *api.Client, req Request) (mount, error) {
 	if m, ok := c.client.mounts.find(c.Namespace, req.Path); ok {
 		return m, nil
@@ -61,19 +63,21 @@ func (c *Caller) mountOf(ctx context.Context, as *api.Client, req Request) (moun
 	return unknown, nil
 }
 
-// refused reports an answer that is none to the question for a mount: the request itself will be refused in better words.
+// refused reports an answer that is none to the question for a mount: the request itself will be refused in better
+// words.
 func refused(err error) bool {
 	return errors.Is(err, ErrDenied) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid)
 }
 
-// tokenIsKnown reports a denial by a Vault that knows the token, and looked for what it may do (vault/logical_system.go,
-// pathInternalUIMountRead).
+// tokenIsKnown reports a denial by a Vault that knows the token, and looked for what it may do
+// (vault/logical_system.go, pathInternalUIMountRead).
 func tokenIsKnown(denial error) bool {
 	var e *Error
 	return errors.As(denial, &e) && strings.Contains(e.Detail, "preflight capability check")
 }
 
-// A Place is where Vault has what a request asks for. Without an Engine nothing is mounted there, or the token may not know.
+// A Place is where Vault has what a request asks for. Without an Engine nothing is mounted there, or the token may not
+// know.
 type Place struct {
 	Path   string // as Vault's API has it
 	Mount  string // with a slash at its end
@@ -124,8 +128,8 @@ func (m *mounts) find(namespace, path string) (mount, bool) {
 	}
 }
 
-// learn takes note of what Vault answered when asked for the mount of a path in a namespace, and returns it. An answer that
-// is about something else is none.
+// learn takes note of what Vault answered when asked for the mount of a path in a namespace, and returns it. An answer
+// that is about something else is none.
 func (m *mounts) learn(namespace, path string, data map[string]any) mount {
 	found := mount{path: serving(namespace, path, data), asked: time.Now()}
 	if found.path == "" {
@@ -143,9 +147,10 @@ func (m *mounts) learn(namespace, path string, data map[string]any) mount {
 	return found
 }
 
-// serving is the beginning of path that an answer says is a mount, empty where it says nothing of that path. Vault leaves
-// out the auth/ before the name of an auth method, which an engine may have, too, and it puts the whole namespace before a
-// mount in a child of the namespace that it was asked in (vault/logical_system.go, pathInternalUIMountRead).
+// serving is the beginning of path that an answer says is a mount, empty where it says nothing of that path. Vault
+// leaves out the auth/ before the name of an auth method, which an engine may have, too, and it puts the whole
+// namespace before a mount in a child of the namespace that it was asked in (vault/logical_system.go,
+// pathInternalUIMountRead).
 func serving(namespace, path string, data map[string]any) string {
 	told, _ := data["path"].(string)
 	below, _ := strings.CutPrefix(told, strings.Trim(namespace, "/")+"/")

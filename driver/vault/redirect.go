@@ -14,10 +14,11 @@ import (
 // errElsewhere is why a redirect is not followed.
 var errElsewhere = errors.New("it redirects")
 
-// checkRedirect returns an error for an answer that sends the request, and the token with it, out of the cluster: the Vault
-// API's library follows one redirect to any host. A standby node that does not forward requests redirects to the active
-// node's api_addr (https://developer.hashicorp.com/vault/docs/concepts/ha#client-redirection), which is what the cluster's
-// own address tells as its leader. A load balancer may redirect from http to https. The path stays the same in either case.
+// checkRedirect returns an error for an answer that sends the request, and the token with it, out of the cluster: the
+// Vault API's library follows one redirect to any host. A standby node that does not forward requests redirects to the
+// active node's api_addr (https://developer.hashicorp.com/vault/docs/concepts/ha#client-redirection), which is what the
+// cluster's own address tells as its leader. A load balancer may redirect from http to https. The path stays the same
+// in either case.
 func (t transport) checkRedirect(r *http.Request, answer *http.Response) error {
 	to, err := answer.Location()
 	if err != nil || answer.StatusCode < 300 || answer.StatusCode > 399 {

@@ -24,7 +24,8 @@ func (c *Client) CreateOp(role string) string {
 	return fmt.Sprintf("make a token by token role %q of vault %q", role, c.cluster.Name)
 }
 
-// CreateToken makes a token by a token role. It asks once, in a request that outlives ctx for a moment (detachForCreate).
+// CreateToken makes a token by a token role. It asks once, in a request that outlives ctx for a moment
+// (detachForCreate).
 func (c *Caller) CreateToken(ctx context.Context, role string, req TokenRequest) (Auth, error) {
 	as, err := c.api()
 	if err != nil {
@@ -42,7 +43,8 @@ func (c *Caller) CreateToken(ctx context.Context, role string, req TokenRequest)
 		return Auth{}, &Error{Class: ErrInvalid, Op: op, Detail: "the answer has no token"}
 	}
 	auth := newAuth(answer.Auth, now, c.client.Jitter())
-	c.client.logger.Debug("made a token", "role", role, "accessor", auth.Accessor, "policies", auth.Policies, "ttl", auth.Lease.TTL)
+	c.client.logger.Debug("made a token", "role", role, "accessor", auth.Accessor, "policies", auth.Policies,
+		"ttl", auth.Lease.TTL)
 	return auth, nil
 }
 
@@ -69,8 +71,9 @@ func (c *Caller) ReadTokenRole(ctx context.Context, op, name string) (*TokenRole
 		n, _ := number.Int64()
 		return span(int(n))
 	}
-	return &TokenRole{Period: seconds("token_period") + seconds("period"), ExplicitMax: seconds("token_explicit_max_ttl") + seconds("explicit_max_ttl"),
-		Renewable: role.Data["renewable"] != false, Orphan: role.Data["orphan"] != false}, nil
+	return &TokenRole{Period: seconds("token_period") + seconds("period"),
+		ExplicitMax: seconds("token_explicit_max_ttl") + seconds("explicit_max_ttl"),
+		Renewable:   role.Data["renewable"] != false, Orphan: role.Data["orphan"] != false}, nil
 }
 
 // RevokeAccessor ends the token with that accessor. ErrInvalid and ErrNotFound mean that Vault does not know it.

@@ -37,15 +37,15 @@ type Request struct {
 	// is then not replaced either (a template with once = true).
 	Every time.Duration `json:"every"`
 
-	// Before is how long before its end an answer that cannot be renewed is replaced, but not in the first half of its life;
-	// zero: at 85 % of its life.
+	// Before is how long before its end an answer that cannot be renewed is replaced, but not in the first half of its
+	// life; zero: at 85 % of its life.
 	Before time.Duration `json:"before,omitempty"`
 
 	// Optional makes it an answer that there is nothing at the path of a read yet: an Absent secret, which is polled.
 	Optional bool `json:"optional,omitempty"`
 
-	// Revoke is where Vault revokes a certificate that was issued without a lease: pki/revoke-with-key, or pki/revoke where the
-	// answer has no key. Empty: it is left to end.
+	// Revoke is where Vault revokes a certificate that was issued without a lease: pki/revoke-with-key, or pki/revoke
+	// where the answer has no key. Empty: it is left to end.
 	Revoke string `json:"revoke,omitempty"`
 }
 
@@ -77,7 +77,8 @@ const (
 	Leased Kind = "leased"
 	// Expiring secrets say when they end without having a lease: certificates, signed tokens. They are replaced.
 	Expiring Kind = "expiring"
-	// Rotating secrets are changed by Vault at a time that it tells, or whenever an operator says so: database static roles.
+	// Rotating secrets are changed by Vault at a time that it tells, or whenever an operator says so: database static
+	// roles.
 	Rotating Kind = "rotating"
 	// Polled secrets change whenever somebody writes them.
 	Polled Kind = "polled"
@@ -91,8 +92,8 @@ func (s Secret) String() string { return "[secret " + s.Path + "]" }
 // GoString is String, for %#v.
 func (s Secret) GoString() string { return s.String() }
 
-// Handle is what the secret is revoked by, its lease's ID or a certificate's serial number. It is empty where it has neither, and
-// where there is no secret.
+// Handle is what the secret is revoked by, its lease's ID or a certificate's serial number. It is empty where it has
+// neither, and where there is no secret.
 func (s *Secret) Handle() string {
 	switch {
 	case s == nil:
@@ -104,12 +105,12 @@ func (s *Secret) Handle() string {
 	return s.Lease.ID
 }
 
-// ChildNamespace is the namespace of the secret's lease where that is a child of the one that was asked, with a slash at its end; empty where it
-// is the same.
+// ChildNamespace is the namespace of the secret's lease where that is a child of the one that was asked, with a slash
+// at its end; empty where it is the same.
 func (s *Secret) ChildNamespace() string { return childNamespace(s.Path, s.Lease.ID) }
 
-// childNamespace reads it from a lease's ID, which is made of the path in the namespace of the lease, and one more segment (vault/expiration.go,
-// Register).
+// childNamespace reads it from a lease's ID, which is made of the path in the namespace of the lease, and one more
+// segment (vault/expiration.go, Register).
 func childNamespace(path, leaseID string) string {
 	inside := leaseID[:max(0, strings.LastIndex(leaseID, "/"))]
 	child, ok := strings.CutSuffix(path, inside)
@@ -132,9 +133,11 @@ func (s *Secret) Absent() bool { return s.Kind == Polled && s.Data == nil }
 // Issued reports that to read the secret again issues another one.
 func (s *Secret) Issued() bool { return s.Kind == Leased || s.Kind == Expiring }
 
-// newSecret reads an answer to req. engine is the mount's type as Vault names it, empty when unknown; ahead is how far Vault's clock is
-// ahead of ours. Only KV v1 tells a duration without a lease (vault/request_handling.go, "KV mounts should return the TTL").
-func newSecret(req Request, path, engine string, answer *api.Secret, now time.Time, ahead time.Duration, jitter float64) *Secret {
+// newSecret reads an answer to req. engine is the mount's type as Vault names it, empty when unknown; ahead is how far
+// Vault's clock is ahead of ours. Only KV v1 tells a duration without a lease (vault/request_handling.go, "KV mounts
+// should return the TTL").
+func newSecret(req Request, path, engine string, answer *api.Secret, now time.Time, ahead time.Duration,
+	jitter float64) *Secret {
 	s := &Secret{Path: path, RequestID: answer.RequestID, Data: answer.Data, Warnings: answer.Warnings}
 	if answer.LeaseID != "" {
 		s.Kind, s.Lease = Leased, NewLease(answer.LeaseID, span(answer.LeaseDuration), answer.Renewable, now, jitter)
@@ -189,8 +192,8 @@ func number(v any) int64 {
 	return int64(max(0, min(f, farAway)))
 }
 
-// SameContent reports whether two answers to the same question say the same. A lease is part of what a leased secret says: its
-// credentials end with it. For how long a static role's password is still good is not: it is less each time.
+// SameContent reports whether two answers to the same question say the same. A lease is part of what a leased secret
+// says: its credentials end with it. For how long a static role's password is still good is not: it is less each time.
 func (s *Secret) SameContent(other *Secret) bool {
 	data, others := s.Data, other.Data
 	if s.Kind == Rotating {
@@ -242,8 +245,8 @@ func (r Request) Clean() Request {
 func clean(path string) string { return strings.Trim(path, "/ ") }
 
 // CheckPath returns an error for a path that could lead elsewhere than it says. The Vault API joins what it is given as
-// path.Join does, so that ".." leaves the mount, or Vault's API altogether. What is not printable Vault itself refuses, and
-// it forges lines of logs. For Vault "%2e" is three characters, but a proxy before it may decode what it passes on.
+// path.Join does, so that ".." leaves the mount, or Vault's API altogether. What is not printable Vault itself refuses,
+// and it forges lines of logs. For Vault "%2e" is three characters, but a proxy before it may decode what it passes on.
 func CheckPath(path string) error {
 	path = clean(path)
 	for segment := range strings.SplitSeq(path, "/") {

@@ -185,8 +185,8 @@ func TestMountIsLearntOnlyOfThePathThatWasAsked(t *testing.T) {
 	}
 }
 
-// FuzzAnswer reads any answer of Vault. Whatever it says, a secret is not asked for again and again, nor kept for ever when
-// it ends, nor printed.
+// FuzzAnswer reads any answer of Vault. Whatever it says, a secret is not asked for again and again, nor kept for ever
+// when it ends, nor printed.
 func FuzzAnswer(f *testing.F) {
 	for _, seed := range []string{
 		`{"lease_id":"database/creds/app/x","lease_duration":3600,"renewable":true,"data":{"username":"u","password":"hunter2"}}`,

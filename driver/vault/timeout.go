@@ -11,18 +11,20 @@ import (
 const createGrace = 5 * time.Second
 
 const (
-	// FirstTimeout is how long Vault may take to answer before a connection that may have gone silent is given up for another one.
+	// FirstTimeout is how long Vault may take to answer before a connection that may have gone silent is given up for
+	// another one.
 	FirstTimeout = 8 * time.Second
 	// longestTimeout is the most that a request may take.
 	longestTimeout = time.Minute
 	// ShortestTimeout is what a request has in any case, however near the end of what it is about.
 	ShortestTimeout = 2 * time.Second
-	// createFactor is how many times as long a request that creates something may take: what Vault creates for one that is given up is lost.
+	// createFactor is how many times as long a request that creates something may take: what Vault creates for one that is
+	// given up is lost.
 	createFactor = 3
 )
 
-// Timeout is how long a request may take after so many attempts in a row that got no answer in time: twice as long after each, since there are
-// Vaults that are slow, but a minute at most.
+// Timeout is how long a request may take after so many attempts in a row that got no answer in time: twice as long
+// after each, since there are Vaults that are slow, but a minute at most.
 func Timeout(slow int) time.Duration { return min(FirstTimeout<<min(slow, 6), longestTimeout) }
 
 type (
@@ -35,16 +37,18 @@ func WithTimeout(ctx context.Context, each time.Duration) context.Context {
 	return context.WithValue(ctx, limitKey{}, each)
 }
 
-// detachForCreate returns a context for a request that creates something: a login, dynamic credentials. The request outlives ctx by up to
-// createGrace, since Vault forgets the database user that it has just created when the request is cut off, and nobody revokes that user then. It is
-// sent once. The client's Close waits until done is called, which is when the request has returned.
+// detachForCreate returns a context for a request that creates something: a login, dynamic credentials. The request
+// outlives ctx by up to createGrace, since Vault forgets the database user that it has just created when the request is
+// cut off, and nobody revokes that user then. It is sent once. The client's Close waits until done is called, which is
+// when the request has returned.
 func (c *Client) detachForCreate(ctx context.Context) (creating context.Context, done func()) {
 	release := c.creating.begin()
 	end, bounded := ctx.Deadline()
 	if !bounded {
 		end = time.Now().Add(farAway * time.Second)
 	}
-	creating, cut := context.WithDeadline(context.WithValue(context.WithoutCancel(ctx), waiterKey{}, ctx), end.Add(createGrace))
+	creating, cut := context.WithDeadline(context.WithValue(context.WithoutCancel(ctx), waiterKey{}, ctx),
+		end.Add(createGrace))
 	if each, has := ctx.Value(limitKey{}).(time.Duration); has {
 		creating = WithTimeout(creating, min(createFactor*each, longestTimeout))
 	}

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// maxIdle bounds the sockets to one cluster that are kept open: HTTP/2 needs one, HTTP/1.1 behind some load balancers needs a few. Nothing bounds
-	// those in use: requests that hang would keep the others waiting.
+	// maxIdle bounds the sockets to one cluster that are kept open: HTTP/2 needs one, HTTP/1.1 behind some load balancers
+	// needs a few. Nothing bounds those in use: requests that hang would keep the others waiting.
 	maxIdle = 16
 	// silence is how long a shared HTTP/2 connection may say nothing before it is asked whether it is there, and then how
 	// long it may take to answer. A firewall that forgot the connection would otherwise hold every task's requests until
@@ -33,10 +33,10 @@ const (
 	mostAnswer = 16 << 20
 )
 
-// transport sends the request of a context by detachForCreate one time only: net/http by itself repeats a GET whose answer was lost on a kept
-// connection, and a second GET of database/creds is a second user. It keeps to the rate limit, here rather than in the Vault API's own
-// limiter, which lets a request pass when its deadline is too near to wait. It bounds what an answer can be, and where it can
-// send us. And it looks at Vault's clock.
+// transport sends the request of a context by detachForCreate one time only: net/http by itself repeats a GET whose
+// answer was lost on a kept connection, and a second GET of database/creds is a second user. It keeps to the rate
+// limit, here rather than in the Vault API's own limiter, which lets a request pass when its deadline is too near to
+// wait. It bounds what an answer can be, and where it can send us. And it looks at Vault's clock.
 type transport struct {
 	*http.Transport
 	address *url.URL
@@ -44,7 +44,8 @@ type transport struct {
 	ahead   *atomic.Int64
 }
 
-// CloseIdleConnections does nothing: the Vault API's library calls it after each request that failed, and they are the connections of every task.
+// CloseIdleConnections does nothing: the Vault API's library calls it after each request that failed, and they are the
+// connections of every task.
 func (t transport) CloseIdleConnections() {}
 
 // errThrottled is why a request was not sent whose time would have been over before its turn.
@@ -56,7 +57,8 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		ctx = waiting // as long as nothing is sent
 	}
 	if ctx != r.Context() && r.Method == http.MethodGet {
-		r = r.WithContext(r.Context())                               // a copy: a RoundTripper must not change what it is given
+		// a copy: a RoundTripper must not change what it is given
+		r = r.WithContext(r.Context())
 		r.Body, r.GetBody = io.NopCloser(strings.NewReader("")), nil // a body that cannot be had twice is not sent twice
 	}
 	if t.limit.Wait(ctx) != nil {
@@ -79,9 +81,9 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer, nil
 }
 
-// send is RoundTrip for a request whose turn it is. The answer must have been read within that time, zero: there is no limit.
-// Where there is none in time, the connections that nobody uses at the moment may be as dead: without HTTP/2 each of them would
-// cost another attempt.
+// send is RoundTrip for a request whose turn it is. The answer must have been read within that time, zero: there is no
+// limit. Where there is none in time, the connections that nobody uses at the moment may be as dead: without HTTP/2
+// each of them would cost another attempt.
 func (t transport) send(r *http.Request, within time.Duration) (*http.Response, error) {
 	if within == 0 {
 		return t.Transport.RoundTrip(r)
@@ -110,11 +112,12 @@ func (b body) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// sameTime is what two clocks may differ by that tell the same time: answers are dated in whole seconds, and are some time on their way.
+// sameTime is what two clocks may differ by that tell the same time: answers are dated in whole seconds, and are some
+// time on their way.
 const sameTime = 5 * time.Second
 
-// compare takes note of the clock of who dated an answer (RFC 9110 §6.6.1). The few answers that tell an end as a point in time are
-// understood by it.
+// compare takes note of the clock of who dated an answer (RFC 9110 §6.6.1). The few answers that tell an end as a point
+// in time are understood by it.
 func (t transport) compare(date string, now time.Time) {
 	at, err := http.ParseTime(date)
 	if err != nil {
@@ -139,7 +142,8 @@ func rateLimit(text string) (*rate.Limiter, error) {
 		burst, err = strconv.Atoi(most)
 	}
 	if err != nil || !(limit > 0 && limit <= farAway) || burst < 1 {
-		return nil, fmt.Errorf("rate_limit %q is not a number of requests a second, or that and a burst, such as \"50\" or \"50:100\"", text)
+		return nil, fmt.Errorf("rate_limit %q is not a number of requests a second, or that and a burst, "+
+			"such as \"50\" or \"50:100\"", text)
 	}
 	return rate.NewLimiter(rate.Limit(limit), burst), nil
 }

@@ -17,7 +17,8 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// BenchmarkIdleSessions holds 1,000 sessions with a lease and a KV secret each, and reports what one costs while it waits.
+// BenchmarkIdleSessions holds 1,000 sessions with a lease and a KV secret each, and reports what one costs while it
+// waits.
 func BenchmarkIdleSessions(b *testing.B) {
 	const tasks = 1000
 	for b.Loop() {
@@ -44,8 +45,8 @@ func BenchmarkIdleSessions(b *testing.B) {
 	}
 }
 
-// BenchmarkPunctuality renews the 6 s leases of 20 tasks for a minute beside tasks of a cluster that hangs, and reports how much later than planned
-// that happens, as a share of the TTL.
+// BenchmarkPunctuality renews the 6 s leases of 20 tasks for a minute beside tasks of a cluster that hangs, and reports
+// how much later than planned that happens, as a share of the TTL.
 func BenchmarkPunctuality(b *testing.B) {
 	const ttl, lasts, beside = 6 * time.Second, time.Minute, 20
 	for _, tasks := range []int{0, 100, 1000} {
@@ -83,7 +84,8 @@ func openMany(b *testing.B, server *vaulttest.Server, tasks int) (sessions []*se
 	return sessions
 }
 
-// lateness is by how much later than planned the session's lease was renewed, each time, as a share of its TTL. It is planned by the lease's jitter.
+// lateness is by how much later than planned the session's lease was renewed, each time, as a share of its TTL. It is
+// planned by the lease's jitter.
 func lateness(b *testing.B, server *vaulttest.Server, s *session.Session, ttl time.Duration) (late []float64) {
 	state, err := s.Save()
 	must.NoError(b, err)

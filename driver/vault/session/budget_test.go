@@ -118,7 +118,8 @@ func TestLostAnswersOfKVAreAskedForAgain(t *testing.T) {
 	})
 }
 
-// A login whose answer gets lost leaves a token that nobody can revoke: there are not many of those, and none where nothing gets through.
+// A login whose answer gets lost leaves a token that nobody can revoke: there are not many of those, and none where
+// nothing gets through.
 func TestLostLoginsOfARunningTaskKeepToTheBudget(t *testing.T) {
 	for name, test := range map[string]struct {
 		match string

@@ -63,7 +63,8 @@ func TestOptionalSecretInAChildNamespace(t *testing.T) {
 	})
 }
 
-// In KV v1 "ttl" and "expiration" are somebody's data, and Vault tells how long it thinks that it is good: no reason to wait so long.
+// In KV v1 "ttl" and "expiration" are somebody's data, and Vault tells how long it thinks that it is good: no reason to
+// wait so long.
 func TestEditOfKVv1WithATTLIsNoticed(t *testing.T) {
 	for name, mute := range map[string]bool{"where the mount is known": false, "where its lookup is denied": true} {
 		t.Run(name, func(t *testing.T) {

@@ -10,8 +10,8 @@ import (
 )
 
 // Close revokes the session's tokens, and with them every lease, and returns when nothing of the session runs any more.
-// The error, when it is vault.ErrUnavailable, means that something may live on until its TTL; Close may be called again. It is nil
-// where Vault does not answer but every token is past its TTL.
+// The error, when it is vault.ErrUnavailable, means that something may live on until its TTL; Close may be called
+// again. It is nil where Vault does not answer but every token is past its TTL.
 func (s *Session) Close(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.closed {
@@ -40,8 +40,8 @@ func (s *Session) Close(ctx context.Context) error {
 	return first
 }
 
-// closing is how long the tokens of a session that is closed are kept where something else cannot be revoked at the moment, which takes
-// a token. An engine that is out of order for longer does not keep the others' leases alive.
+// closing is how long the tokens of a session that is closed are kept where something else cannot be revoked at the
+// moment, which takes a token. An engine that is out of order for longer does not keep the others' leases alive.
 const closing = time.Minute
 
 // ended reports that each of the session's tokens is past its end, and its leases with it.
@@ -57,8 +57,8 @@ func (s *Session) ended(tokens []*token, now time.Time) bool {
 	})
 }
 
-// belongings is every token of the session, and of what was issued, all of which is spent now, what no token takes with it when it is
-// revoked.
+// belongings is every token of the session, and of what was issued, all of which is spent now, what no token takes with
+// it when it is revoked.
 func (s *Session) belongings() (tokens []*token, issued []spent) {
 	now := time.Now()
 	s.mu.Lock()

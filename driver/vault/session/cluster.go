@@ -1,8 +1,9 @@
-// Package session keeps what a task has from Vault alive. A Session is one token and everything read with it; a Cluster is what the sessions
-// at one Vault share, with a scheduler that renews, polls and replaces for them.
+// Package session keeps what a task has from Vault alive. A Session is one token and everything read with it; a Cluster
+// is what the sessions at one Vault share, with a scheduler that renews, polls and replaces for them.
 //
-// A Session answers each question once. Begin starts a Reading, a consistent look at those answers; Commit says that a reading is in use now,
-// after which Changed tells when something it showed has been replaced. Nothing here acts on the task, and nothing here prints a secret.
+// A Session answers each question once. Begin starts a Reading, a consistent look at those answers; Commit says that a
+// reading is in use now, after which Changed tells when something it showed has been replaced. Nothing here acts on the
+// task, and nothing here prints a secret.
 package session
 
 import (
@@ -16,7 +17,8 @@ import (
 	"nomad-driver-vault/driver/vault/tokenrole"
 )
 
-// closeLanes is how many sessions of a cluster are closed at once: a node whose thousand tasks end together is no storm for Vault.
+// closeLanes is how many sessions of a cluster are closed at once: a node whose thousand tasks end together is no storm
+// for Vault.
 const closeLanes = 16
 
 // Cluster is what the sessions at one Vault share.
@@ -28,14 +30,15 @@ type Cluster struct {
 	logger    hclog.Logger
 }
 
-// NewCluster prepares a cluster without talking to Vault. An error is a mistake in its configuration and names the field. Whoever made a
-// cluster closes it.
+// NewCluster prepares a cluster without talking to Vault. An error is a mistake in its configuration and names the
+// field. Whoever made a cluster closes it.
 func NewCluster(config vault.Cluster, logger hclog.Logger) (*Cluster, error) {
 	client, err := vault.NewClient(config, logger)
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{client: client, scheduler: sched.New(), closing: sched.NewLanes(closeLanes), logger: logger.With("vault", config.Name)}
+	c := &Cluster{client: client, scheduler: sched.New(), closing: sched.NewLanes(closeLanes),
+		logger: logger.With("vault", config.Name)}
 	if config.Issues() {
 		if c.issuer, err = tokenrole.New(client, c.scheduler, c.logger); err != nil {
 			return nil, err
@@ -47,15 +50,16 @@ func NewCluster(config vault.Cluster, logger hclog.Logger) (*Cluster, error) {
 // Config returns what the cluster was made from.
 func (c *Cluster) Config() vault.Cluster { return c.client.Cluster() }
 
-// Serve begins to look after the cluster's own token, where it has one. It calls changed, which must not block, when Status changes.
+// Serve begins to look after the cluster's own token, where it has one. It calls changed, which must not block, when
+// Status changes.
 func (c *Cluster) Serve(changed func()) {
 	if c.issuer != nil {
 		c.issuer.Serve(changed)
 	}
 }
 
-// Status is tokenrole.Ready, or says on one line why the cluster's own token or its token role does not work. It is empty for a cluster that
-// tasks log in to.
+// Status is tokenrole.Ready, or says on one line why the cluster's own token or its token role does not work. It is
+// empty for a cluster that tasks log in to.
 func (c *Cluster) Status() string {
 	if c.issuer == nil {
 		return ""
@@ -63,8 +67,8 @@ func (c *Cluster) Status() string {
 	return c.issuer.Status()
 }
 
-// Close ends all upkeep, leaves the sessions as they are, and returns when no request is under way any more that creates something, which would
-// be lost. It may be called again.
+// Close ends all upkeep, leaves the sessions as they are, and returns when no request is under way any more that
+// creates something, which would be lost. It may be called again.
 func (c *Cluster) Close() {
 	c.scheduler.Close()
 	c.client.Close()
@@ -80,8 +84,8 @@ type Options struct {
 	Changed chan struct{}
 }
 
-// Open obtains a token and returns a session. It tries until ctx ends as long as waiting can help; the error is then the last
-// one met.
+// Open obtains a token and returns a session. It tries until ctx ends as long as waiting can help; the error is then
+// the last one met.
 func (c *Cluster) Open(ctx context.Context, o Options) (*Session, error) {
 	s := c.newSession(o)
 	err := s.firstToken(ctx)

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Commit says that the reading is what the task uses from now on. What neither it nor a later reading asked is forgotten;
-// a lease or a token that it replaces is revoked after grace, in which the process changes over, or left to end when grace
-// is negative. A change that came between Begin and Commit makes Changed ready again.
+// Commit says that the reading is what the task uses from now on. What neither it nor a later reading asked is
+// forgotten; a lease or a token that it replaces is revoked after grace, in which the process changes over, or left to
+// end when grace is negative. A change that came between Begin and Commit makes Changed ready again.
 func (r *Reading) Commit(grace time.Duration) {
 	s, now := r.s, time.Now()
 	s.mu.Lock()
@@ -34,7 +34,7 @@ func (r *Reading) shown(key string) *question {
 	return nil
 }
 
-// commitItem makes q, which may be nil, what the task uses of an item. Call with the session's mu held.
+// commitItem makes q the answer that the task uses of an item, nil: none. Call with the session's mu held.
 func (r *Reading) commitItem(it *item, q *question, now time.Time, grace time.Duration) {
 	s, before := r.s, it.used
 	if it.used = nil; q != nil {

@@ -138,8 +138,8 @@ func selfSigned(t *testing.T) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// A firewall that forgets its connections tells nobody: without a ping or a limit their requests would hang until TCP gives up. Without HTTP/2
-// a start leaves several of them.
+// A firewall that forgets its connections tells nobody: without a ping or a limit their requests would hang until TCP
+// gives up. Without HTTP/2 a start leaves several of them.
 func TestConnectionsThatWentDeafAreReplacedInSeconds(t *testing.T) {
 	for name, speaks := range map[string]string{"HTTP/2": "https", "HTTP/1.1": "http"} {
 		t.Run(name, func(t *testing.T) {

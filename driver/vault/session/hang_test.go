@@ -17,7 +17,8 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// Whatever hangs delays nothing but itself: another cluster, another engine of the same cluster, another secret of the same task.
+// Whatever hangs delays nothing but itself: another cluster, another engine of the same cluster, another secret of the
+// same task.
 
 // another makes a client of another cluster, and what its sessions are asked.
 func another(t *testing.T, name string, server *vaulttest.Server) *session.Cluster {
@@ -86,7 +87,8 @@ func TestQuestionsOfATaskAreBounded(t *testing.T) {
 	})
 }
 
-// A thousand sessions are closed while one engine, and then the cluster, hangs: those of another cluster are closed at once.
+// A thousand sessions are closed while one engine, and then the cluster, hangs: those of another cluster are closed at
+// once.
 func TestCloseOfAHungClusterDelaysNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hung, well := vaulttest.New(t), vaulttest.New(t)
@@ -233,7 +235,8 @@ func TestDeathOfALeaseIsTold(t *testing.T) {
 	})
 }
 
-// A fault of ours in the upkeep of one session is in the log without the value, which could be a secret; a neighbour does not notice.
+// A fault of ours in the upkeep of one session is in the log without the value, which could be a secret; a neighbour
+// does not notice.
 func TestPanicEndsTheUpkeepOfOneSession(t *testing.T) {
 	var logged bytes.Buffer
 	bubble(t, func(b *bench) {
@@ -265,7 +268,8 @@ func TestPanicEndsTheUpkeepOfOneSession(t *testing.T) {
 	must.StrNotContains(t, logged.String(), vaulttest.Planted)
 }
 
-// A renewal that comes in the last moment can lose to the revocation that Vault has begun: a look soon after it finds out.
+// A renewal that comes in the last moment can lose to the revocation that Vault has begun: a look soon after it finds
+// out.
 func TestLateRenewalIsRepeated(t *testing.T) {
 	bubble(t, func(b *bench) {
 		b.SetRole("app", vaulttest.Role{TTL: 24 * time.Hour})

@@ -18,9 +18,10 @@ type item struct {
 	gone   bool          // the lease has ended before its time, or is about to with its token
 	renew  bool          // what to do when it is due: renew, or else read anew
 	used   *vault.Secret // what the committed reading shows; nil when that did not ask
-	held   []*item       // of older answers, which used or a reading under way may show: their leases are renewed, they are never read anew
-	reader int           // number of the latest reading that asked
-	minted []time.Time   // when leases were issued for this question, the latest mintsPerLife
+	// older answers that are in use or pinned by a reading; their leases are renewed, they are never read anew
+	held   []*item
+	reader int         // number of the latest reading that asked
+	minted []time.Time // when leases were issued for this question, the latest mintsPerLife
 }
 
 func newItem(req vault.Request, secret *vault.Secret) *item {
@@ -48,8 +49,8 @@ func (it *item) plan(now time.Time) {
 	}
 }
 
-// hold keeps an older answer's lease, as renewed since, whatever becomes of the item: the process may use it until a newer one is
-// committed. Those that have ended it forgets, but for the one in use, which Vault may know better.
+// hold keeps an older answer's lease, as renewed since, whatever becomes of the item: the process may use it until a
+// newer one is committed. Those that have ended it forgets, but for the one in use, which Vault may know better.
 func (it *item) hold(secret *vault.Secret, l vault.Lease, now time.Time) {
 	it.held = slices.DeleteFunc(it.held, func(old *item) bool {
 		return old.lease.Expired(now) && old.secret.Handle() != it.used.Handle()
@@ -68,8 +69,8 @@ func (it *item) hold(secret *vault.Secret, l vault.Lease, now time.Time) {
 	it.held = append(it.held, old)
 }
 
-// install makes secret the newest answer and plans what comes next. An answer that says the same as the one before keeps
-// that one's identity, so that nothing is rendered for it. It reports whether this one says something new.
+// install makes secret the newest answer and plans what comes next. An answer that says the same as the one before
+// keeps that one's identity, so that nothing is rendered for it. It reports whether this one says something new.
 func (it *item) install(secret *vault.Secret, now time.Time) (changed bool) {
 	if secret.Issued() {
 		it.mint(now)
@@ -98,8 +99,8 @@ func (it *item) budget(now time.Time) time.Duration {
 	return it.minted[0].Add(it.lease.TTL).Sub(now)
 }
 
-// usable reports that the newest answer may still be what Vault would say. A static role's password is, even past the time
-// of its rotation: a Vault that is down does not rotate.
+// usable reports that the newest answer may still be what Vault would say. A static role's password is, even past the
+// time of its rotation: a Vault that is down does not rotate.
 func (it *item) usable(now time.Time) bool {
 	return !it.gone && (it.secret.Kind == vault.Rotating || !it.lease.Expired(now))
 }

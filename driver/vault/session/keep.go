@@ -12,12 +12,12 @@ import (
 	"nomad-driver-vault/internal/logtext"
 )
 
-// sideBySide is how many answers a session asks for at once. One that takes longer than sched.StuckAfter does not count any more: what hangs is
-// not in the way of the others.
+// sideBySide is how many answers a session asks for at once. One that takes longer than sched.StuckAfter does not count
+// any more: what hangs is not in the way of the others.
 const sideBySide = 8
 
-// step starts what is due, each in a goroutine of its own, and returns when the next is: a token that cannot be renewed, a lease that cannot and a
-// secret that cannot be read do not wait for each other.
+// step starts what is due, each in a goroutine of its own, and returns when the next is: a token that cannot be
+// renewed, a lease that cannot and a secret that cannot be read do not wait for each other.
 func (s *Session) step(context.Context) time.Time {
 	s.announce()
 	s.mu.Lock()
@@ -38,7 +38,7 @@ func (s *Session) step(context.Context) time.Time {
 	return s.next(now)
 }
 
-// begin starts an attempt. Call with mu held, and not once the session is closed.
+// begin starts an attempt in a goroutine of its own. Call with mu held, and not once the session is closed.
 func (s *Session) begin(u *upkeep, now time.Time, keep func(context.Context)) {
 	u.since = now
 	s.asks.Add(1)
@@ -58,14 +58,15 @@ func (s *Session) finished(u *upkeep) {
 	s.wake()
 }
 
-// recoverPanic keeps a panic in the upkeep of one session from ending the plugin, and so every other task's upkeep. The stack is in the log, and the value
-// only where it is the runtime's: another could hold a secret.
+// recoverPanic keeps a panic in the upkeep of one session from ending the plugin, and so every other task's upkeep. The
+// stack is in the log, and the value only where it is the runtime's: another could hold a secret.
 func (s *Session) recoverPanic() {
 	p := recover()
 	if p == nil {
 		return
 	}
-	s.cluster.logger.Error("panic in the upkeep of a session", "panic", logtext.Panic(p), "role", s.role, "stack", string(debug.Stack()))
+	s.cluster.logger.Error("panic in the upkeep of a session", "panic", logtext.Panic(p), "role", s.role,
+		"stack", string(debug.Stack()))
 	s.mu.Lock()
 	s.broken = true
 	s.mu.Unlock()
@@ -80,11 +81,12 @@ func (s *Session) dueItems(now time.Time) (due []*item) {
 		}
 	}
 	slices.SortFunc(due, func(a, b *item) int { return a.at.Compare(b.at) })
-	places, _ := s.freeLanes(now)
-	return due[:min(len(due), places)]
+	free, _ := s.freeLanes(now)
+	return due[:min(len(due), free)]
 }
 
-// freeLanes is how many more answers may be asked for now, and when there will be another place at the latest. Call with mu held.
+// freeLanes returns how many more answers may be asked for now, and when there will be another lane at the latest. Call
+// with mu held.
 func (s *Session) freeLanes(now time.Time) (free int, more time.Time) {
 	free = sideBySide
 	for it := range s.kept {
@@ -96,7 +98,8 @@ func (s *Session) freeLanes(now time.Time) (free int, more time.Time) {
 	return max(0, free), more
 }
 
-// attempt returns the context of one attempt at something that ends then, zero: never. It bounds each request by itself.
+// attempt returns the context of one attempt at something that ends then, zero: never. It bounds each request by
+// itself.
 func (s *Session) attempt(ctx context.Context, u *upkeep, ends time.Time) context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -117,11 +120,11 @@ func (s *Session) kept(yield func(*item) bool) {
 	}
 }
 
-// gatherWithin is how long a change may wait to be told for what changes together with it.
+// gatherWithin is how long a change waits for others that come together with it, before Changed is ready.
 const gatherWithin = 2 * time.Second
 
-// gather makes due what would soon be due anyway, so that secrets which change together become one generation: all that is polled, but for what has
-// just been found changed, and leases that are past most of their life. Call with mu held.
+// gather makes due what would soon be due anyway, so that secrets which change together become one generation: what is
+// polled, except for changed itself, and leases that are past most of their life. Call with mu held.
 func (s *Session) gather(now time.Time, changed *item) {
 	if s.pending {
 		return
@@ -137,7 +140,8 @@ func (s *Session) gather(now time.Time, changed *item) {
 	}
 }
 
-// announce makes Changed ready once all that was gathered has been looked at, or has had its time, and tells what has become well.
+// announce makes Changed ready once all that was gathered has been read, or gatherWithin is over, and reports what
+// works again.
 func (s *Session) announce() {
 	s.mu.Lock()
 	now := time.Now()
@@ -177,8 +181,8 @@ func (s *Session) keepToken(ctx context.Context) {
 	}
 }
 
-// checkToken renews the token, or asks whether it lives where it cannot be renewed. An error is vault.ErrTokenGone, or means
-// that Vault could not be asked; a refusal is none: the token lives until its end.
+// checkToken renews the token, or asks whether it lives where it cannot be renewed. An error is vault.ErrTokenGone, or
+// means that Vault could not be asked; a refusal is none: the token lives until its end.
 func (s *Session) checkToken(ctx context.Context, t *token, l vault.Lease) (err error) {
 	switch {
 	case t.External:
@@ -209,7 +213,8 @@ func (s *Session) checkToken(ctx context.Context, t *token, l vault.Lease) (err 
 	return nil
 }
 
-// compareExternal looks whether somebody else has replaced the token, which then counts as gone, and now and then for how long it still lives.
+// compareExternal returns vault.ErrTokenGone when the owner of an external token has replaced it. Now and then it asks
+// Vault how long the token still lives, and returns its lease.
 func (s *Session) compareExternal(ctx context.Context, t *token, l vault.Lease) (vault.Lease, error) {
 	s.mu.Lock()
 	source, unverified := s.source, s.unverified
@@ -260,7 +265,8 @@ func (s *Session) renewItem(ctx context.Context, it *item) (done bool) {
 	extended, err := t.caller.RenewLease(s.attempt(ctx, &it.upkeep, l.Ends), path, l)
 	switch {
 	case errors.Is(err, vault.ErrTokenGone):
-		if _, err = s.relogin(s.attempt(ctx, &it.upkeep, time.Time{}), t); err != nil { // otherwise the item is due again, to be issued anew
+		// otherwise the item is due again, to be issued anew
+		if _, err = s.relogin(s.attempt(ctx, &it.upkeep, time.Time{}), t); err != nil {
 			s.retryLater(ctx, &it.upkeep, err, l)
 		}
 		return true
@@ -273,12 +279,12 @@ func (s *Session) renewItem(ctx context.Context, it *item) (done bool) {
 	return true
 }
 
-// renewAgain is how soon a lease is renewed once more that was renewed in the last part of its life: where its end has come meanwhile, Vault may be
-// about to revoke it all the same.
+// renewAgain is how soon a lease is renewed once more that was renewed in the last part of its life: where its end has
+// come meanwhile, Vault may be about to revoke it all the same.
 const renewAgain = 2 * time.Second
 
-// renewed takes note of what Vault said to a renewal. A lease that is gone is replaced at once; one that is refused is kept
-// and replaced near its end.
+// renewed takes note of what Vault said to a renewal. A lease that is gone is replaced at once; one that is refused is
+// kept and replaced near its end.
 func (s *Session) renewed(it *item, path string, extended vault.Lease, err error) {
 	s.mu.Lock()
 	now := time.Now()
@@ -305,8 +311,8 @@ func (s *Session) renewed(it *item, path string, extended vault.Lease, err error
 	}
 }
 
-// fetch asks Vault once, and returns the token that it was asked with. A token that Vault no longer knows is replaced and
-// the request made again.
+// fetch asks Vault once, and returns the token that it was asked with. A token that Vault no longer knows is replaced
+// and the request made again.
 func (s *Session) fetch(ctx context.Context, req vault.Request) (*vault.Secret, *token, error) {
 	t := s.current()
 	secret, err := t.caller.Ask(ctx, req)
@@ -323,7 +329,8 @@ func (s *Session) fetch(ctx context.Context, req vault.Request) (*vault.Secret, 
 	return secret, t, err
 }
 
-// reissue reads a secret anew. It keeps to the budget, and after an answer that got lost it first makes sure that Vault answers at all.
+// reissue reads a secret anew. It keeps to the budget, and after an answer that got lost it first makes sure that Vault
+// answers at all.
 func (s *Session) reissue(ctx context.Context, it *item) {
 	s.mu.Lock()
 	req, lease, issued, stumbled := it.req, it.lease, it.secret.Issued(), it.class == vault.ErrUnavailable
@@ -393,8 +400,8 @@ func (s *Session) install(it *item, secret *vault.Secret, by *token) (changed bo
 	return changed
 }
 
-// retryLater plans the next try after a failure, not later than a time at which something else has to be done: near the end of the lease and at its end.
-// What is in hand is kept.
+// retryLater plans the next attempt with back-off after one that failed with err, but no later than the last call and
+// the end of the lease l. What the session has stays in use.
 func (s *Session) retryLater(ctx context.Context, u *upkeep, err error, l vault.Lease) {
 	if ctx.Err() != nil {
 		return

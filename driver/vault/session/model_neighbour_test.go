@@ -13,8 +13,8 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// neighbour is a task of the same plugin with another Vault, which has no trouble. Whatever becomes of the model's task and of its Vault, the
-// neighbour keeps its token and its database user.
+// neighbour is a task of the same plugin with another Vault, which has no trouble. Whatever becomes of the model's task
+// and of its Vault, the neighbour keeps its token and its database user.
 type neighbour struct {
 	*vaulttest.Server
 	client *session.Cluster
@@ -81,8 +81,8 @@ func (n *neighbour) end(m *model) {
 	must.SliceEmpty(m, n.Tokens())
 }
 
-// mistakes is an operator who has the plugin come back with the address or the name of another cluster, and mends that. The token is shown to
-// nobody meanwhile.
+// mistakes is an operator who has the plugin come back with the address or the name of another cluster, and mends that.
+// The token is shown to nobody meanwhile.
 func (m *model) mistakes(state []byte) {
 	moved := m.Cluster()
 	moved.Address, moved.Dial = m.west.cluster().Address, m.west.cluster().Dial

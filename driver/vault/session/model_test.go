@@ -32,9 +32,10 @@ const (
 	savedMost  = 64 << 10
 )
 
-// TestModel lives the lives of a few hundred tasks at random: readings that overlap and ask now this and now that, commits, edits,
-// faults and outages, revocations, changed roles, lost and new identities, crashes, and clocks that step meanwhile. MODEL_RUNS says how many;
-// MODEL_SEED lives one of them that many times, with the same jitter of leases and pauses each time.
+// TestModel lives the lives of a few hundred tasks at random: readings that overlap and ask now this and now that,
+// commits, edits, faults and outages, revocations, changed roles, lost and new identities, crashes, and clocks that
+// step meanwhile. MODEL_RUNS says how many; MODEL_SEED lives one of them that many times, with the same jitter of
+// leases and pauses each time.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	runs, seed := fromEnv(t, "MODEL_RUNS", 60), fromEnv(t, "MODEL_SEED", 0)
@@ -139,8 +140,8 @@ var credsRoles = []vaulttest.Creds{
 	{TTL: 10 * time.Minute, MaxTTL: 2 * time.Hour}, {TTL: 2 * time.Hour},
 }
 
-// failures are the ways in which a request can fail. Vault refuses only what policies and roles can be wrong about: of a token
-// that is denied everything it says that it is gone.
+// failures are the ways in which a request can fail. Vault refuses only what policies and roles can be wrong about: of
+// a token that is denied everything it says that it is gone.
 var failures = func() (all []vaulttest.Fault) {
 	engines := []string{"GET database/", "GET secret/", "PUT pki/", "PUT sys/leases/renew"}
 	for _, match := range append(engines, "", "PUT auth/", "GET auth/", "PUT sys/leases/revoke", "GET sys/") {
@@ -399,7 +400,8 @@ func (m *model) losesIdentity() {
 	m.fails("no identity", m.heal)
 }
 
-// renewsIdentity has Nomad sign a new JWT. Vault does not accept the one before any more, which the task has for another while.
+// renewsIdentity has Nomad sign a new JWT. Vault does not accept the one before any more, which the task has for
+// another while.
 func (m *model) renewsIdentity() {
 	old := m.JWT
 	m.Reissue(fmt.Sprintf("jwt-%d", m.Int()))
@@ -407,8 +409,8 @@ func (m *model) renewsIdentity() {
 	m.fails("an identity of yesterday", m.heal)
 }
 
-// crashes ends the plugin, and starts another one at once or later. The clock may have stepped when it comes back: what is saved is
-// of other times then, as only that has no reading of a clock that does not step.
+// crashes ends the plugin, and starts another one at once or later. The clock may have stepped when it comes back: what
+// is saved is of other times then, as only that has no reading of a clock that does not step.
 func (m *model) crashes() {
 	away := one(m, []time.Duration{0, time.Minute, time.Hour})
 	step := one(m, []time.Duration{0, 0, 10 * time.Minute, -10 * time.Minute})
@@ -501,8 +503,8 @@ func (m *model) check() {
 	}
 }
 
-// recover ends all trouble. From then on the task does what it is told at once, and after the longest life of a lease and of
-// a token everything in use is alive and stays so.
+// recover ends all trouble. From then on the task does what it is told at once, and after the longest life of a lease
+// and of a token everything in use is alive and stays so.
 func (m *model) recover() {
 	m.tell("all is well again")
 	m.mend(time.Now().Add(24 * time.Hour))
@@ -526,8 +528,8 @@ func (m *model) recover() {
 	}
 }
 
-// budget looks at all the credentials that were issued. A token that is replaced takes the leases of the one before with it,
-// and a plugin that dies may have asked for one.
+// budget looks at all the credentials that were issued. A token that is replaced takes the leases of the one before
+// with it, and a plugin that dies may have asked for one.
 func (m *model) budget() {
 	for name, creds := range maps.All(m.Creds) {
 		issued := m.Issued(name)

@@ -15,10 +15,11 @@ const (
 	Replaced
 	// Waiting: Open, or a reading that has nothing else to show, waits for Vault.
 	Waiting
-	// Dead: a lease or the token ended while Vault could not be asked, so what the task has of it no longer works; the text says since when, and what
-	// happens next.
+	// Dead: a lease or the token ended while Vault could not be asked, so what the task has of it no longer works; the
+	// text says since when, and what happens next.
 	Dead
-	// Broken: a fault of ours ended the upkeep of the session, and the agent's log has the stack. The task cannot go on with it.
+	// Broken: a fault of ours ended the upkeep of the session, and the agent's log has the stack. The task cannot go on
+	// with it.
 	Broken
 )
 

@@ -10,8 +10,8 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// outages are the ways in which Vault as a whole can fail. acts: it does what it is asked all the same, and so nothing ends.
-// answers: it is only slow, of which nobody has to be told.
+// outages are the ways in which Vault as a whole can fail. acts: it does what it is asked all the same, and so nothing
+// ends. answers: it is only slow, of which nobody has to be told.
 var outages = map[string]struct {
 	fault         vaulttest.Fault // the zero Fault: nobody listens
 	acts, answers bool
@@ -30,8 +30,8 @@ var outages = map[string]struct {
 	"slow":              {fault: vaulttest.Fault{Slow: 3 * time.Second}, acts: true, answers: true},
 }
 
-// Whatever the fault and however long: nobody has to do anything meanwhile, one notice says that it began and one that it is
-// over, and then there is one change where something has ended, and none where nothing has.
+// Whatever the fault and however long: nobody has to do anything meanwhile, one notice says that it began and one that
+// it is over, and then there is one change where something has ended, and none where nothing has.
 func TestOutages(t *testing.T) {
 	for how, kind := range outages {
 		for length, test := range map[string]struct {
@@ -104,7 +104,8 @@ func (b *bench) fails(f vaulttest.Fault) (mend func()) {
 	return func() { b.Down(false) }
 }
 
-// A Vault that takes half a minute to answer is asked with more and more patience: it is told to be away until that is known, and nothing ends.
+// A Vault that takes half a minute to answer is asked with more and more patience: it is told to be away until that is
+// known, and nothing ends.
 func TestVerySlowVaultIsWaitedFor(t *testing.T) {
 	bubble(t, func(b *bench) {
 		b.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})

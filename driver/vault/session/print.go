@@ -5,8 +5,8 @@ import (
 	"io"
 )
 
-// What has tokens and secrets in it keeps them out of logs, errors and panics. fmt would look into unexported fields and map keys without asking
-// their types.
+// What has tokens and secrets in it keeps them out of logs, errors and panics. fmt would look into unexported fields
+// and map keys without asking their types.
 
 func (s *Session) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[session with role %q]", s.role) }
 

@@ -49,8 +49,8 @@ func (s *Session) Begin(fresh bool) *Reading {
 func (r *Reading) Token() string { return r.token.Value }
 
 // Read answers req, from what the session has or from Vault. It repeats the request until ctx ends as long as waiting
-// can help; errors match the classes of package vault. An error is the reading's answer, too: to ask again takes another
-// reading.
+// can help; errors match the classes of package vault. An error is the reading's answer, too: to ask again takes
+// another reading.
 func (r *Reading) Read(ctx context.Context, req vault.Request) (*vault.Secret, error) {
 	req = req.Clean()
 	key := req.Key()
@@ -59,7 +59,8 @@ func (r *Reading) Read(ctx context.Context, req vault.Request) (*vault.Secret, e
 	if !asked && len(r.questions) >= questionsMost {
 		r.mu.Unlock()
 		return nil, &vault.Error{Class: vault.ErrInvalid, Op: string(req.Op) + " " + req.Path, Final: true,
-			Detail: fmt.Sprintf("the task asks Vault for more than %d secrets", questionsMost), Hint: "put what belongs together into one secret"}
+			Detail: fmt.Sprintf("the task asks Vault for more than %d secrets", questionsMost),
+			Hint:   "put what belongs together into one secret"}
 	}
 	if !asked {
 		q = &question{done: make(chan struct{})}
@@ -85,7 +86,8 @@ func (r *Reading) Read(ctx context.Context, req vault.Request) (*vault.Secret, e
 	return q.secret, q.err
 }
 
-// revokes makes the session revoke what was issued for a question, where one who asked wants that, also if this reading is never committed.
+// revokes makes the session revoke what was issued for a question, where one who asked wants that, also if this reading
+// is never committed.
 func (r *Reading) revokes(key string) {
 	r.mu.Lock()
 	revoke := r.questions[key].revoke
@@ -151,8 +153,8 @@ func (r *Reading) item(key string) *item {
 	return it
 }
 
-// newest returns the item's newest answer, whether the reading can show it as it is, and whether it can where there is no
-// better one.
+// newest returns the item's newest answer, whether the reading can show it as it is, and whether it can where there is
+// no better one.
 func (r *Reading) newest(it *item) (secret *vault.Secret, good, usable bool) {
 	now := time.Now()
 	r.s.mu.Lock()

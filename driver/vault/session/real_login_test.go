@@ -80,8 +80,8 @@ func TestRealVaultRefusesLogins(t *testing.T) {
 	refusal{vault.ErrInvalid, false, []string{"refused by Vault"}}.check(t, err, "no.jwt.at.all")
 }
 
-// rotatingKeys mounts an auth method that gets its keys over HTTP, as from Nomad's /.well-known/jwks.json (RFC 7517). Until
-// rotate is called they are those that the tests sign with.
+// rotatingKeys mounts an auth method that gets its keys over HTTP, as from Nomad's /.well-known/jwks.json (RFC 7517).
+// Until rotate is called they are those that the tests sign with.
 func (v *real) rotatingKeys(t *testing.T, mount string) (rotate func()) {
 	var keys atomic.Pointer[ecdsa.PrivateKey]
 	keys.Store(v.key)

@@ -41,8 +41,8 @@ type real struct {
 	keys         map[string]func() *ecdsa.PrivateKey // of auth methods with other keys
 }
 
-// realVault starts the Vault of VAULT_BIN, or else of the repository's bin folder, with TLS when the folder is to have its
-// certificates, and with more arguments. It ends with the test.
+// realVault starts the Vault of VAULT_BIN, or else of the repository's bin folder, with TLS when the folder is to have
+// its certificates, and with more arguments. It ends with the test.
 func realVault(t *testing.T, tls bool, more ...string) *real {
 	t.Helper()
 	binary := os.Getenv("VAULT_BIN")

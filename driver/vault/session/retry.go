@@ -9,12 +9,12 @@ import (
 	"nomad-driver-vault/driver/vault"
 )
 
-// slowAfter is how long somebody waits for Vault before that is told.
+// slowAfter is how long a task waits for Vault before a notice says so.
 const slowAfter = 2 * time.Second
 
-// retry repeats try while waiting can help and ctx lasts, and tells once that it waits, and why, nil where there is no error yet. An attempt that
-// ctx cut short says less than the one before it. try gets a context in which each request may take
-// longer than in the one before.
+// retry repeats try until ctx ends, as long as waiting can help. It calls tell once when that takes long, with the
+// first error or nil where there is none yet. The error is that of the last attempt which ctx did not cut short. The
+// context of each attempt gives its requests more time than that of the one before.
 func retry(ctx context.Context, tell func(why error), try func(context.Context) error) error {
 	quick := sched.Backoff{First: 200 * time.Millisecond, Most: 5 * time.Second}
 	var before error
@@ -39,7 +39,8 @@ func retry(ctx context.Context, tell func(why error), try func(context.Context) 
 	}
 }
 
-// notifyIfSlow tells after a while what there is to tell by then, unless it is stopped before.
+// notifyIfSlow calls tell after slowAfter, with the error that reasons holds by then or nil, unless it is stopped
+// before.
 func notifyIfSlow(reasons <-chan error, tell func(why error)) (stop func() bool) {
 	return time.AfterFunc(slowAfter, func() {
 		select {
@@ -51,9 +52,9 @@ func notifyIfSlow(reasons <-chan error, tell func(why error)) (stop func() bool)
 	}).Stop
 }
 
-// retryCreate is patiently for what leaves something behind when its answer gets lost: a lease, or a token that nobody can revoke
-// any more. After that it goes on only when Vault is known to answer, and not more often than the budget of a lease; more is
-// told of each loss and says whether the budget allows another.
+// retryCreate is retry for a request that creates something, a lease or a token, which nobody can revoke when the
+// answer gets lost. After a lost answer it goes on only when Vault is known to answer, and mintsPerLife times at most.
+// more is called with each lost answer and returns whether another attempt is allowed.
 func retryCreate(ctx context.Context, tell func(error), answers func(context.Context) error, more func(error) bool,
 	try func(context.Context) error) error {
 	var last error
@@ -77,7 +78,7 @@ func retryCreate(ctx context.Context, tell func(error), answers func(context.Con
 	})
 }
 
-// final ends the patience with an error.
+// final marks an error as one that waiting cannot cure, since the answers get lost.
 func final(err error) error {
 	var e *vault.Error
 	if errors.As(err, &e) {

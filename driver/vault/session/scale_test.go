@@ -20,7 +20,8 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// Ten times what anybody has, beside a neighbour that must not notice. The race detector would make minutes of it: make unit runs this without.
+// Ten times what anybody has, beside a neighbour that must not notice. The race detector would make minutes of it: make
+// unit runs this without.
 
 // dropsAfter is how long it takes to give up a connection of which nothing is heard.
 const dropsAfter = 5 * time.Second

@@ -16,8 +16,8 @@ type Session struct {
 	role, namespace string
 	chore           *sched.Chore
 	logins          ctxLock        // taken for a login, so that a token that many miss is replaced once
-	telling         sync.Mutex     // held while a notice is decided on and told
-	asks            sync.WaitGroup // who asks Vault for the session: nobody new once it is closed
+	telling         sync.Mutex     // held while a notice is decided on and sent
+	asks            sync.WaitGroup // attempts and readings that ask Vault; none begins once the session is closed
 
 	mu               sync.Mutex  // guards what follows
 	source           TokenSource // of the next token
@@ -33,14 +33,14 @@ type Session struct {
 	items            map[string]*item
 	readings         int                // how many were begun
 	used             int                // number of the token that the committed reading showed
-	pending          bool               // something changed that Changed has not told yet
+	pending          bool               // something changed for which Changed is not ready yet
 	pendingSince     time.Time          // since when
 	retired          []*token           // replaced, but in use
 	spent            []spent            // leases and tokens that nothing uses any more
 	revocationDenied bool               // the policies do not grant sys/leases/revoke: leases are left to end
-	downAt           time.Time          // since when the outage lasts that was told, zero: there is none
-	reported         map[string]problem // by what failed
-	lastCleared      string             // what failed last of those that were told and have succeeded since
+	downAt           time.Time          // since when the reported outage lasts; zero: there is none
+	reported         map[string]problem // by what failed, until that succeeds
+	lastCleared      string             // what was reported and succeeded last, until that is reported
 	broken           bool               // upkeep has ended by a panic
 	closed           bool
 	closedAt         time.Time
@@ -75,8 +75,8 @@ func (s *Session) current() *token {
 	return s.token
 }
 
-// Listen replaces who is told of notices and changes, and the source of identities: a session that outlives a run of its
-// task serves the next one. Role and namespace stay what they were.
+// Listen replaces who is told of notices and changes, and the source of identities: a session that outlives a run of
+// its task serves the next one. Role and namespace stay what they were.
 func (s *Session) Listen(o Options) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

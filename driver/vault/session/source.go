@@ -11,12 +11,13 @@ import (
 
 // TokenSource is where a session gets its tokens: by JWT, from Nomad, or by a token role (tokenrole.Source).
 type TokenSource interface {
-	// Obtain returns another token. It asks Vault once, in a request that ctx bounds. What it needs before that it waits for until patience ends.
+	// Obtain returns another token. It asks Vault once, in a request that ctx bounds. What it needs before that it waits
+	// for until patience ends.
 	Obtain(ctx, patience context.Context) (vault.Auth, error)
 	// Superseded reports, without asking Vault, that somebody else has replaced the token by another.
 	Superseded(vault.Auth) bool
-	// RevokeDenied is for a token whose policies do not let it revoke itself, as the error says. It returns nil when the token is revoked all the
-	// same.
+	// RevokeDenied is for a token whose policies do not let it revoke itself, as the error says. It returns nil when the
+	// token is revoked all the same.
 	RevokeDenied(context.Context, vault.Auth, error) error
 	// WaitsFor says what Obtain waits for.
 	WaitsFor() string
@@ -28,8 +29,8 @@ type Login struct {
 	Namespace string // empty: the cluster's
 	// JWT returns the task's current workload identity; it may wait for one until ctx ends.
 	JWT func(ctx context.Context) (string, error)
-	// NomadToken, where it is not nil, returns the token that Nomad has made for the task and renews. It is used in place of a login as it
-	// is, followed when it is replaced, and neither renewed nor revoked.
+	// NomadToken, where it is not nil, returns the token that Nomad has made for the task and renews. It is used in place
+	// of a login as it is, followed when it is replaced, and neither renewed nor revoked.
 	NomadToken func() (string, error)
 
 	// Token is what the task's token is to have where the cluster makes tokens by a token role.
@@ -73,8 +74,9 @@ func (n fromNomad) Obtain(ctx, _ context.Context) (vault.Auth, error) {
 	auth := vault.Auth{Value: value, External: true}
 	known, err := n.client.As(auth, "", n.namespace).LookUp(ctx, "look up token")
 	if errors.Is(err, vault.ErrDenied) {
-		return vault.Auth{}, &vault.Error{Class: vault.ErrNotYet, Op: "look up the task's token", Detail: "Vault does not know it",
-			Hint: fmt.Sprintf("waiting for another one; is %s the Vault that it is from?", n.client.Cluster().Address)}
+		return vault.Auth{}, &vault.Error{Class: vault.ErrNotYet, Op: "look up the task's token",
+			Detail: "Vault does not know it",
+			Hint:   fmt.Sprintf("waiting for another one; is %s the Vault that it is from?", n.client.Cluster().Address)}
 	}
 	if err != nil {
 		return vault.Auth{}, vault.MarkNothingIssued(err)

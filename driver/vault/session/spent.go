@@ -12,7 +12,8 @@ import (
 	"nomad-driver-vault/driver/vault"
 )
 
-// spent is a lease, a certificate or a token to revoke, not before the process that used it has had time to change over.
+// spent is a lease, a certificate or a token to revoke, not before the process that used it has had time to change
+// over.
 type spent struct {
 	ID          string       `json:"id,omitempty"`          // of the lease
 	Child       string       `json:"child,omitempty"`       // its namespace below the token's
@@ -29,12 +30,12 @@ type certificate struct {
 	Key  string `json:"key,omitempty"` // which proves that it is ours
 }
 
-// ownLease reports a lease in the token's namespace, which ends with the token at the latest. One in a child namespace does not on OpenBao,
-// which looks for it in the token's namespace (vault/expiration.go, RevokeByToken).
+// ownLease reports a lease in the token's namespace, which ends with the token at the latest. One in a child namespace
+// does not on OpenBao, which looks for it in the token's namespace (vault/expiration.go, RevokeByToken).
 func (sp spent) ownLease() bool { return sp.Token == nil && sp.Certificate == nil && sp.Child == "" }
 
-// spend notes for revocation what was issued for an item. When grace is negative that is left to end, but a lease that no token takes with it
-// is revoked when the session is closed. Call with mu held.
+// spend notes for revocation what was issued for an item. When grace is negative that is left to end, but a lease that
+// no token takes with it is revoked when the session is closed. Call with mu held.
 func (s *Session) spend(it *item, now time.Time, grace time.Duration) {
 	sp, ok := it.revocation()
 	known := slices.ContainsFunc(s.spent, func(other spent) bool { return other.ID == sp.ID })
@@ -50,8 +51,8 @@ func (s *Session) spend(it *item, now time.Time, grace time.Duration) {
 	s.spent = append(s.spent, sp)
 }
 
-// forgetEnded drops what has ended by itself, long enough ago for any clock: without it the old tokens of a task that is never told of new ones would
-// be kept for ever. Call with mu held.
+// forgetEnded drops what has ended by itself, long enough ago for any clock: without it the old tokens of a task that
+// is never told of new ones would be kept for ever. Call with mu held.
 func (s *Session) forgetEnded(now time.Time) {
 	s.spent = slices.DeleteFunc(s.spent, func(sp spent) bool {
 		ends := sp.Ends
@@ -70,9 +71,9 @@ func (s *Session) spentAt() (at time.Time) {
 	return at
 }
 
-// retire notes for revocation the tokens before the one in use: what was read with them has been read anew with this one.
-// Their leases end with them, so a negative grace keeps them until the session is closed, and none is revoked while what is in use
-// is the last known good of a lease that could not be replaced yet. Call with mu held.
+// retire queues superseded tokens for revocation, after grace. Every secret has been read anew with the current token,
+// so the leases of the old ones may end with them. A negative grace keeps them until the session is closed. None is
+// revoked while the last known good of a lease that could not be replaced yet is in use. Call with mu held.
 func (s *Session) retire(now time.Time, grace time.Duration) {
 	s.forgetEnded(now)
 	for _, it := range s.items {
@@ -93,8 +94,8 @@ func (s *Session) retire(now time.Time, grace time.Duration) {
 	})
 }
 
-// revokeSpent revokes what has been spent for long enough. What Vault cannot do now is tried again; leases are left to end
-// where the policies do not grant sys/leases/revoke, as Vault's default policy does not.
+// revokeSpent revokes what has been spent for long enough. What Vault cannot do now is tried again; leases are left to
+// end where the policies do not grant sys/leases/revoke, as Vault's default policy does not.
 func (s *Session) revokeSpent(ctx context.Context) {
 	for {
 		s.mu.Lock()
@@ -157,7 +158,8 @@ func (s *Session) forget(sp spent) {
 	s.spent = slices.DeleteFunc(s.spent, func(one spent) bool { return one.ID == sp.ID && one.Token == sp.Token })
 }
 
-// endAll revokes what was issued, for the last time, and returns the first error. Where Vault cannot be asked the rest is left for another time.
+// endAll revokes what was issued, for the last time, and returns the first error. Where Vault cannot be asked the rest
+// is left for another time.
 func (s *Session) endAll(ctx context.Context, issued []spent) (first error) {
 	for _, sp := range issued {
 		err := s.end(ctx, s.current(), sp)
@@ -187,7 +189,8 @@ func (sp spent) op() string {
 func (s *Session) revokeLease(ctx context.Context, t *token, sp spent) error {
 	err := t.caller.RevokeLease(ctx, sp.op(), sp.Child, sp.ID)
 	switch {
-	case errors.Is(err, vault.ErrTokenGone) && sp.ownLease(): // and the lease with it, or at the latest when its own token ends
+	// the lease ended with it, or ends at the latest when its own token does
+	case errors.Is(err, vault.ErrTokenGone) && sp.ownLease():
 		return nil
 	case errors.Is(err, vault.ErrInvalid), errors.Is(err, vault.ErrNotFound):
 		return nil
@@ -197,7 +200,8 @@ func (s *Session) revokeLease(ctx context.Context, t *token, sp spent) error {
 	return err
 }
 
-// revokeCertificate revokes one that has no lease and would outlive its token. The error is vault.ErrTokenGone where t cannot ask any more.
+// revokeCertificate revokes one that has no lease and would outlive its token. The error is vault.ErrTokenGone where t
+// cannot ask any more.
 func (s *Session) revokeCertificate(ctx context.Context, t *token, c *certificate) error {
 	op := spent{Certificate: c}.op()
 	err := t.caller.RevokeCertificate(ctx, op, c.Path, c.PEM, c.Key)

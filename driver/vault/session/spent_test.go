@@ -17,8 +17,8 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// A token that was replaced takes its leases with it. While no other may be issued, one of them is the last known good that a
-// generation shows, and the commit of that must not end it.
+// A token that was replaced takes its leases with it. While no other may be issued, one of them is the last known good
+// that a generation shows, and the commit of that must not end it.
 func TestCommitOfTheLastKnownGoodDoesNotRevokeIt(t *testing.T) {
 	bubble(t, func(b *bench) {
 		b.SetRole("app", vaulttest.Role{TTL: 8 * time.Hour, Fixed: true, Revoke: true}) // replaced after seven hours
@@ -216,7 +216,8 @@ func TestCloseWaitsForAnEngineButNotForLong(t *testing.T) {
 	}
 }
 
-// What Vault wants to see of a certificate is Vault's own: whether it keeps those that it issues or not, and whose the key is.
+// What Vault wants to see of a certificate is Vault's own: whether it keeps those that it issues or not, and whose the
+// key is.
 func TestRealVaultRevokesCertificates(t *testing.T) {
 	t.Parallel()
 	v := realVault(t, false)

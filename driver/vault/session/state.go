@@ -38,7 +38,8 @@ type savedItem struct {
 }
 
 func (it *item) save() savedItem {
-	one := savedItem{Request: it.req, Secret: it.secret, Lease: it.lease, Gone: it.gone, InUse: it.used != nil, Minted: it.minted}
+	one := savedItem{Request: it.req, Secret: it.secret, Lease: it.lease, Gone: it.gone, InUse: it.used != nil,
+		Minted: it.minted}
 	for _, old := range it.held {
 		one.Held = append(one.Held, old.save())
 	}
@@ -53,7 +54,8 @@ func (it *item) save() savedItem {
 func (s *Session) Save() ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := saved{Cluster: s.cluster.Config().Name, Address: s.cluster.Config().Address, Role: s.role, Namespace: s.namespace, Token: s.token, Lease: s.lease,
+	out := saved{Cluster: s.cluster.Config().Name, Address: s.cluster.Config().Address, Role: s.role,
+		Namespace: s.namespace, Token: s.token, Lease: s.lease,
 		Used: s.used, Retired: s.retired, Spent: s.spent, Leaves: s.revocationDenied}
 	for _, it := range s.items {
 		out.Items = append(out.Items, it.save())
@@ -62,20 +64,22 @@ func (s *Session) Save() ([]byte, error) {
 }
 
 // Adopt returns the session that Save described, without asking Vault: the same token, leases and secrets, as the
-// process before this one used them. What Vault thinks of them is asked next, in the background. An error means that the
-// state is not usable, or was not this login's, and a new session must be opened.
+// process before this one used them. What Vault thinks of them is asked next, in the background. An error means that
+// the state is not usable, or was not this login's, and a new session must be opened.
 func (c *Cluster) Adopt(state []byte, o Options) (*Session, error) {
 	in, err := decode(state)
 	if err != nil {
 		return nil, fmt.Errorf("decode saved session: %w", err)
 	}
 	if in.Address != "" && in.Address != c.Config().Address { // older states have none
-		return nil, fmt.Errorf("adopt session: %w: its token is from %s, and %s has the address %s", ErrElsewhere, in.Address, c.Config().Block(), c.Config().Address)
+		return nil, fmt.Errorf("adopt session: %w: its token is from %s, and %s has the address %s",
+			ErrElsewhere, in.Address, c.Config().Block(), c.Config().Address)
 	}
 	s := c.newSession(o)
 	if in.Cluster != c.Config().Name || in.Role != s.role || in.Namespace != s.namespace {
 		s.chore.End()
-		return nil, fmt.Errorf("adopt session: it belongs to role %q in namespace %q of vault %q", in.Role, in.Namespace, in.Cluster)
+		return nil, fmt.Errorf("adopt session: it belongs to role %q in namespace %q of vault %q",
+			in.Role, in.Namespace, in.Cluster)
 	}
 	s.resume(in, time.Now())
 	if s.stale() {
@@ -85,7 +89,8 @@ func (c *Cluster) Adopt(state []byte, o Options) (*Session, error) {
 	return s, nil
 }
 
-// ErrElsewhere is what Adopt returns for the session of another Vault than the client's. Nothing was sent: a client of that Vault can adopt it.
+// ErrElsewhere is what Adopt returns for the session of another Vault than the client's. Nothing was sent: a client of
+// that Vault can adopt it.
 var ErrElsewhere = errors.New("the session is of another Vault")
 
 // decode returns a state that is complete, as far as it can be seen.
@@ -126,7 +131,8 @@ func (in *saved) tokens() []*token {
 // verifyWithin spreads the first requests of sessions that were adopted together.
 const verifyWithin = 3 * time.Second
 
-// resume takes over what was saved, and makes due what only Vault can tell: whether the token and the leases still live.
+// resume takes over what was saved, and makes due what only Vault can tell: whether the token and the leases still
+// live.
 func (s *Session) resume(in *saved, now time.Time) {
 	for _, t := range in.tokens() {
 		s.attach(t)
@@ -142,7 +148,8 @@ func (s *Session) resume(in *saved, now time.Time) {
 			it.used = one.Secret
 		}
 		for _, old := range one.Held {
-			if handle := old.Secret.Handle(); handle == it.used.Handle() || handle == it.secret.Handle() { // which a reading shows until there is another
+			// a reading shows it until there is another
+			if handle := old.Secret.Handle(); handle == it.used.Handle() || handle == it.secret.Handle() {
 				it.hold(old.Secret, old.Lease.Resumed(now), now)
 			} else { // no reading of that process can commit any more
 				s.spend(newItem(old.Request, old.Secret), now, 0)

@@ -49,13 +49,15 @@ func (t *token) due(l vault.Lease, now time.Time) time.Time {
 
 func (s *Session) firstToken(ctx context.Context) error {
 	tell := func(why error) { s.notifyWaiting(why, s.source.WaitsFor()) }
-	return retryCreate(ctx, tell, s.cluster.client.Answers, func(error) bool { return true }, func(ctx context.Context) (err error) {
-		s.token, err = s.obtain(ctx, ctx, 1)
-		return err
-	})
+	return retryCreate(ctx, tell, s.cluster.client.Answers, func(error) bool { return true },
+		func(ctx context.Context) (err error) {
+			s.token, err = s.obtain(ctx, ctx, 1)
+			return err
+		})
 }
 
-// obtain returns the session's token number n. It asks Vault once, and waits until patience ends for what it needs of the task.
+// obtain returns the session's token number n. It asks Vault once, and waits until patience ends for what it needs of
+// the task.
 func (s *Session) obtain(ctx, patience context.Context, n int) (*token, error) {
 	s.mu.Lock()
 	source := s.source
@@ -67,8 +69,8 @@ func (s *Session) obtain(ctx, patience context.Context, n int) (*token, error) {
 	return s.newToken(n, auth), nil
 }
 
-// refusal is a login that did not succeed. For a moment it answers all that want one: the eight secrets that miss the same
-// token.
+// refusal is a login that did not succeed. For a moment it answers all that want one: the eight secrets that miss the
+// same token.
 type refusal struct {
 	err   error
 	until time.Time
@@ -101,9 +103,9 @@ func (s *Session) relogin(ctx context.Context, failed *token) (*token, error) {
 	return t, nil
 }
 
-// recordLogin takes note of how a login went, and for how long its error answers the next ones. Where answers get lost each login leaves a token
-// behind: the first few cost no time, like the leases that a budget allows, and each further one twice that of the one before, up to the life of
-// a token.
+// recordLogin stores how a login went, and for how long its error answers the next ones. Where answers get lost each
+// login leaves a token behind: the first few cost no time, like the leases that a budget allows, and each further one
+// twice that of the one before, up to the life of a token.
 func (s *Session) recordLogin(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,7 +122,8 @@ func (s *Session) recordLogin(err error) {
 	s.lastRefusal = refusal{err, time.Now().Add(pause)}
 }
 
-// obtainBriefly does not wait for an identity for long. After a login whose answer got lost it makes sure first that Vault answers at all.
+// obtainBriefly does not wait for an identity for long. After a login whose answer got lost it makes sure first that
+// Vault answers at all.
 func (s *Session) obtainBriefly(ctx context.Context, n int) (*token, error) {
 	s.mu.Lock()
 	missing := s.lostLogins > 0
@@ -156,11 +159,12 @@ func (s *Session) replaceToken(t *token) {
 	s.upkeep.succeeded(t.due(t.Lease, now))
 	s.mu.Unlock()
 	s.wake()
-	s.tell(Replaced, fmt.Sprintf("logged in again, the token before had ended or could not be renewed (accessor %s)", t.Accessor))
+	s.tell(Replaced, fmt.Sprintf("logged in again, the token before had ended or could not be renewed (accessor %s)",
+		t.Accessor))
 }
 
-// loseLeases makes due what was read with the token, whose leases end with it. Where that was to be expected it costs no
-// budget: the leases of a short-lived token are short-lived, too, whatever their TTL. Call with mu held.
+// loseLeases makes due what was read with the token, whose leases end with it. Where that was to be expected it costs
+// no budget: the leases of a short-lived token are short-lived, too, whatever their TTL. Call with mu held.
 func (s *Session) loseLeases(now time.Time) {
 	expected := s.lease.Late(now) || !s.lease.Ends.IsZero() && !now.Before(s.lease.ReplaceAt())
 	for _, it := range s.items {
@@ -183,7 +187,8 @@ func (s *Session) answers(ctx context.Context) error {
 	return err
 }
 
-// revoke ends t and every lease that was read with it. What the policies of t deny the source of tokens may be able to do.
+// revoke ends t and every lease that was read with it. What the policies of t deny the source of tokens may be able to
+// do.
 func (s *Session) revoke(ctx context.Context, t *token) error {
 	err := t.caller.RevokeSelf(ctx)
 	if !errors.Is(err, vault.ErrDenied) {

@@ -74,7 +74,8 @@ func TestTokenWhoseRenewalsFailIsReplaced(t *testing.T) {
 	})
 }
 
-// A node of Vault that has not heard of a token yet denies all that is asked with it: the lookup of a mount, the read, and a revocation.
+// A node of Vault that has not heard of a token yet denies all that is asked with it: the lookup of a mount, the read,
+// and a revocation.
 func TestTokenThatTheAnsweringNodeDoesNotKnowYet(t *testing.T) {
 	bubble(t, func(b *bench) {
 		b.Lag = 900 * time.Millisecond

@@ -370,7 +370,8 @@ func TestOutageBeforeTheFirstLook(t *testing.T) {
 	})
 }
 
-// A running task keeps what it has while the cluster's own token is invalid, and gets its next token when there is another one.
+// A running task keeps what it has while the cluster's own token is invalid, and gets its next token when there is
+// another one.
 func TestTaskRunsOnWithoutTheClustersOwnToken(t *testing.T) {
 	mint(t, func(m *minting) {
 		s := m.open()

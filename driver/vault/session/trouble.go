@@ -11,10 +11,11 @@ import (
 	"nomad-driver-vault/driver/vault"
 )
 
-// What goes wrong with a session, when that is told, and when it is over. The last notice is always true of what the session is at the moment.
+// What goes wrong with a session, when that is told, and when it is over. The last notice is always true of what the
+// session is at the moment.
 
-// outageAfter is how long something must have failed because Vault could not be asked until that counts as an outage: a single answer that got lost is
-// none.
+// outageAfter is how long something must have failed because Vault could not be asked until that counts as an outage: a
+// single answer that got lost is none.
 const outageAfter = 5 * time.Second
 
 // problem is what was told to be wrong although Vault answers.
@@ -23,7 +24,8 @@ type problem struct {
 	text  string
 }
 
-// report tells what decide finds, if anything. decide runs with mu held; two reports never overlap, so that the later one is told later.
+// report tells what decide finds, if anything. decide runs with mu held; two reports never overlap, so that the later
+// one is told later.
 func (s *Session) report(decide func() (kind NoticeKind, text string)) {
 	s.telling.Lock()
 	defer s.telling.Unlock()
@@ -40,7 +42,7 @@ func (s *Session) tell(kind NoticeKind, text string) {
 	s.report(func() (NoticeKind, string) { return kind, text })
 }
 
-// notifyWaiting tells that somebody waits, and why, or else for what.
+// notifyWaiting reports that the task waits: why, or where there is no error yet, for what.
 func (s *Session) notifyWaiting(why error, what string) {
 	if why != nil {
 		s.tell(Waiting, "waiting: "+why.Error())
@@ -49,7 +51,8 @@ func (s *Session) notifyWaiting(why error, what string) {
 	}
 }
 
-// reportOnce tells of trouble once: an outage when it has lasted for a while, and each other problem until what failed succeeds.
+// reportOnce reports a failure once: an outage when it has lasted for outageAfter, and each other problem again only
+// after what failed has succeeded.
 func (s *Session) reportOnce(err error) {
 	op, class := about(err)
 	if class == vault.ErrUnavailable {
@@ -93,7 +96,8 @@ func (s *Session) death() (NoticeKind, string) {
 	for it := range s.kept {
 		if it.class == vault.ErrUnavailable && !it.dead && it.secret.Issued() && it.lease.Expired(now) {
 			it.dead = true
-			return Dead, fmt.Sprintf("what was read from %s %s and works no longer; it is read anew as soon as Vault answers", it.secret.Path, endedAt(it.lease))
+			return Dead, fmt.Sprintf("what was read from %s %s and works no longer; it is read anew as soon as Vault answers",
+				it.secret.Path, endedAt(it.lease))
 		}
 	}
 	return Dead, ""
@@ -101,7 +105,7 @@ func (s *Session) death() (NoticeKind, string) {
 
 func endedAt(l vault.Lease) string { return "ended at " + l.Ends.UTC().Format(time.RFC3339) }
 
-// recovery tells what has become well, and what has not. Call with mu held.
+// recovery returns what works again, and what still does not. Call with mu held.
 func (s *Session) recovery() (NoticeKind, string) {
 	text := ""
 	switch {
@@ -119,8 +123,8 @@ func (s *Session) recovery() (NoticeKind, string) {
 	return Problem, text + "; still wrong: " + s.reported[first].text
 }
 
-// reachable reports that nothing waits for a Vault that cannot answer. That some other request succeeded is not enough: a
-// Vault whose database is down answers all but that. Call with mu held.
+// reachable reports that nothing waits for a Vault that cannot answer. That some other request succeeded is not enough:
+// a Vault whose database is down answers all but that. Call with mu held.
 func (s *Session) reachable() bool {
 	for u := range s.upkeeps {
 		if u.class == vault.ErrUnavailable {
@@ -130,14 +134,14 @@ func (s *Session) reachable() bool {
 	return true
 }
 
-// clearReport forgets the complaint about what has succeeded now.
+// clearReport forgets the problem that was reported of op, which has succeeded now.
 func (s *Session) clearReport(op string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.clearReportLocked(op)
 }
 
-// clearReportLocked is fine with mu held.
+// clearReportLocked is clearReport with mu held.
 func (s *Session) clearReportLocked(op string) {
 	if _, told := s.reported[op]; told {
 		delete(s.reported, op)

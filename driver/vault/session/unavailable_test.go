@@ -66,7 +66,8 @@ func TestOutageEndsWithoutAStampede(t *testing.T) {
 	})
 }
 
-// The operator can have a node ask more slowly than its tasks would: when they start, and when an outage is over. Nothing fails for it.
+// The operator can have a node ask more slowly than its tasks would: when they start, and when an outage is over.
+// Nothing fails for it.
 func TestRateLimit(t *testing.T) {
 	const tasks, perSecond, burst = 100, 5, 20
 	bubble(t, func(b *bench) {

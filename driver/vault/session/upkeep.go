@@ -20,8 +20,8 @@ type upkeep struct {
 	failing  time.Time // when the first of those attempts began that have failed in a row; zero: the last one succeeded
 	class    error     // of the last failure, nil after a success
 	lastErr  error     // the last failure
-	dead     bool      // that it ended while it could not be renewed was told
-	gather   bool      // something else has changed, and this is looked at before that is told
+	dead     bool      // it was reported that it ended while it could not be renewed
+	gather   bool      // something else has changed, and this is read before Changed is ready
 }
 
 // newUpkeep retries at the pace of a task that runs with what it has.
@@ -39,7 +39,7 @@ func (u *upkeep) next() time.Time {
 	return u.at
 }
 
-// succeeded notes a success and when to come back.
+// succeeded records a success, and when the next attempt is due.
 func (u *upkeep) succeeded(at time.Time) {
 	if time.Since(u.since) < vault.FirstTimeout/2 {
 		u.timeouts = 0

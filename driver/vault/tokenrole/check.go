@@ -9,6 +9,9 @@ import (
 	"nomad-driver-vault/driver/vault"
 )
 
+// makeAnother is the advice for a token of the cluster's own that ends.
+const makeAnother = "make one with vault token create -orphan -period=72h"
+
 // advise logs once what is not wrong but could be better. Only the chore's run calls it.
 func (i *Issuer) advise(text string) {
 	if !i.advised[text] {
@@ -41,10 +44,10 @@ func (i *Issuer) renew(ctx context.Context, as *vault.Caller) (vault.Lease, erro
 	case known.TTL == 0: // a root token
 		return lease, nil
 	case !known.Renewable:
-		i.advise("the cluster's own token is not renewable, and ends with its TTL: make one with vault token create -orphan -period=72h")
+		i.advise("the cluster's own token is not renewable, and ends with its TTL: " + makeAnother)
 		return lease, nil
 	case !known.Periodic:
-		i.advise("the cluster's own token is not periodic, and ends with its maximum TTL: make one with vault token create -orphan -period=72h")
+		i.advise("the cluster's own token is not periodic, and ends with its maximum TTL: " + makeAnother)
 	}
 	renewed, err := as.Renew(ctx, "renew the cluster's own token", lease)
 	switch {
@@ -61,12 +64,15 @@ func (i *Issuer) renew(ctx context.Context, as *vault.Caller) (vault.Lease, erro
 // explainDenial adds to a denial of what was asked with the cluster's own token what to do.
 func (i *Issuer) explainDenial(err error, path, capability string) error {
 	if vault.UnknownToken(err) {
-		return vault.HintDenied(err, fmt.Sprintf("put a token that is valid into %s of %s", tokenField(i.cluster), i.cluster.Block()))
+		return vault.HintDenied(err, fmt.Sprintf("put a token that is valid into %s of %s",
+			tokenField(i.cluster), i.cluster.Block()))
 	}
-	return vault.HintDenied(err, fmt.Sprintf("a policy of the cluster's own token must have: path %q { capabilities = [%q] }", path, capability))
+	return vault.HintDenied(err,
+		fmt.Sprintf("a policy of the cluster's own token must have: path %q { capabilities = [%q] }", path, capability))
 }
 
-// checkRights asks whether the token may do what it is for. A token that may not even ask that finds out when it is used.
+// checkRights asks whether the token may do what it is for. A token that may not even ask that finds out when it is
+// used.
 func (i *Issuer) checkRights(ctx context.Context, as *vault.Caller) error {
 	const byAccessor = "auth/token/revoke-accessor"
 	create := i.createPath()
@@ -78,11 +84,13 @@ func (i *Issuer) checkRights(ctx context.Context, as *vault.Caller) error {
 		return nil
 	}
 	if !mayUpdate(can[create]) {
-		return i.explainDenial(&vault.Error{Class: vault.ErrDenied, Op: i.client.CreateOp(i.cluster.Role), Detail: "the cluster's own token has no right to"},
+		return i.explainDenial(&vault.Error{Class: vault.ErrDenied, Op: i.client.CreateOp(i.cluster.Role),
+			Detail: "the cluster's own token has no right to"},
 			create, "update")
 	}
 	if !mayUpdate(can[byAccessor]) {
-		i.advise(fmt.Sprintf("tokens that may not revoke themselves will end with their TTL: %q is not granted to the cluster's own token", byAccessor))
+		i.advise(fmt.Sprintf("tokens that may not revoke themselves will end with their TTL: "+
+			"%q is not granted to the cluster's own token", byAccessor))
 	}
 	return nil
 }
@@ -103,10 +111,12 @@ func (i *Issuer) checkRole(ctx context.Context, as *vault.Caller) error {
 	}
 	if role == nil {
 		return &vault.Error{Class: vault.ErrNotFound, Op: op, Detail: "there is no such role",
-			Hint: fmt.Sprintf("vault write %s token_period=72h orphan=true disallowed_policies=..., or correct create_from_role in %s", path, i.cluster.Block())}
+			Hint: fmt.Sprintf("vault write %s token_period=72h orphan=true disallowed_policies=..., "+
+				"or correct create_from_role in %s", path, i.cluster.Block())}
 	}
 	wrong := func(detail, hint string) error {
-		return &vault.Error{Class: vault.ErrInvalid, Op: op, Detail: detail, Hint: fmt.Sprintf("vault write %s %s", path, hint)}
+		return &vault.Error{Class: vault.ErrInvalid, Op: op, Detail: detail,
+			Hint: fmt.Sprintf("vault write %s %s", path, hint)}
 	}
 	switch {
 	case role.Period <= 0:
@@ -117,7 +127,8 @@ func (i *Issuer) checkRole(ctx context.Context, as *vault.Caller) error {
 		return wrong("renewable is false: its tokens would end while tasks run", "renewable=true")
 	}
 	if !role.Orphan {
-		i.advise(fmt.Sprintf("token role %q has orphan = false: when the cluster's own token ends, the tokens of all tasks end with it", name))
+		i.advise(fmt.Sprintf("token role %q has orphan = false: "+
+			"when the cluster's own token ends, the tokens of all tasks end with it", name))
 	}
 	return nil
 }

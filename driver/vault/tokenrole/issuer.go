@@ -1,5 +1,5 @@
-// Package tokenrole makes tokens for tasks by a token role of Vault, with a token of the cluster's own, as Nomad's servers did until 1.9
-// (https://developer.hashicorp.com/vault/docs/concepts/tokens#token-roles).
+// Package tokenrole makes tokens for tasks by a token role of Vault, with a token of the cluster's own, as Nomad's
+// servers did until 1.9 (https://developer.hashicorp.com/vault/docs/concepts/tokens#token-roles).
 package tokenrole
 
 import (
@@ -28,8 +28,8 @@ const (
 // Ready is the status of a cluster that makes tokens by its token role.
 const Ready = "ready"
 
-// Issuer looks after the token of a cluster's own: it renews that token, reads the file that it is in again, and finds out whether token and
-// token role work. As long as they do not, no task gets a token.
+// Issuer looks after the token of a cluster's own: it renews that token, reads the file that it is in again, and finds
+// out whether token and token role work. As long as they do not, no task gets a token.
 type Issuer struct {
 	client  *vault.Client
 	cluster vault.Cluster
@@ -52,14 +52,15 @@ func errUnchecked() error {
 	return &vault.Error{Class: vault.ErrNotYet, Op: "look up the cluster's own token", Detail: "it was not looked up yet"}
 }
 
-// New returns the issuer of the client's cluster, which begins its work with Serve. The error names the field of a cluster that cannot make
-// tokens as it is configured.
+// New returns the issuer of the client's cluster, which begins its work with Serve. The error names the field of a
+// cluster that cannot make tokens as it is configured.
 func New(client *vault.Client, scheduler *sched.Scheduler, logger hclog.Logger) (*Issuer, error) {
 	cluster := client.Cluster()
 	if err := validate(cluster); err != nil {
 		return nil, fmt.Errorf("vault %q: %w", cluster.Name, err)
 	}
-	i := &Issuer{client: client, cluster: cluster, logger: logger, onChange: func() {}, advised: map[string]bool{}, broken: errUnchecked(),
+	i := &Issuer{client: client, cluster: cluster, logger: logger, onChange: func() {}, advised: map[string]bool{},
+		broken:  errUnchecked(),
 		backoff: sched.Backoff{First: time.Second, Most: time.Minute}, checked: make(chan struct{})}
 	i.chore = scheduler.Add(i.step)
 	return i, nil
@@ -94,7 +95,8 @@ func (i *Issuer) step(ctx context.Context) time.Time {
 	known, works, due := i.token, i.broken == nil, !i.dueAt.IsZero() && !i.dueAt.After(time.Now())
 	i.mu.Unlock()
 	own, err := readOwnToken(i.cluster)
-	if err != nil && works { // somebody writes the file, or has removed it: the known token is good until Vault says otherwise
+	// somebody writes the file, or has removed it: the known token is good until Vault says otherwise
+	if err != nil && works {
 		i.advise(err.Error())
 		own, err = known, nil
 	}
@@ -120,7 +122,8 @@ func (i *Issuer) next() time.Time {
 	return sched.Earlier(i.dueAt, time.Now().Add(readEvery))
 }
 
-// recordCheck stores the result of a check of the token own, whose lease is l. If Vault could not be asked, a token that worked still does.
+// recordCheck stores the result of a check of the token own, whose lease is l. If Vault could not be asked, a token
+// that worked still does.
 func (i *Issuer) recordCheck(ctx context.Context, own string, l vault.Lease, err error) {
 	if ctx.Err() != nil {
 		return
@@ -169,7 +172,8 @@ func (i *Issuer) recheck() bool {
 	return true
 }
 
-// workingToken returns the cluster's own token. One that did not work is checked again first, for which this waits until patience ends.
+// workingToken returns the cluster's own token. One that did not work is checked again first, for which this waits
+// until patience ends.
 func (i *Issuer) workingToken(patience context.Context) (string, error) {
 	i.mu.Lock()
 	again, checked := i.broken != nil && i.recheck(), i.checked
@@ -210,7 +214,8 @@ func (i *Issuer) explain(err error) error {
 		e.Class = vault.ErrNotYet // there may be another one in token_file
 		e.Hint = fmt.Sprintf("put a token that is valid into %s of %s", tokenField(i.cluster), i.cluster.Block())
 	case says("allowed policies"), says("disallowed by this role"):
-		e.Hint = fmt.Sprintf("correct policies in the task's vault block, or allowed_policies and disallowed_policies of %s", role)
+		e.Hint = fmt.Sprintf("correct policies in the task's vault block, "+
+			"or allowed_policies and disallowed_policies of %s", role)
 	case says("subset of parent"):
 		e.Hint = fmt.Sprintf("set allowed_policies or disallowed_policies of %s", role)
 	default:
@@ -228,7 +233,8 @@ type Source struct {
 // Source returns what makes tokens of that kind.
 func (i *Issuer) Source(r vault.TokenRequest) Source { return Source{issuer: i, request: r} }
 
-// Obtain makes a token. It asks once, and before that waits until patience ends for a token of the cluster's own that works.
+// Obtain makes a token. It asks once, and before that waits until patience ends for a token of the cluster's own that
+// works.
 func (s Source) Obtain(ctx, patience context.Context) (vault.Auth, error) {
 	own, err := s.issuer.workingToken(patience)
 	if err != nil {

@@ -21,7 +21,8 @@ func validate(c vault.Cluster) error {
 	case c.Token != "" && !c.Token.Valid():
 		return errors.New("token is not a Vault token: it has spaces or control characters")
 	case c.Role == "" || strings.ContainsAny(c.Role, "/?#% "):
-		return fmt.Errorf("create_from_role %q: with token or token_file, name the token role that tasks get their tokens by", c.Role)
+		return fmt.Errorf("create_from_role %q: with token or token_file, "+
+			"name the token role that tasks get their tokens by", c.Role)
 	}
 	return nil
 }
@@ -41,7 +42,8 @@ func readOwnToken(c vault.Cluster) (string, error) {
 	}
 	token, err := readOwnedFile(c.TokenFile)
 	if err != nil {
-		return "", &vault.Error{Class: vault.ErrInvalid, Op: fmt.Sprintf("read token_file of vault %q", c.Name), Detail: err.Error()}
+		return "", &vault.Error{Class: vault.ErrInvalid, Op: fmt.Sprintf("read token_file of vault %q", c.Name),
+			Detail: err.Error()}
 	}
 	return token, nil
 }
