@@ -18,8 +18,8 @@ import (
 
 // Nothing is lost when the plugin or the agent goes down: the next plugin process goes on where the last one stopped.
 
-// leaseTTL, stretched, is the lifetime of the database credentials here, after a half to two thirds of which they are renewed: no restart of an agent
-// may take the rest of it.
+// leaseTTL, stretched, is the lifetime of the database credentials here, after a half to two thirds of which they are
+// renewed: no restart of an agent may take the rest of it.
 const leaseTTL = 40 * time.Second
 
 // patient lets the servers wait for a client that is down: they would place its tasks elsewhere after ten seconds.
@@ -33,7 +33,8 @@ func settled(t *testing.T, ctx context.Context, s *stack.Stack, alloc *stack.All
 	leases, err := s.Vault.Leases(ctx, j.Name)
 	must.NoError(t, err)
 	now := state(t, ctx, alloc, j)
-	return fmt.Sprintf("process %d, tokens %v, leases %v, file %d of %v, restarts %d, changes %v", application(t, alloc), tokensOf(t, s, j.Name),
+	return fmt.Sprintf("process %d, tokens %v, leases %v, file %d of %v, restarts %d, changes %v", application(t, alloc),
+		tokensOf(t, s, j.Name),
 		leases, info.Sys().(*syscall.Stat_t).Ino, info.ModTime(), now.Restarts, changes(t, ctx, alloc, j))
 }
 
@@ -61,7 +62,8 @@ func TestTasksAreAdopted(t *testing.T) {
 			served := append(plugins(s, "vault-exec"), plugins(s, "vault-docker")...)
 			must.NoError(t, s.Nomad.Kill())
 			must.NoError(t, s.Nomad.Start(ctx))
-			must.Eq(t, served, append(plugins(s, "vault-exec"), plugins(s, "vault-docker")...), must.Sprint("they outlive their agent"))
+			must.Eq(t, served, append(plugins(s, "vault-exec"), plugins(s, "vault-docker")...),
+				must.Sprint("they outlive their agent"))
 		}},
 		{"kill -9 of agent and plugins", func() {
 			must.NoError(t, s.Nomad.Kill())
@@ -115,7 +117,8 @@ func TestTasksAreAdopted(t *testing.T) {
 		must.StrNotContains(t, log, "error", must.Sprint("every connection was accepted"))
 		said, err := a.alloc.Logs(ctx, a.job.Name, "stderr")
 		must.NoError(t, err)
-		must.Eq(t, 6, strings.Count(said, "taken over after the end of the plugin before, vault \"default\" token "), must.Sprint(said))
+		must.Eq(t, 6, strings.Count(said, "taken over after the end of the plugin before, vault \"default\" token "),
+			must.Sprint(said))
 		stop(t, ctx, s, a.alloc, a.job)
 	}
 	for _, a := range all { // They were taken over, and so it takes ten seconds.
@@ -244,8 +247,8 @@ func upgrade(t *testing.T, s *stack.Stack) {
 	}
 }
 
-// TestAgentThatDiesInAStart: the start goes on in the plugin, and Nomad knows nothing of what becomes of it. The agent that comes back
-// starts the task anew or, where the allocation was collected meanwhile, never asks about it.
+// TestAgentThatDiesInAStart: the start goes on in the plugin, and Nomad knows nothing of what becomes of it. The agent
+// that comes back starts the task anew or, where the allocation was collected meanwhile, never asks about it.
 func TestAgentThatDiesInAStart(t *testing.T) {
 	t.Parallel()
 	proxies := map[string]bool{}
@@ -259,7 +262,8 @@ func TestAgentThatDiesInAStart(t *testing.T) {
 	served := append(plugins(s, "vault-exec"), plugins(s, "vault-docker")...)
 	must.NoError(t, s.Nomad.Kill())
 	must.NoError(t, s.Nomad.Start(ctx))
-	must.Eq(t, served, append(plugins(s, "vault-exec"), plugins(s, "vault-docker")...), must.Sprint("they outlive their agent"))
+	must.Eq(t, served, append(plugins(s, "vault-exec"), plugins(s, "vault-docker")...),
+		must.Sprint("they outlive their agent"))
 	for j := range anew {
 		waits(t, s, j, 2)
 		must.NoError(t, s.Proxies[j.Name].Mend())
@@ -282,7 +286,8 @@ func TestAgentThatDiesInAStart(t *testing.T) {
 		must.NoError(t, err)
 		must.NoError(t, alloc.Remove())
 	}
-	must.NoError(t, os.Remove(filepath.Join(s.Dir, "client/client/state.db"))) // or it would start the tasks before it asks the server
+	// or it would start the tasks before it asks the server
+	must.NoError(t, os.Remove(filepath.Join(s.Dir, "client/client/state.db")))
 	must.NoError(t, s.Nomad.Start(ctx))
 	for j, alloc := range never {
 		eventually(t, 2*time.Minute, func() error { return leftBehind(t, s, j.Name, alloc) })
@@ -294,7 +299,8 @@ func dying(t *testing.T, s *stack.Stack, prefix string) map[*job]*stack.Alloc {
 	t.Helper()
 	jobs := map[*job]*stack.Alloc{}
 	for _, driver := range drivers {
-		j := behind(t, s, job{Name: prefix + driver, Driver: "vault-" + driver, Args: []string{"show", "/secrets/db.env"}}, time.Hour, time.Hour)
+		j := behind(t, s, job{Name: prefix + driver, Driver: "vault-" + driver, Args: []string{"show", "/secrets/db.env"}},
+			time.Hour, time.Hour)
 		must.NoError(t, s.Proxies[j.Name].Break(stack.Hung))
 		jobs[&j] = run(t, s, j)
 	}
@@ -324,8 +330,8 @@ func alone(t *testing.T, s *stack.Stack, j *job, alloc *stack.Alloc) error {
 	return nil
 }
 
-// TestWhatNomadCollectedMeanwhileIsRevoked: nobody comes any more for a task whose allocation was collected while plugin and agent were
-// down, and nobody but the plugin knows that it had a token.
+// TestWhatNomadCollectedMeanwhileIsRevoked: nobody comes any more for a task whose allocation was collected while
+// plugin and agent were down, and nobody but the plugin knows that it had a token.
 func TestWhatNomadCollectedMeanwhileIsRevoked(t *testing.T) {
 	t.Parallel()
 	s := own(t, stack.Options{Postgres: true, Agent: patient})

@@ -12,8 +12,8 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// TestLogCollectorWritesWhereTheTaskPutsNoLink has each task put a link in the place of its next log file, and write until Nomad's log collector,
-// which is root and follows links, opens that.
+// TestLogCollectorWritesWhereTheTaskPutsNoLink has each task put a link in the place of its next log file, and write
+// until Nomad's log collector, which is root and follows links, opens that.
 func TestLogCollectorWritesWhereTheTaskPutsNoLink(t *testing.T) {
 	t.Parallel()
 	for driver, as := range map[string]string{"vault-exec": "", "vault-docker": "", "vault-raw_exec": `user = "nobody"`} {
@@ -21,7 +21,8 @@ func TestLogCollectorWritesWhereTheTaskPutsNoLink(t *testing.T) {
 			t.Parallel()
 			s := common(t)
 			target := filepath.Join(t.TempDir(), "written")
-			j := job{Name: "log-rotation-" + driver[len("vault-"):], Driver: driver, Task: as + "\n logs {\n max_files = 3\n max_file_size = 1\n }"}
+			j := job{Name: "log-rotation-" + driver[len("vault-"):], Driver: driver,
+				Task: as + "\n logs {\n max_files = 3\n max_file_size = 1\n }"}
 			if j.RawExec() {
 				j.Config = `work_dir = "/"`
 			}

@@ -63,7 +63,8 @@ func BenchmarkAddedStart(b *testing.B) {
 				return startTime(b, s, job{Name: name, Driver: driver, Args: []string{"show"}}, nil)
 			}
 			full := func(name string) time.Duration {
-				j := job{Name: name, Driver: driver, Args: []string{"show"}, Config: "vault {\n role = \"bench\"\n }\n" + benchTemplate}
+				j := job{Name: name, Driver: driver, Args: []string{"show"}, Config: "vault {\n role = \"bench\"\n }\n" +
+					benchTemplate}
 				return startTime(b, s, j, func(alloc *stack.Alloc) {
 					asked = append(asked, askDirectly(b, s, alloc.Path(name, "secrets/nomad_vault.jwt")))
 					ready = append(ready, saidReady(b, alloc, j))
@@ -92,15 +93,17 @@ func saidReady(b *testing.B, alloc *stack.Alloc, j job) time.Duration {
 	return took
 }
 
-// BenchmarkPlacement: the time from placement to running, Nomad's own exec with its vault and template blocks and a full
-// /usr in its chroot, against vault-exec.
+// BenchmarkPlacement: the time from placement to running, Nomad's own exec with its vault and template blocks and a
+// full /usr in its chroot, against vault-exec.
 func BenchmarkPlacement(b *testing.B) {
 	s := benchStack(b)
 	var theirs, ours []time.Duration
 	for i := 0; b.Loop(); i++ {
-		theirs = append(theirs, startTime(b, s, job{Name: fmt.Sprintf("placement-nomad-%d", i), Driver: "exec", Args: []string{"show"},
+		theirs = append(theirs, startTime(b, s, job{Name: fmt.Sprintf("placement-nomad-%d", i), Driver: "exec",
+			Args: []string{"show"},
 			Task: "vault {\n role = \"bench\"\n }\n" + benchTemplate}, nil))
-		ours = append(ours, startTime(b, s, job{Name: fmt.Sprintf("placement-ours-%d", i), Driver: "vault-exec", Args: []string{"show"},
+		ours = append(ours, startTime(b, s, job{Name: fmt.Sprintf("placement-ours-%d", i), Driver: "vault-exec",
+			Args:   []string{"show"},
 			Config: "vault {\n role = \"bench\"\n }\n" + benchTemplate}, nil))
 	}
 	b.ReportMetric(ms(median(theirs)), "nomad-ms")
@@ -128,7 +131,8 @@ func BenchmarkRestart(b *testing.B) {
 	must.NoError(b, alloc.Running(ctx))
 	var gaps, bare []time.Duration
 	for i := 0; b.Loop(); i++ {
-		must.NoError(b, s.Vault.Put(ctx, "kv/data/bench", map[string]any{"data": map[string]any{"value": fmt.Sprint(time.Now().UnixNano())}}))
+		must.NoError(b, s.Vault.Put(ctx, "kv/data/bench",
+			map[string]any{"data": map[string]any{"value": fmt.Sprint(time.Now().UnixNano())}}))
 		lines, err := alloc.Log(ctx, "restart", "stdout", `(\d+)`, 3+2*i)
 		must.NoError(b, err)
 		gaps = append(gaps, between(b, lines[1+2*i], lines[2+2*i]))
@@ -156,8 +160,8 @@ func between(b *testing.B, from, to string) time.Duration {
 	return time.Duration(z - a)
 }
 
-// startTime runs a job and returns the time from its task's first event to its start, by the client's own clock. look, if any, is
-// called while the task runs; then the job is stopped.
+// startTime runs a job and returns the time from its task's first event to its start, by the client's own clock. look,
+// if any, is called while the task runs; then the job is stopped.
 func startTime(b *testing.B, s *stack.Stack, j job, look func(*stack.Alloc)) time.Duration {
 	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
 	defer cancel()
@@ -166,7 +170,8 @@ func startTime(b *testing.B, s *stack.Stack, j job, look func(*stack.Alloc)) tim
 	alloc, err := registered.Alloc(ctx)
 	must.NoError(b, err)
 	must.NoError(b, alloc.Running(ctx))
-	info, err := alloc.Wait(ctx, "the event of the start", func(a *nomad.Allocation) bool { return a.TaskStates[j.Name] != nil })
+	info, err := alloc.Wait(ctx, "the event of the start",
+		func(a *nomad.Allocation) bool { return a.TaskStates[j.Name] != nil })
 	must.NoError(b, err)
 	if look != nil {
 		look(alloc)
@@ -192,7 +197,8 @@ func askDirectly(b *testing.B, s *stack.Stack, identity string) time.Duration {
 	must.NoError(b, err)
 	ctx := within(b, time.Minute)
 	began := time.Now()
-	login, err := c.Logical().WriteWithContext(ctx, "auth/jwt-nomad/login", map[string]any{"jwt": strings.TrimSpace(string(jwt)), "role": "bench"})
+	login, err := c.Logical().WriteWithContext(ctx, "auth/jwt-nomad/login",
+		map[string]any{"jwt": strings.TrimSpace(string(jwt)), "role": "bench"})
 	must.NoError(b, err)
 	c.SetToken(login.Auth.ClientToken)
 	for _, path := range []string{"kv/data/bench", "database/creds/bench"} {

@@ -29,23 +29,31 @@ func secret(j job, name, of, more string) string {
 func TestSecretBlocksAreFilesInTheFormThatIsAskedFor(t *testing.T) {
 	each(t, "secret-file", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
-		fields := map[string]any{"user": "web", "pass": "it's $5", "blob": base64.StdEncoding.EncodeToString([]byte("\x00\xff"))}
+		fields := map[string]any{"user": "web", "pass": "it's $5",
+			"blob": base64.StdEncoding.EncodeToString([]byte("\x00\xff"))}
 		put(t, s, j, map[string]any{"user": "nobody", "pass": "", "blob": ""})
 		put(t, s, j, fields)
-		j.Args = []string{"show", "/secrets/app", "/local/old", "/secrets/blob.bin", "/secrets/app.env", "/secrets/app.yaml", "/alloc/app.properties"}
+		j.Args = []string{"show", "/secrets/app", "/local/old", "/secrets/blob.bin", "/secrets/app.env", "/secrets/app.yaml",
+			"/alloc/app.properties"}
 		j.Config = secret(j, "app", "config", "exclude = [\"b*\"]\n "+onSignal) +
 			secret(j, "old", "config", "version = 1\n key = \"user\"\n destination = \"local/old\"\n change_mode = \"noop\"") +
-			secret(j, "blob", "config", "key = \"blob\"\n encoding = \"base64\"\n destination = \"${NOMAD_SECRETS_DIR}/blob.bin\"\n "+onNoop) +
-			secret(j, "env", "config", "include = [\"pass\", \"user\"]\n rename = { user = \"PGUSER\" }\n format = \"env\"\n destination = \"secrets/app.env\"\n "+onNoop) +
-			secret(j, "yaml", "config", "include = [\"user\"]\n rename {\n user = \"on\"\n }\n format = \"yaml\"\n destination = \"/secrets/app.yaml\"\n "+onNoop) +
-			secret(j, "java", "config", "include = [\"pass\"]\n format = \"properties\"\n destination = \"alloc/app.properties\"\n perms = \"0640\"\n "+onNoop) +
+			secret(j, "blob", "config", "key = \"blob\"\n encoding = \"base64\"\n destination = "+
+				"\"${NOMAD_SECRETS_DIR}/blob.bin\"\n "+onNoop) +
+			secret(j, "env", "config", "include = [\"pass\", \"user\"]\n rename = { user = \"PGUSER\" }\n format = \"env\"\n "+
+				"destination = \"secrets/app.env\"\n "+onNoop) +
+			secret(j, "yaml", "config", "include = [\"user\"]\n rename {\n user = \"on\"\n }\n format = \"yaml\"\n "+
+				"destination = \"/secrets/app.yaml\"\n "+onNoop) +
+			secret(j, "java", "config", "include = [\"pass\"]\n format = \"properties\"\n destination = "+
+				"\"alloc/app.properties\"\n perms = \"0640\"\n "+onNoop) +
 			secret(j, "late", "late", "optional = true\n "+onSignal)
 		alloc := run(t, s, j)
 		for name, holds := range map[string]string{
 			"/secrets/app": `{"pass":"it's $5","user":"web"}` + "\n", "/local/old": "nobody", "/secrets/blob.bin": "\x00\xff",
-			"/secrets/app.env": "PGUSER=web\n" + `pass='it'"'"'s $5'` + "\n", "/secrets/app.yaml": "\"on\": \"web\"\n", "/alloc/app.properties": "pass=it's $5\n",
+			"/secrets/app.env": "PGUSER=web\n" + `pass='it'"'"'s $5'` +
+				"\n", "/secrets/app.yaml": "\"on\": \"web\"\n", "/alloc/app.properties": "pass=it's $5\n",
 		} {
-			must.Eq(t, []string{holds}, shown(t, ctx, alloc, j, name, 1), must.Sprint(name, ": the file is there before the process"))
+			must.Eq(t, []string{holds}, shown(t, ctx, alloc, j, name, 1), must.Sprint(name,
+				": the file is there before the process"))
 		}
 		info, err := os.Stat(alloc.Path(j.Name, "secrets/app"))
 		must.NoError(t, err)
@@ -84,13 +92,16 @@ func TestSecretBlocksAreEnvironmentAndNoFile(t *testing.T) {
 	each(t, "secret-env", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
 		must.NoError(t, s.Vault.DatabaseRole(ctx, j.Name, ttl, ttl))
-		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "database/creds/%s" { capabilities = ["read"] }`, j.Name), nil))
+		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "database/creds/%s" { capabilities = ["read"] }`, j.Name),
+			nil))
 		j.Args = []string{"db"}
 		j.Task = fmt.Sprintf("env {\n PGHOST = \"127.0.0.1\"\n PGPORT = %d\n }\n", s.Postgres.Port)
-		j.Config = fmt.Sprintf("vault {\n role = %q\n }\nsecret \"db\" {\n path = \"database/creds/%s\"\n env = true\n splay = \"0s\"\n"+
+		j.Config = fmt.Sprintf("vault {\n role = %q\n }\nsecret \"db\" {\n path = \"database/creds/%s\"\n env = true\n "+
+			"splay = \"0s\"\n"+
 			" rename = {\n username = \"PGUSER\"\n password = \"PGPASSWORD\"\n }\n }\n", j.Name, j.Name)
 		alloc := run(t, s, j)
-		// What it connects as twice are two users of the database: the lease cannot be renewed, and is replaced before it ends.
+		// What it connects as twice are two users of the database: the lease cannot be renewed, and is replaced before it
+		// ends.
 		names := users(t, ctx, alloc, j, 2)
 		must.NotEq(t, names[0], names[1])
 		message, err := alloc.Event(ctx, j.Name, "Secrets changed")
@@ -108,9 +119,11 @@ func TestSecretBlockAsksForWhatATemplateAsksForOnce(t *testing.T) {
 	each(t, "secret-one", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
 		must.NoError(t, s.Vault.DatabaseRole(ctx, j.Name, time.Hour, time.Hour))
-		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "database/creds/%s" { capabilities = ["read"] }`, j.Name), nil))
+		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "database/creds/%s" { capabilities = ["read"] }`, j.Name),
+			nil))
 		j.Args = []string{"show", "/secrets/block", "/secrets/template"}
-		j.Config = fmt.Sprintf("vault {\n role = %[1]q\n }\nsecret \"block\" {\n path = \"database/creds/%[1]s\"\n key = \"username\"\n }\n", j.Name) +
+		j.Config = fmt.Sprintf("vault {\n role = %[1]q\n }\nsecret \"block\" {\n path = \"database/creds/%[1]s\"\n key = "+
+			"\"username\"\n }\n", j.Name) +
 			file("secrets/template", `{{ with secret "database/creds/`+j.Name+`" }}{{ .Data.username }}{{ end }}`, onNoop)
 		alloc := run(t, s, j)
 		must.Eq(t, shown(t, ctx, alloc, j, "/secrets/block", 1), shown(t, ctx, alloc, j, "/secrets/template", 1))
@@ -124,9 +137,11 @@ func pkiFor(t *testing.T, s *stack.Stack, j job, ttl time.Duration, leased bool)
 	t.Helper()
 	ctx := within(t, 2*time.Minute)
 	must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, j.Name, &vault.MountInput{Type: "pki"}))
-	must.NoError(t, s.Vault.Put(ctx, j.Name+"/root/generate/internal", map[string]any{"common_name": "root", "ttl": "24h", "key_type": "ec"}))
-	must.NoError(t, s.Vault.Put(ctx, j.Name+"/roles/app", map[string]any{"allow_any_name": true, "allow_ip_sans": true, "allowed_uri_sans": "spiffe://*",
-		"ttl": ttl.String(), "max_ttl": "1h", "key_type": "ec", "key_bits": 256, "generate_lease": leased}))
+	must.NoError(t, s.Vault.Put(ctx, j.Name+"/root/generate/internal", map[string]any{"common_name": "root", "ttl": "24h",
+		"key_type": "ec"}))
+	must.NoError(t, s.Vault.Put(ctx, j.Name+"/roles/app", map[string]any{"allow_any_name": true, "allow_ip_sans": true,
+		"allowed_uri_sans": "spiffe://*",
+		"ttl":              ttl.String(), "max_ttl": "1h", "key_type": "ec", "key_bits": 256, "generate_lease": leased}))
 	must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "%[1]s/issue/app" { capabilities = ["update"] }
 		path "%[1]s/revoke-with-key" { capabilities = ["update"] } %[2]s`, j.Name, revokes), nil))
 }
@@ -152,15 +167,19 @@ func certificatesRevoked(t *testing.T, ctx context.Context, s *stack.Stack, j jo
 
 // certificate is a pki block that asks for each file.
 func certificate(j job, more string) string {
-	return fmt.Sprintf("vault {\n role = %[1]q\n }\npki \"web\" {\n path = \"%[1]s/issue/app\"\n common_name = \"a.example\"\n alt_names = [\"b.example\", \"c.example\"]\n"+
+	return fmt.Sprintf("vault {\n role = %[1]q\n }\npki \"web\" {\n path = \"%[1]s/issue/app\"\n common_name = "+
+		"\"a.example\"\n alt_names = [\"b.example\", \"c.example\"]\n"+
 		" ip_sans = [\"10.0.0.1\"]\n uri_sans = [\"spiffe://example/web\"]\n args = {\n private_key_format = \"pkcs8\"\n }\n"+
-		" cert_file = \"secrets/tls.crt\"\n key_file = \"secrets/tls.key\"\n ca_file = \"local/ca.crt\"\n chain_file = \"secrets/chain.crt\"\n bundle_file = \"secrets/bundle.pem\"\n"+
+		" cert_file = \"secrets/tls.crt\"\n key_file = \"secrets/tls.key\"\n ca_file = \"local/ca.crt\"\n chain_file = "+
+		"\"secrets/chain.crt\"\n bundle_file = \"secrets/bundle.pem\"\n"+
 		" splay = \"0s\"\n %[2]s\n }\n", j.Name, more)
 }
 
-var certificateFiles = []string{"/secrets/tls.crt", "/secrets/tls.key", "/local/ca.crt", "/secrets/chain.crt", "/secrets/bundle.pem"}
+var certificateFiles = []string{"/secrets/tls.crt", "/secrets/tls.key", "/local/ca.crt", "/secrets/chain.crt",
+	"/secrets/bundle.pem"}
 
-// generation returns the certificate that the task has printed the n-th time, after having checked that all its files fit.
+// generation returns the certificate that the task has printed the n-th time, after having checked that all its files
+// fit.
 func generation(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job, n int) *x509.Certificate {
 	t.Helper()
 	files := map[string]string{}
@@ -189,10 +208,12 @@ func TestPKIBlockIsReplacedBeforeItEndsAndAllItsFilesFitAndIsRevoked(t *testing.
 		pkiFor(t, s, j, ttl, false)
 		j.Task = `user = "nobody"`
 		j.Args = append([]string{"show"}, certificateFiles...)
-		j.Config = certificate(j, "renew_before = \"30s\"\n revoke = true\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"")
+		j.Config = certificate(j, "renew_before = \"30s\"\n revoke = true\n change_mode = \"signal\"\n change_signal = "+
+			"\"SIGHUP\"")
 		alloc := run(t, s, j)
 		first := generation(t, ctx, alloc, j, 1)
-		for name, mode := range map[string]os.FileMode{"secrets/tls.key": 0o600, "secrets/bundle.pem": 0o600, "secrets/tls.crt": 0o644, "secrets/chain.crt": 0o644} {
+		for name, mode := range map[string]os.FileMode{"secrets/tls.key": 0o600, "secrets/bundle.pem": 0o600,
+			"secrets/tls.crt": 0o644, "secrets/chain.crt": 0o644} {
 			info, err := os.Stat(alloc.Path(j.Name, name))
 			must.NoError(t, err)
 			must.Eq(t, mode, info.Mode().Perm(), must.Sprint(name))
@@ -230,8 +251,8 @@ func TestPKIBlockIsKeptOverARestartAndRevokedWithItsLease(t *testing.T) {
 	})
 }
 
-// TestPKIBlockIsOneCertificateWhateverRestarts: the plugin, the agent or the process. Vault issues a second one when the first nears its end.
-// Both are revoked although the plugin dies when the node is drained.
+// TestPKIBlockIsOneCertificateWhateverRestarts: the plugin, the agent or the process. Vault issues a second one when
+// the first nears its end. Both are revoked although the plugin dies when the node is drained.
 func TestPKIBlockIsOneCertificateWhateverRestarts(t *testing.T) {
 	t.Parallel()
 	s := own(t, stack.Options{Agent: patient})
@@ -277,7 +298,8 @@ func TestPKIBlockIsOneCertificateWhateverRestarts(t *testing.T) {
 	}
 }
 
-// certified is a task with a certificate, which it prints when it starts and when it is told of a new one. It has a lease, or its block revokes it.
+// certified is a task with a certificate, which it prints when it starts and when it is told of a new one. It has a
+// lease, or its block revokes it.
 type certified struct {
 	job    job
 	alloc  *stack.Alloc
@@ -289,7 +311,8 @@ func certify(t *testing.T, ctx context.Context, s *stack.Stack, driver string, t
 	t.Helper()
 	j := job{Name: "pki-" + driver[len("vault-"):], Driver: driver, Args: append([]string{"show"}, certificateFiles...)}
 	pkiFor(t, s, j, ttl, !j.Docker())
-	j.Config = certificate(j, fmt.Sprintf("renew_before = %q\n revoke = %t\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"", before, j.Docker()))
+	j.Config = certificate(j, fmt.Sprintf("renew_before = %q\n revoke = %t\n change_mode = \"signal\"\n change_signal "+
+		"= \"SIGHUP\"", before, j.Docker()))
 	c := &certified{job: j, alloc: run(t, s, j)}
 	c.first = generation(t, ctx, c.alloc, j, 1)
 	c.before = c.now(t)
@@ -324,6 +347,7 @@ func drain(t *testing.T, ctx context.Context, s *stack.Stack) {
 	t.Helper()
 	nodes, _, err := s.Nomad.API.Nodes().List((&nomad.QueryOptions{}).WithContext(ctx))
 	must.NoError(t, err)
-	_, err = s.Nomad.API.Nodes().UpdateDrain(nodes[0].ID, &nomad.DrainSpec{Deadline: time.Minute}, false, (&nomad.WriteOptions{}).WithContext(ctx))
+	_, err = s.Nomad.API.Nodes().UpdateDrain(nodes[0].ID, &nomad.DrainSpec{Deadline: time.Minute}, false,
+		(&nomad.WriteOptions{}).WithContext(ctx))
 	must.NoError(t, err)
 }

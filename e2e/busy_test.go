@@ -11,13 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A host that is busy with other things makes everything here slower, while leases end as fast as ever. How slow the machine is, is measured while
-// the tests run: limits, and the lifetimes of what has to outlive the restart of an agent, are stretched by it.
+// A host that is busy with other things makes everything here slower, while leases end as fast as ever. How slow the
+// machine is, is measured while the tests run: limits, and the lifetimes of what has to outlive the restart of an
+// agent, are stretched by it.
 
 const (
-	// usual is how much longer than its processor time a step takes beside our own tests: the limits allow for it as they stand.
+	// usual is how much longer than its processor time a step takes beside our own tests: the limits allow for it as they
+	// stand.
 	usual = 4
-	// stepTakes is the processor time of a step: some turns at the processor, of which the first comes at once on a busy machine, too.
+	// stepTakes is the processor time of a step: some turns at the processor, of which the first comes at once on a busy
+	// machine, too.
 	stepTakes = 20 * time.Millisecond
 )
 

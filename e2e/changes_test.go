@@ -13,11 +13,13 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// What happens to a task when its secrets change: one action for all changes, the right one, and none where nothing changed.
+// What happens to a task when its secrets change: one action for all changes, the right one, and none where nothing
+// changed.
 
 // byScript is how a template block goes on that has a change_script, of a shell.
 func byScript(script, more string) string {
-	return quick + fmt.Sprintf("change_mode = \"script\"\n change_script {\n command = \"/bin/sh\"\n args = [\"-c\", %q]\n %s\n }", script, more)
+	return quick + fmt.Sprintf("change_mode = \"script\"\n change_script {\n command = \"/bin/sh\"\n args = [\"-c\", "+
+		"%q]\n %s\n }", script, more)
 }
 
 // changed waits until the task has n events of changed secrets, and returns their messages.
@@ -78,14 +80,16 @@ func TestScriptAndSignalAtOnceHappenOnceEach(t *testing.T) {
 		// Four secrets, read one by one: wait makes one change of what comes within it.
 		write := func(value string) {
 			for _, name := range []string{"a", "b", "c", "d"} {
-				must.NoError(t, s.Vault.Put(ctx, "kv/data/default/"+j.Name+"/"+name, map[string]any{"data": map[string]any{"value": value}}))
+				must.NoError(t, s.Vault.Put(ctx, "kv/data/default/"+j.Name+"/"+name,
+					map[string]any{"data": map[string]any{"value": value}}))
 			}
 		}
 		write("1")
 		j.Args = []string{"show", "/secrets/a", "/secrets/b", "/secrets/c", "/secrets/d"}
 		const script = "cat /secrets/a >> /local/ran"
 		const wait = "\n wait {\n min = \"2s\"\n max = \"10s\"\n }"
-		for name, mode := range map[string]string{"a": onSignal, "b": onSignal, "c": byScript(script, ""), "d": byScript(script, "")} {
+		for name, mode := range map[string]string{"a": onSignal, "b": onSignal, "c": byScript(script, ""),
+			"d": byScript(script, "")} {
 			j.Config += file("secrets/"+name, `{{ with secret "kv/data/default/`+j.Name+`/`+name+`" }}{{ .Data.data.value }}{{ end }}`, mode+wait)
 		}
 		alloc := run(t, s, j)
@@ -157,14 +161,16 @@ func TestChangeScriptThatFails(t *testing.T) {
 				}
 				eventually(t, 20*time.Second, func() error { return absent(alloc, "sleep\x007") })
 				must.NoError(t, alloc.Signal(ctx, j.Name, "SIGHUP"))
-				must.Eq(t, "blue", shown(t, ctx, alloc, j, "/secrets/color", 2)[1], must.Sprint("the end of the script is not that of the task"))
+				must.Eq(t, "blue", shown(t, ctx, alloc, j, "/secrets/color", 2)[1],
+					must.Sprint("the end of the script is not that of the task"))
 				unnoticed(t, ctx, alloc, j)
 			})
 		})
 	}
 }
 
-// TestChangeThatDoesNotReachTheTaskIsTriedAgain: a script that is not there yet, or a container in which nothing can be run.
+// TestChangeThatDoesNotReachTheTaskIsTriedAgain: a script that is not there yet, or a container in which nothing can be
+// run.
 func TestChangeThatDoesNotReachTheTaskIsTriedAgain(t *testing.T) {
 	each(t, "unreached", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
@@ -229,7 +235,8 @@ func TestNothingFiresWhenTheBytesAreTheSame(t *testing.T) {
 		j.Args = []string{"show", "/secrets/color", "/secrets/version"}
 		// Both show the same answer of Vault: the second one tells when the new version has been read.
 		j.Config = file("secrets/color", inJob(j, "color"), onRestart) +
-			file("secrets/version", `{{ with secret "kv/data/default/`+j.Name+`/config" }}{{ .Data.metadata.version }}{{ end }}`, onNoop)
+			file("secrets/version", `{{ with secret "kv/data/default/`+j.Name+`/config" }}{{ .Data.metadata.version }}{{ end }}`,
+				onNoop)
 		alloc := run(t, s, j)
 		must.Eq(t, "1", shown(t, ctx, alloc, j, "/secrets/version", 1)[0])
 		before, err := os.Stat(alloc.Path(j.Name, "secrets/color"))
@@ -256,7 +263,8 @@ func TestSplayDelaysTheAction(t *testing.T) {
 		alloc := run(t, s, j)
 		must.Eq(t, "0", shown(t, ctx, alloc, j, "/secrets/color", 1)[0])
 		var longest time.Duration
-		for i := range rounds { // A random delay may be short, but not every time: three of them below 2 % are one run in 100,000.
+		// A random delay may be short, but not every time: three of them below 2 % are one run in 100,000.
+		for i := range rounds {
 			put(t, s, j, map[string]any{"color": fmt.Sprint(i + 1)})
 			changed(t, ctx, alloc, j, i+1)
 			delay := actedAt(t, ctx, alloc, j, i).Sub(writtenAt(t, alloc, j))

@@ -21,8 +21,9 @@ import (
 
 // What outages of minutes cost a task of ours, and a task of Nomad's own integration beside it. make chaos.
 
-// The times of BenchmarkOutages. After a renewal has failed, Nomad's twelve attempts take five minutes, or up to seven where Vault's client makes
-// each of them three times (vault/api: DefaultRetryPolicy): an outage is longer than that, and a lease shorter.
+// The times of BenchmarkOutages. After a renewal has failed, Nomad's twelve attempts take five minutes, or up to seven
+// where Vault's client makes each of them three times (vault/api: DefaultRetryPolicy): an outage is longer than that,
+// and a lease shorter.
 const (
 	chaosOutage  = 8 * time.Minute
 	chaosStorm   = 2 * time.Minute // of failed renewals, each of which may cost a user
@@ -47,7 +48,8 @@ var troubles = []trouble{
 	lays("answers are reset", chaosOutage, stack.Reset),
 	lays("answers are cut short", chaosOutage, stack.Truncated),
 	lays("nobody listens", chaosOutage, stack.Refused),
-	{name: "nobody listens; `vault_retry` unlimited", lasts: chaosOutage, begin: breaks(stack.Refused), end: mends, agent: unlimited},
+	{name: "nobody listens; `vault_retry` unlimited", lasts: chaosOutage, begin: breaks(stack.Refused), end: mends,
+		agent: unlimited},
 	lays("503: sealed", chaosOutage, stack.Sealed),
 	lays("500", chaosOutage, stack.Broken),
 	lays("429", chaosOutage, stack.Limited),
@@ -56,7 +58,8 @@ var troubles = []trouble{
 	lays("answers take 5 s", chaosOutage, stack.Slow(5*time.Second)),
 	lays("500 to renewals of leases", chaosStorm, stack.Broken, "PUT /v1/sys/leases/renew"),
 	{name: "agent stopped, started", lasts: chaosAway, begin: stopsAgent, end: startsAgent, agent: patient},
-	{name: "agent and plugin killed, agent started", lasts: chaosAway, begin: killsAgent, end: startsAgent, agent: patient},
+	{name: "agent and plugin killed, agent started", lasts: chaosAway, begin: killsAgent, end: startsAgent,
+		agent: patient},
 }
 
 // unlimited has Nomad's template blocks ask Vault for as long as it takes; by default it is 12 times.
@@ -85,8 +88,9 @@ func killsAgent(_ context.Context, s *stack.Stack) error {
 	return errors.Join(errs...)
 }
 
-// BenchmarkOutages prints the table of BENCHMARKS.md, and why Nomad has killed whom. Each trouble has a stack of its own, since an agent has one Vault of Nomad's own; all
-// happen side by side. It fails where a task of ours was killed or restarted, or was not well again.
+// BenchmarkOutages prints the table of BENCHMARKS.md, and why Nomad has killed whom. Each trouble has a stack of its
+// own, since an agent has one Vault of Nomad's own; all happen side by side. It fails where a task of ours was killed
+// or restarted, or was not well again.
 func BenchmarkOutages(b *testing.B) {
 	ctx := within(b, 20*time.Minute)
 	var pairs [][]*victim
@@ -107,7 +111,8 @@ func BenchmarkOutages(b *testing.B) {
 }
 
 func table(b *testing.B, ctx context.Context, pairs [][]*victim) {
-	fmt.Println("\n| trouble, for how long | task of | killed | restarts | credentials minted | without credentials | well again after |")
+	fmt.Println("\n| trouble, for how long | task of | killed | restarts | credentials minted | without credentials | " +
+		"well again after |")
 	fmt.Println("|---|---|---|---|---|---|---|")
 	var reasons strings.Builder
 	for i, t := range troubles {
@@ -118,7 +123,8 @@ func table(b *testing.B, ctx context.Context, pairs [][]*victim) {
 			if len(o.kills) > 0 {
 				killed += fmt.Sprintf(", after %v", rounded(o.killed))
 			}
-			fmt.Printf("| %s | %s | %s | %d | %d | %v | %s |\n", title, v.who, killed, o.starts-1, o.minted, rounded(v.without), v.again())
+			fmt.Printf("| %s | %s | %s | %d | %d | %v | %s |\n", title, v.who, killed, o.starts-1, o.minted, rounded(v.without),
+				v.again())
 			for _, why := range o.kills {
 				fmt.Fprintf(&reasons, "%s: %s: %s\n", t.name, v.who, strings.Join(strings.Fields(why), " "))
 			}
@@ -147,14 +153,16 @@ type victim struct {
 
 // victims starts a stack, and on it a task of ours and one of Nomad's own, with the same blocks.
 func victims(b *testing.B, ctx context.Context, t trouble) []*victim {
-	s := own(b, stack.Options{Postgres: true, NomadsOwn: true, Agent: t.agent, Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec")},
+	s := own(b, stack.Options{Postgres: true, NomadsOwn: true, Agent: t.agent,
+		Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec")},
 		Proxies: map[string]bool{"default": false}})
 	must.NoError(b, audit(ctx, s))
 	var pair []*victim
 	for _, driver := range []string{"vault-exec", "exec"} {
 		j := job{Name: "chaos-" + driver, Driver: driver, Again: true, Args: []string{"show", "/secrets/db.env"}}
 		must.NoError(b, s.Vault.DatabaseRole(ctx, j.Name, chaosTTL, chaosMaxTTL))
-		must.NoError(b, s.Vault.Role(ctx, j.Name, fmt.Sprintf("path \"database/creds/%s\" { capabilities = [\"read\"] }\n%s", j.Name, revokes), nil))
+		must.NoError(b, s.Vault.Role(ctx, j.Name, fmt.Sprintf("path \"database/creds/%s\" { capabilities = [\"read\"] }\n%s",
+			j.Name, revokes), nil))
 		blocks := fmt.Sprintf("vault {\n role = %q\n }\n", j.Name) +
 			file("secrets/db.env", credentials(j), "change_mode = \"signal\"\n change_signal = \"SIGHUP\"")
 		who := "`vault-exec`"
@@ -169,7 +177,8 @@ func victims(b *testing.B, ctx context.Context, t trouble) []*victim {
 	return pair
 }
 
-// befalls has the trouble come and go, and watches the victims until they have been well for a while, or there is no hope.
+// befalls has the trouble come and go, and watches the victims until they have been well for a while, or there is no
+// hope.
 func (t trouble) befalls(ctx context.Context, pair []*victim) error {
 	s, began := pair[0].stack, time.Now()
 	for _, v := range pair {
@@ -233,7 +242,8 @@ func (v *victim) look(ctx context.Context) error {
 	}
 	shown := showsUser.FindAllSubmatch(v.log(allocs[0]), -1)
 	task := newest.TaskStates[v.job.Name]
-	v.well = task != nil && task.State == "running" && len(shown) > 0 && gone(ctx, v.stack, string(shown[len(shown)-1][1])) != nil
+	v.well = task != nil && task.State == "running" && len(shown) > 0 && gone(ctx, v.stack,
+		string(shown[len(shown)-1][1])) != nil
 	now := time.Now()
 	if !v.well {
 		v.without += now.Sub(v.seen)

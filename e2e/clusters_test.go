@@ -13,8 +13,8 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// TestOneTaskOfSeveralClustersRolesAndIdentities: four vault blocks, of which no two log in alike, and each template gets what its own
-// may read. "secure" is the Vault of "default" behind TLS.
+// TestOneTaskOfSeveralClustersRolesAndIdentities: four vault blocks, of which no two log in alike, and each template
+// gets what its own may read. "secure" is the Vault of "default" behind TLS.
 func TestOneTaskOfSeveralClustersRolesAndIdentities(t *testing.T) {
 	t.Parallel()
 	s := own(t, stack.Options{Clusters: []string{"west"}, Proxies: map[string]bool{"secure": true},
@@ -42,15 +42,19 @@ func severalClusters(t *testing.T, s *stack.Stack, j job) {
 	j.Task = "identity {\n name = \"ops\"\n aud = [\"ops.example\"]\n file = true\n ttl = \"1h\"\n }"
 	write := func(b vaultBlock, color string) {
 		t.Helper()
-		must.NoError(t, s.Clusters[b.server].Put(ctx, "kv/data/"+j.Name+"-"+b.name, map[string]any{"data": map[string]any{"color": color + " in " + b.name}}))
+		must.NoError(t, s.Clusters[b.server].Put(ctx, "kv/data/"+j.Name+"-"+b.name,
+			map[string]any{"data": map[string]any{"color": color + " in " + b.name}}))
 	}
 	for _, b := range blocks {
-		must.NoError(t, s.Clusters[b.server].Role(ctx, j.Name+"-"+b.name, fmt.Sprintf(`path "kv/data/%s-%s" { capabilities = ["read"] }`, j.Name, b.name),
+		must.NoError(t, s.Clusters[b.server].Role(ctx, j.Name+"-"+b.name,
+			fmt.Sprintf(`path "kv/data/%s-%s" { capabilities = ["read"] }`, j.Name, b.name),
 			map[string]any{"bound_audiences": []string{b.audience}}))
 		write(b, "green")
 		j.Args = append(j.Args, "/secrets/"+b.name)
-		j.Config += fmt.Sprintf("vault {\n name = %q\n cluster = %q\n role = %q\n identity = %q\n file = true\n }\n", b.name, b.cluster, j.Name+"-"+b.name, b.identity)
-		j.Config += file("secrets/"+b.name, fmt.Sprintf(`{{ with secret "kv/data/%s-%s" }}{{ .Data.data.color }}{{ end }}`, j.Name, b.name),
+		j.Config += fmt.Sprintf("vault {\n name = %q\n cluster = %q\n role = %q\n identity = %q\n file = true\n }\n", b.name,
+			b.cluster, j.Name+"-"+b.name, b.identity)
+		j.Config += file("secrets/"+b.name, fmt.Sprintf(`{{ with secret "kv/data/%s-%s" }}{{ .Data.data.color }}{{ end }}`,
+			j.Name, b.name),
 			onSignal+fmt.Sprintf("\n vault = %q", b.name))
 	}
 	alloc := run(t, s, j)

@@ -110,8 +110,9 @@ type job struct {
 	Group  string   // HCL for the group, or for the job's other groups
 }
 
-// spec is the jobspec (HCL). The job is never tried again where it fails, so that what a test sees is the first failure, unless Again says so; HCL of
-// Group and Task may add a block, not change one that is here. A docker task shares the host's network, as an exec task does.
+// spec is the jobspec (HCL). The job is never tried again where it fails, so that what a test sees is the first
+// failure, unless Again says so; HCL of Group and Task may add a block, not change one that is here. A docker task
+// shares the host's network, as an exec task does.
 func (j job) spec() string {
 	var b strings.Builder
 	if err := jobTemplate.Execute(&b, j); err != nil {
@@ -184,8 +185,8 @@ job "{{.Name}}" {
 }
 `))
 
-// run runs the job, and returns its allocation once it is placed. The job is stopped at the end of the test; a test that has failed
-// by then shows what became of it.
+// run runs the job, and returns its allocation once it is placed. The job is stopped at the end of the test; a test
+// that has failed by then shows what became of it.
 func run(t testing.TB, s *stack.Stack, j job) *stack.Alloc {
 	t.Helper()
 	_, alloc := register(t, s, j.spec())
@@ -219,9 +220,11 @@ func registerWith(t testing.TB, s *stack.Stack, spec string, vars map[string]str
 
 // execute runs a command of /bin/sh in the job's task, as `nomad alloc exec` does.
 //
-// Nomad's docker driver (1.11.3) looks whether the command runs instead of waiting for it: once in a while it takes a command that
-// has not begun for one that has ended, or does not wait for the last of its output. Here it is asked again, and given the time.
-func execute(t *testing.T, alloc *stack.Alloc, j job, tty bool, stdin, command string) (stdout, stderr string, code int) {
+// Nomad's docker driver (1.11.3) looks whether the command runs instead of waiting for it: once in a while it takes a
+// command that has not begun for one that has ended, or does not wait for the last of its output. Here it is asked
+// again, and given the time.
+func execute(t *testing.T, alloc *stack.Alloc, j job, tty bool, stdin, command string) (stdout, stderr string,
+	code int) {
 	t.Helper()
 	if j.Docker() {
 		command = "trap 'sleep 0.2' EXIT\n" + command
@@ -240,5 +243,6 @@ func execute(t *testing.T, alloc *stack.Alloc, j job, tty bool, stdin, command s
 // eventually returns when check returns nil; the test fails with its last error where limit, stretched, comes first.
 func eventually(t *testing.T, limit time.Duration, check func() error) {
 	t.Helper()
-	must.NoError(t, stack.Eventually(within(t, limit), check), must.Sprintf("within %v, stretched to %v", limit, stretched(limit)))
+	must.NoError(t, stack.Eventually(within(t, limit), check), must.Sprintf("within %v, stretched to %v", limit,
+		stretched(limit)))
 }

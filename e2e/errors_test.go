@@ -56,27 +56,33 @@ var mistakes = map[string]mistake{
 	"an unknown cluster": {old: `role = "errors"`, new: `cluster = "west"`, says: []string{
 		`vault "default": cluster "west" is unknown: the operator has configured "default"`}},
 
-	"a policy without the path": {config: renders(`{{ with secret "kv/data/default/another/config" }}{{ end }}`, ""), says: []string{
-		`template "secrets/out": line 1`, `role "errors" grants the policies [default errors]`,
-		`path "kv/data/default/another/config" { capabilities = ["read"] }`}},
+	"a policy without the path": {config: renders(`{{ with secret "kv/data/default/another/config" }}{{ end }}`, ""),
+		says: []string{
+			`template "secrets/out": line 1`, `role "errors" grants the policies [default errors]`,
+			`path "kv/data/default/another/config" { capabilities = ["read"] }`}},
 	"a policy without the path, in the words of vault kv": {config: renders(`{{ with secret "kv/default/another/config" }}{{ end }}`, ""), says: []string{
 		`path "kv/data/default/another/config" { capabilities = ["read"] }`}},
-	"an engine that the token knows nothing of": {config: renders(`{{ with secret "errors-hidden/config" }}{{ end }}`, ""), says: []string{
-		`read errors-hidden/config: denied by Vault`, `path "errors-hidden/config" { capabilities = ["read"] }`}},
-	"a secret that does not exist": {config: renders(`{{ with secret "kv/data/default/errors/none" }}{{ end }}`, ""), says: []string{
-		`template "secrets/out": line 1`, `read kv/data/default/errors/none: not found in Vault`, `write it first, or correct the path`}},
-	"a deleted version": {config: renders(`{{ with secret "kv/data/default/errors/deleted" }}{{ end }}`, ""), says: []string{
-		`read kv/data/default/errors/deleted`, `version 1 was deleted at`, `undelete it`}},
+	"an engine that the token knows nothing of": {config: renders(`{{ with secret "errors-hidden/config" }}{{ end }}`, ""),
+		says: []string{
+			`read errors-hidden/config: denied by Vault`, `path "errors-hidden/config" { capabilities = ["read"] }`}},
+	"a secret that does not exist": {config: renders(`{{ with secret "kv/data/default/errors/none" }}{{ end }}`, ""),
+		says: []string{
+			`template "secrets/out": line 1`, `read kv/data/default/errors/none: not found in Vault`, `write it first, or correct the path`}},
+	"a deleted version": {config: renders(`{{ with secret "kv/data/default/errors/deleted" }}{{ end }}`, ""),
+		says: []string{
+			`read kv/data/default/errors/deleted`, `version 1 was deleted at`, `undelete it`}},
 	"fields of KV version 1 in version 2": {config: renders(`{{ with secret "kv/default/errors/config" }}{{ .Data.color }}{{ end }}`, ""), says: []string{
 		`template "secrets/out": line 1: <.Data.color>`, `"kv/default/errors/config" is KV version 2: its fields are under .Data.data`}},
 	"fields of KV version 2 in version 1": {config: renders(`{{ with secret "errors-v1/config" }}{{ .Data.data.color }}{{ end }}`, ""), says: []string{
 		`template "secrets/out": line 1: <.Data.data.color>`, `"errors-v1/config" is not KV version 2: its fields are under .Data`}},
-	"a missing key": {config: renders("color:\n{{ with secret \"kv/default/errors/config\" }}{{ .Data.data.colour }}{{ end }}", strict), says: []string{
+	"a missing key": {config: renders("color:\n{{ with secret \"kv/default/errors/config\" }}{{ .Data.data.colour }}{{ "+
+		"end }}", strict), says: []string{
 		`template "secrets/out": line 2: <.Data.data.colour>`, `no entry for key "colour"`}},
 
 	"a syntax error": {config: renders("first\n{{ with secret }", ""), says: []string{
 		`template "secrets/out": line 2`, `unexpected "}"`}},
-	"a block without its end": {config: renders("{{ if true }}", ""), says: []string{`template "secrets/out"`, `an {{ end }} is missing`}},
+	"a block without its end": {config: renders("{{ if true }}", ""), says: []string{`template "secrets/out"`,
+		`an {{ end }} is missing`}},
 	"an unknown function": {config: renders("first\n{{ sekret \"x\" }}", ""), says: []string{
 		`template "secrets/out": line 2: function "sekret" not defined`}},
 	"a function of Consul's": {config: renders(`{{ key "x" }}`, ""), says: []string{
@@ -90,47 +96,62 @@ var mistakes = map[string]mistake{
 		`No argument or block type is named "chnge_mode". Did you mean "change_mode"?`}},
 	"an unknown signal": {config: renders("x", "change_mode = \"signal\"\n change_signal = \"SIGHOP\""), says: []string{
 		`template "secrets/out": change_signal "SIGHOP" is not a signal: use a name such as "SIGHUP"`}},
-	"a signal for a new environment": {config: renders("A=1", "env = true\n change_mode = \"signal\"\n change_signal = \"SIGHUP\""), says: []string{
+	"a signal for a new environment": {config: renders("A=1",
+		"env = true\n change_mode = \"signal\"\n change_signal = \"SIGHUP\""), says: []string{
 		`template "secrets/out": change_mode "signal" with env = true`, `use "restart"`}},
 
-	"a secret block without a path": {config: "secret \"db\" {}", says: []string{`secret "db": path is required: name a secret such as "kv/data/app"`}},
+	"a secret block without a path": {config: "secret \"db\" {}",
+		says: []string{`secret "db": path is required: name a secret such as "kv/data/app"`}},
 	"a pki block without a file": {config: "pki \"web\" {\n path = \"pki/issue/app\"\n }", says: []string{
 		`pki "web": no file is asked for: set one of cert_file, key_file`}},
-	"two secret blocks of one name": {config: "secret \"db\" {\n path = \"a/b\"\n }\n secret \"db\" {\n path = \"a/c\"\n }", says: []string{
+	"two secret blocks of one name": {config: "secret \"db\" {\n path = \"a/b\"\n }\n secret \"db\" {\n path = " +
+		"\"a/c\"\n }", says: []string{
 		`A block for secret "db" was already defined`}},
-	"a field that a secret has not": {config: "secret \"app\" {\n path = \"kv/data/default/errors/config\"\n key = \"colour\"\n }", says: []string{
+	"a field that a secret has not": {config: "secret \"app\" {\n path = \"kv/data/default/errors/config\"\n key = " +
+		"\"colour\"\n }", says: []string{
 		`secret "app": key: the secret has no field "colour"`}},
-	"a field in an encoding that it has not": {config: "secret \"app\" {\n path = \"kv/data/default/errors/config\"\n key = \"color\"\n encoding = \"hex\"\n }", says: []string{
+	"a field in an encoding that it has not": {config: "secret \"app\" {\n path = \"kv/data/default/errors/config\"\n " +
+		"key = \"color\"\n encoding = \"hex\"\n }", says: []string{
 		`secret "app": field "color" is not encoded in hex: correct encoding`}},
 
 	"a destination outside the task": {config: file("../other/secrets/out", "x", ""), says: []string{
 		`template "../other/secrets/out": destination`, `use local/, secrets/ or alloc/`}},
 	"a destination through a link that a task has made": {
 		config: file("/alloc/data/link/out", "x", ""), group: linker,
-		says: []string{`destination "/alloc/data/link/out" has a parent "link" that is a symbolic link`, `choose another destination`}},
-	"a full secrets directory": {config: renders(`{{ range loop 20000 }}`+strings.Repeat("0123456789", 6)+`{{ end }}`, ""), says: []string{
-		`destination "secrets/out" cannot be written, its directory is full`, `raise resources { secrets = <MB> }`}},
+		says: []string{`destination "/alloc/data/link/out" has a parent "link" that is a symbolic link`,
+			`choose another destination`}},
+	"a full secrets directory": {config: renders(`{{ range loop 20000 }}`+strings.Repeat("0123456789", 6)+`{{ end }}`, ""),
+		says: []string{
+			`destination "secrets/out" cannot be written, its directory is full`, `raise resources { secrets = <MB> }`}},
 
 	"a user whom the operator denies": {old: `resources {`, new: "user = \"root\"\n resources {", says: []string{
 		`user "root" is not allowed`, `denied_users`, `set another user`}},
-	"the same by its number": {old: `resources {`, new: "user = \"0\"\n resources {", says: []string{`user "0" is not allowed`}},
-	"the host's processes":   {config: `pid_mode = "host"`, says: []string{`config pid_mode "host" is not allowed`, `set default_pid_mode = "host"`}},
+	"the same by its number": {old: `resources {`, new: "user = \"0\"\n resources {",
+		says: []string{`user "0" is not allowed`}},
+	"the host's processes": {config: `pid_mode = "host"`, says: []string{`config pid_mode "host" is not allowed`,
+		`set default_pid_mode = "host"`}},
 	"a missing command": {old: `/opt/app/app`, new: `no-such-program`, says: []string{
 		`command "no-such-program" not found: looked in`}},
-	"a command that the image has not": {driver: "vault-docker", old: `/opt/app/app`, new: `no-such-program`, says: []string{
-		`no-such-program`, `executable file not found in $PATH`}},
+	"a command that the image has not": {driver: "vault-docker", old: `/opt/app/app`, new: `no-such-program`,
+		says: []string{
+			`no-such-program`, `executable file not found in $PATH`}},
 	"an image that nobody has": {driver: "vault-docker", old: `busybox:1\.36`, new: `no-such-image:1`, says: []string{
 		`no-such-image:1`, `Failed to pull`}},
-	"registry credentials that the policy denies": {driver: "vault-docker", config: "auth {\n vault_path = \"kv/data/default/another/registry\"\n }", says: []string{
-		`auth: vault_path: read kv/data/default/another/registry: denied by Vault`, `path "kv/data/default/another/registry" { capabilities = ["read"] }`}},
-	"registry credentials under another key": {driver: "vault-docker", config: "auth {\n vault_path = \"kv/data/default/errors/config\"\n username_key = \"color\"\n }", says: []string{
-		`auth: vault_path: kv/data/default/errors/config has no text under the key "password": write it, or correct password_key`}},
-	"registry credentials from two places": {driver: "vault-docker", config: "auth {\n vault_path = \"kv/default/errors/config\"\n password = \"" + canary + "\"\n }", says: []string{
-		`auth: both password and vault_path are set: keep one`}},
-	"registry credentials without an image": {config: "auth {\n vault_path = \"kv/default/errors/config\"\n }", says: []string{
-		`No argument or block type is named "auth"`}},
-	"the same mistake in another driver": {driver: "vault-docker", old: `role = "errors"`, new: `role = "erors"`, says: []string{
-		`role "erors"`, `create role "erors"`}},
+	"registry credentials that the policy denies": {driver: "vault-docker",
+		config: "auth {\n vault_path = \"kv/data/default/another/registry\"\n }", says: []string{
+			`auth: vault_path: read kv/data/default/another/registry: denied by Vault`, `path "kv/data/default/another/registry" { capabilities = ["read"] }`}},
+	"registry credentials under another key": {driver: "vault-docker",
+		config: "auth {\n vault_path = \"kv/data/default/errors/config\"\n username_key = \"color\"\n }", says: []string{
+			`auth: vault_path: kv/data/default/errors/config has no text under the key "password": write it, or correct password_key`}},
+	"registry credentials from two places": {driver: "vault-docker",
+		config: "auth {\n vault_path = \"kv/default/errors/config\"\n password = \"" + canary + "\"\n }", says: []string{
+			`auth: both password and vault_path are set: keep one`}},
+	"registry credentials without an image": {config: "auth {\n vault_path = \"kv/default/errors/config\"\n }",
+		says: []string{
+			`No argument or block type is named "auth"`}},
+	"the same mistake in another driver": {driver: "vault-docker", old: `role = "errors"`, new: `role = "erors"`,
+		says: []string{
+			`role "erors"`, `create role "erors"`}},
 	"the same mistake in the third driver": {driver: "vault-raw_exec", old: `file = true`, says: []string{
 		`identity "vault"`, `add to the task: identity {`}},
 }
@@ -156,7 +177,8 @@ task "linker" {
 const canary = "mint-green"
 
 // leased is a template with a database credential, which a start that fails has to give back.
-var leased = "vault {\n role = \"errors\"\n }\n" + file("secrets/db", `{{ with secret "database/creds/errors" }}{{ .Data.password }}{{ end }}`, "")
+var leased = "vault {\n role = \"errors\"\n }\n" +
+	file("secrets/db", `{{ with secret "database/creds/errors" }}{{ .Data.password }}{{ end }}`, "")
 
 func setUpErrors(t *testing.T, s *stack.Stack) {
 	ctx := within(t, 2*time.Minute)
@@ -164,15 +186,18 @@ func setUpErrors(t *testing.T, s *stack.Stack) {
 		path "kv/data/default/errors/*" { capabilities = ["read"] }
 		path "errors-v1/*" { capabilities = ["read"] }
 		path "database/creds/errors" { capabilities = ["read"] }`
-	must.NoError(t, s.Vault.Put(ctx, "kv/data/default/errors/config", map[string]any{"data": map[string]any{"color": canary}}))
-	must.NoError(t, s.Vault.Put(ctx, "kv/data/default/errors/deleted", map[string]any{"data": map[string]any{"color": canary}}))
+	must.NoError(t, s.Vault.Put(ctx, "kv/data/default/errors/config",
+		map[string]any{"data": map[string]any{"color": canary}}))
+	must.NoError(t, s.Vault.Put(ctx, "kv/data/default/errors/deleted",
+		map[string]any{"data": map[string]any{"color": canary}}))
 	_, err := s.Vault.API.Logical().DeleteWithContext(ctx, "kv/data/default/errors/deleted")
 	must.NoError(t, err)
 	must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, "errors-v1", &vault.MountInput{Type: "kv"}))
 	must.NoError(t, s.Vault.Put(ctx, "errors-v1/config", map[string]any{"color": canary}))
 	must.NoError(t, s.Vault.DatabaseRole(ctx, "errors", time.Hour, time.Hour))
 	must.NoError(t, s.Vault.Role(ctx, "errors", policy, nil))
-	must.NoError(t, s.Vault.Role(ctx, "errors-bound", policy, map[string]any{"bound_claims": map[string]any{"nomad_job_id": "another"}}))
+	must.NoError(t, s.Vault.Role(ctx, "errors-bound", policy,
+		map[string]any{"bound_claims": map[string]any{"nomad_job_id": "another"}}))
 }
 
 func TestErrors(t *testing.T) {
@@ -182,7 +207,8 @@ func TestErrors(t *testing.T) {
 	t.Run("starts that fail", func(t *testing.T) {
 		t.Run("no mistake", func(t *testing.T) {
 			t.Parallel()
-			must.NoError(t, run(t, s, job{Name: "errors-none", Driver: "vault-exec", Args: []string{"show"}, Config: leased}).Running(within(t, 2*time.Minute)))
+			must.NoError(t, run(t, s, job{Name: "errors-none", Driver: "vault-exec", Args: []string{"show"},
+				Config: leased}).Running(within(t, 2*time.Minute)))
 		})
 		for i, sentence := range slices.Sorted(maps.Keys(mistakes)) {
 			t.Run(sentence, func(t *testing.T) {
@@ -205,7 +231,8 @@ func (m mistake) said(line string) bool {
 	return !slices.ContainsFunc(m.says, func(part string) bool { return !strings.Contains(line, part) })
 }
 
-// check makes the mistake and reads what Nomad shows: at once, on one line, with nothing started and nothing left behind.
+// check makes the mistake and reads what Nomad shows: at once, on one line, with nothing started and nothing left
+// behind.
 func (m mistake) check(t *testing.T, s *stack.Stack, name string) {
 	j := job{Name: name, Driver: m.driver, Args: []string{"show"}, Config: leased + m.config, Group: m.group}
 	if j.Driver == "" {
@@ -219,7 +246,8 @@ func (m mistake) check(t *testing.T, s *stack.Stack, name string) {
 	registered, alloc := register(t, s, spec)
 	failed, took := failure(t, alloc, name)
 	t.Log(failed)
-	must.True(t, slices.ContainsFunc(strings.Split(failed, "\n"), m.said), must.Sprintf("no line of the message has all of %q:\n%s", m.says, failed))
+	must.True(t, slices.ContainsFunc(strings.Split(failed, "\n"), m.said),
+		must.Sprintf("no line of the message has all of %q:\n%s", m.says, failed))
 	must.StrNotContains(t, failed, canary)
 	if !strings.Contains(failed, "failed to parse config") { // which Nomad finds before it asks the driver
 		m.logged(t, j, alloc)
@@ -269,14 +297,15 @@ func failure(t *testing.T, alloc *stack.Alloc, task string) (message string, too
 	return message, took
 }
 
-// leftBehind returns an error while anything is left of a task that has ended for good: a process, a container, a file, a record
-// of the plugin's, a token, a lease.
+// leftBehind returns an error while anything is left of a task that has ended for good: a process, a container, a file,
+// a record of the plugin's, a token, a lease.
 func leftBehind(t *testing.T, s *stack.Stack, jobID string, alloc *stack.Alloc) error {
 	t.Helper()
 	if left := processes(alloc); len(left) > 0 {
 		return fmt.Errorf("%d processes are left, the first is %d: %q", len(left), left[0].pid, left[0].cmdline)
 	}
-	if container, err := alloc.Container(t.Context(), jobID); err == nil || !strings.Contains(err.Error(), "No such container") {
+	if container, err := alloc.Container(t.Context(), jobID); err == nil || !strings.Contains(err.Error(),
+		"No such container") {
 		return fmt.Errorf("a container is left: %s (%v)", container, err)
 	}
 	if files := rendered(t, alloc); len(files) > 0 {
@@ -288,8 +317,8 @@ func leftBehind(t *testing.T, s *stack.Stack, jobID string, alloc *stack.Alloc) 
 	return unrevoked(t, t.Context(), s, jobID)
 }
 
-// tokensOf returns the accessors of the living tokens that tasks of the job have logged in for. The job's role must map the
-// claim nomad_job_id, as nomad-workloads does.
+// tokensOf returns the accessors of the living tokens that tasks of the job have logged in for. The job's role must map
+// the claim nomad_job_id, as nomad-workloads does.
 func tokensOf(t *testing.T, s *stack.Stack, jobID string) []string {
 	t.Helper()
 	ctx := within(t, time.Minute)
@@ -305,7 +334,8 @@ func tokensOf(t *testing.T, s *stack.Stack, jobID string) []string {
 	})
 }
 
-// rendered returns the files in the directories of an allocation's tasks that neither Nomad nor a wrapped driver has made.
+// rendered returns the files in the directories of an allocation's tasks that neither Nomad nor a wrapped driver has
+// made.
 func rendered(t *testing.T, alloc *stack.Alloc) []string {
 	t.Helper()
 	var found []string
@@ -313,10 +343,12 @@ func rendered(t *testing.T, alloc *stack.Alloc) []string {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		theirs := []string{".nomad-mount", "executor.out", "state.json", "api.sock", "nomad_token", "busybox", "passwd"} // The last two are of a chroot.
+		// The last two are of a chroot.
+		theirs := []string{".nomad-mount", "executor.out", "state.json", "api.sock", "nomad_token", "busybox", "passwd"}
 		jwt := strings.HasPrefix(d.Name(), "nomad_") && strings.HasSuffix(d.Name(), ".jwt")
 		mountPoint := strings.Contains(path, "/run/systemd/resolve/") // of a task that runs, on a host with systemd-resolved
-		if err == nil && d.Type().IsRegular() && !jwt && !mountPoint && !slices.Contains(theirs, d.Name()) && !strings.Contains(path, "/alloc/logs/") {
+		if err == nil && d.Type().IsRegular() && !jwt && !mountPoint && !slices.Contains(theirs, d.Name()) &&
+			!strings.Contains(path, "/alloc/logs/") {
 			found = append(found, path)
 		}
 		return err
@@ -325,7 +357,8 @@ func rendered(t *testing.T, alloc *stack.Alloc) []string {
 	return found
 }
 
-// TestErrorsOfAClusterThatCannotBeAsked is about what only the operator can mend: it is told by the cluster's name, address and field.
+// TestErrorsOfAClusterThatCannotBeAsked is about what only the operator can mend: it is told by the cluster's name,
+// address and field.
 func TestErrorsOfAClusterThatCannotBeAsked(t *testing.T) {
 	t.Parallel()
 	needMachine(t)
@@ -342,7 +375,8 @@ func TestErrorsOfAClusterThatCannotBeAsked(t *testing.T) {
 	t.Cleanup(hung.Close)
 	cluster := func(name, address string) string { return fmt.Sprintf("vault %q {\n address = %q\n}\n", name, address) }
 	const limit = 10 * time.Second
-	s := own(t, stack.Options{Plugins: []stack.Plugin{{Name: "vault-exec", Config: fmt.Sprintf("start_timeout = %q\n", limit) +
+	s := own(t, stack.Options{Plugins: []stack.Plugin{{Name: "vault-exec", Config: fmt.Sprintf("start_timeout = %q\n",
+		limit) +
 		cluster("dead", "http://127.0.0.1:1") + cluster("hung", hung.URL) + cluster("untrusted", secure.URL) +
 		cluster("plain", strings.Replace(plain.URL, "http", "https", 1))}}})
 
@@ -350,10 +384,13 @@ func TestErrorsOfAClusterThatCannotBeAsked(t *testing.T) {
 		waits bool
 		says  []string
 	}{
-		"dead":      {true, []string{`Vault unavailable`, `connection refused`, `address in the plugin's vault "dead" block is http://127.0.0.1:1`}},
-		"hung":      {true, []string{`Vault unavailable`, `no answer in time`, `address in the plugin's vault "hung" block is ` + hung.URL}},
-		"untrusted": {false, []string{`certificate signed by unknown authority`, `set ca_file or ca_path in the plugin's vault "untrusted" block to the CA of ` + secure.URL}},
-		"plain":     {false, []string{`address in the plugin's vault "plain" block says https, the server speaks http`}},
+		"dead": {true, []string{`Vault unavailable`, `connection refused`,
+			`address in the plugin's vault "dead" block is http://127.0.0.1:1`}},
+		"hung": {true, []string{`Vault unavailable`, `no answer in time`,
+			`address in the plugin's vault "hung" block is ` + hung.URL}},
+		"untrusted": {false, []string{`certificate signed by unknown authority`,
+			`set ca_file or ca_path in the plugin's vault "untrusted" block to the CA of ` + secure.URL}},
+		"plain": {false, []string{`address in the plugin's vault "plain" block says https, the server speaks http`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

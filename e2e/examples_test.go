@@ -18,8 +18,8 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// examples are the jobs of example/ as they stand: what has to be there before, what the task prints then, what changes, and what it
-// prints after that.
+// examples are the jobs of example/ as they stand: what has to be there before, what the task prints then, what
+// changes, and what it prints after that.
 var examples = map[string]struct {
 	task          string
 	vars          func(*testing.T, *stack.Stack) map[string]string
@@ -27,34 +27,42 @@ var examples = map[string]struct {
 	before, after string
 	own           bool // it is run by a test with a stack of its own, since the common one cannot
 }{
-	"exec.nomad.hcl":   {task: "hello", put: putKV("hello-exec"), before: "(?m)^good morning$", after: "(?m)^good night$"},
-	"docker.nomad.hcl": {task: "hello", put: putKV("hello-docker"), before: "(?m)^good morning$", after: "(?m)^good night$"},
+	"exec.nomad.hcl": {task: "hello", put: putKV("hello-exec"), before: "(?m)^good morning$", after: "(?m)^good night$"},
+	"docker.nomad.hcl": {task: "hello", put: putKV("hello-docker"), before: "(?m)^good morning$",
+		after: "(?m)^good night$"},
 	"clusters.nomad.hcl": {task: "hello", put: putKV("hello-clusters"),
 		before: `(?m)^here: good morning\nthere: good morning$`, after: `(?m)^here: good night\nthere: good night$`},
-	"pki.nomad.hcl":    {task: "hello", before: `(?m)^-----BEGIN CERTIFICATE-----$`},
-	"secret.nomad.hcl": {task: "hello", put: putKV("hello-secret"), before: `(?m)^\{"greeting":"good morning"\}$`, after: `(?m)^\{"greeting":"good night"\}$`},
-	"setup.nomad.hcl":  {task: "hello", before: "(?m)^good morning$", own: true}, // which setup.sh wrote
-	"nomad-token.nomad.hcl": {task: "hello", put: putKV("hello-nomad-token"), before: "(?m)^good morning$", after: "(?m)^good night$",
-		own: true},
-	"token-role.nomad.hcl": {task: "hello", put: putRoleKV, before: "(?m)^good morning$", after: "(?m)^good night$", own: true,
+	"pki.nomad.hcl": {task: "hello", before: `(?m)^-----BEGIN CERTIFICATE-----$`},
+	"secret.nomad.hcl": {task: "hello", put: putKV("hello-secret"), before: `(?m)^\{"greeting":"good morning"\}$`,
+		after: `(?m)^\{"greeting":"good night"\}$`},
+	"setup.nomad.hcl": {task: "hello", before: "(?m)^good morning$", own: true}, // which setup.sh wrote
+	"nomad-token.nomad.hcl": {task: "hello", put: putKV("hello-nomad-token"), before: "(?m)^good morning$",
+		after: "(?m)^good night$",
+		own:   true},
+	"token-role.nomad.hcl": {task: "hello", put: putRoleKV, before: "(?m)^good morning$", after: "(?m)^good night$",
+		own:  true,
 		vars: func(*testing.T, *stack.Stack) map[string]string { return map[string]string{"cluster": "roles"} }},
-	"in-place.nomad.hcl": {task: "hello", put: putKV("hello-in-place"), before: "(?m)^good morning$", after: "(?m)^good night$",
-		own: true},
+	"in-place.nomad.hcl": {task: "hello", put: putKV("hello-in-place"), before: "(?m)^good morning$",
+		after: "(?m)^good night$",
+		own:   true},
 	"nomad-vars.nomad.hcl": {task: "hello", put: putVariable,
 		before: `(?m)^good morning from 127\.0\.0\.1:\d+$`, after: `(?m)^good night from 127\.0\.0\.1:\d+$`},
-	"database.nomad.hcl": {task: "query", before: "I am v-jwt-", vars: func(_ *testing.T, s *stack.Stack) map[string]string {
+	"database.nomad.hcl": {task: "query", before: "I am v-jwt-", vars: func(_ *testing.T,
+		s *stack.Stack) map[string]string {
 		return map[string]string{"postgres_port": strconv.Itoa(s.Postgres.Port)}
 	}},
-	"registry.nomad.hcl": {task: "hello", before: `(?m)^hello from 127\.0\.0\.1:\d+/hello:1$`, vars: func(t *testing.T, s *stack.Stack) map[string]string {
-		must.NoError(t, s.Vault.Put(t.Context(), "kv/data/default/hello-registry/registry",
-			map[string]any{"data": map[string]any{"username": "puller", "password": "example"}}))
-		return map[string]string{"image": registry(t, s, "puller", "example").Addr + "/hello:1"}
-	}},
+	"registry.nomad.hcl": {task: "hello", before: `(?m)^hello from 127\.0\.0\.1:\d+/hello:1$`,
+		vars: func(t *testing.T, s *stack.Stack) map[string]string {
+			must.NoError(t, s.Vault.Put(t.Context(), "kv/data/default/hello-registry/registry",
+				map[string]any{"data": map[string]any{"username": "puller", "password": "example"}}))
+			return map[string]string{"image": registry(t, s, "puller", "example").Addr + "/hello:1"}
+		}},
 }
 
 func putKV(job string) func(context.Context, *stack.Stack, string) error {
 	return func(ctx context.Context, s *stack.Stack, greeting string) error {
-		return s.Vault.Put(ctx, "kv/data/default/"+job+"/config", map[string]any{"data": map[string]any{"greeting": greeting}})
+		return s.Vault.Put(ctx, "kv/data/default/"+job+"/config",
+			map[string]any{"data": map[string]any{"greeting": greeting}})
 	}
 }
 
@@ -63,7 +71,8 @@ func putRoleKV(ctx context.Context, s *stack.Stack, greeting string) error {
 	if err := s.Vault.API.Sys().PutPolicyWithContext(ctx, "hello-token-role", read); err != nil {
 		return err
 	}
-	return s.Vault.Put(ctx, "kv/data/hello-token-role/config", map[string]any{"data": map[string]any{"greeting": greeting}})
+	return s.Vault.Put(ctx, "kv/data/hello-token-role/config",
+		map[string]any{"data": map[string]any{"greeting": greeting}})
 }
 
 func putVariable(ctx context.Context, s *stack.Stack, greeting string) error {
@@ -80,7 +89,8 @@ func TestExamplesRunAsTheyStand(t *testing.T) {
 	tests := sources(t)
 	for _, name := range slices.Sorted(maps.Keys(examples)) {
 		if examples[name].own {
-			must.RegexMatch(t, regexp.MustCompile(`runExample\(t, s[.\w]*, "`+regexp.QuoteMeta(name)+`"\)`), tests, must.Sprint("no test runs it"))
+			must.RegexMatch(t, regexp.MustCompile(`runExample\(t, s[.\w]*, "`+regexp.QuoteMeta(name)+`"\)`), tests,
+				must.Sprint("no test runs it"))
 			continue
 		}
 		t.Run(name, func(t *testing.T) { runExample(t, common(t), name) })

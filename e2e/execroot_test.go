@@ -53,7 +53,8 @@ func everyones(t *testing.T, dir string) (files []string) {
 	return files
 }
 
-// TestExecTaskReadsOfTheHostWhatEveryoneMay has a task try, with all that Nomad's exec gives it, to read the host's secrets.
+// TestExecTaskReadsOfTheHostWhatEveryoneMay has a task try, with all that Nomad's exec gives it, to read the host's
+// secrets.
 func TestExecTaskReadsOfTheHostWhatEveryoneMay(t *testing.T) {
 	t.Parallel()
 	closed := inEtc(t, 0o700, map[string]os.FileMode{"secret": 0o600, "open": 0o644})
@@ -66,8 +67,10 @@ func TestExecTaskReadsOfTheHostWhatEveryoneMay(t *testing.T) {
 		"roles": fmt.Sprintf("token_file = %q\n create_from_role = \"nomad-cluster\"\n", open+"/token")}})
 
 	for name, task := range map[string]string{
-		"one-mount":              "",
-		"a-mount-for-each-entry": "volume_mount {\n volume = \"app\"\n destination = \"" + open + "/volume\"\n read_only = true\n }", // which the host has no place for
+		"one-mount": "",
+		// which the host has no place for
+		"a-mount-for-each-entry": "volume_mount {\n volume = \"app\"\n destination = \"" + open +
+			"/volume\"\n read_only = true\n }",
 	} {
 		t.Run(name, func(t *testing.T) {
 			j := job{Name: "host-" + name, Driver: "vault-exec", Task: task}
@@ -79,7 +82,8 @@ func TestExecTaskReadsOfTheHostWhatEveryoneMay(t *testing.T) {
 			}
 			must.Eq(t, everyones(t, "/etc"), strings.Fields(in(`find /etc -type f ! -path '*/volume/*' 2>/dev/null | sort | while read f; do cat "$f" >/dev/null 2>&1 && echo $f; done`)))
 			must.Eq(t, "", in(`ls `+closed+` 2>/dev/null`))
-			for _, secret := range []string{"/etc/shadow", "/etc/gshadow", closed + "/secret", closed + "/open", open + "/token", open + "/group"} {
+			for _, secret := range []string{"/etc/shadow", "/etc/gshadow", closed + "/secret", closed + "/open", open + "/token",
+				open + "/group"} {
 				refused(t, in, secret)
 			}
 			must.Eq(t, "65534\n", in(open+"/id -u"), must.Sprint("a set-user-ID program of the host's is one like any other"))
@@ -113,7 +117,8 @@ func refused(t *testing.T, in func(string) string, file string) {
 		"chmod a+r " + file,
 		"ln " + file + " /local/linked && cat /local/linked",
 		"busybox umount /etc && cat " + file,
-		fmt.Sprintf("rm -f /local/disk; mknod /local/disk b %d %d && head -c1 /local/disk", unix.Major(owner.Dev), unix.Minor(owner.Dev)),
+		fmt.Sprintf("rm -f /local/disk; mknod /local/disk b %d %d && head -c1 /local/disk", unix.Major(owner.Dev),
+			unix.Minor(owner.Dev)),
 		ownNamespaces + "umount /etc",
 		ownNamespaces + "sh -c 'mount --bind /etc /tmp && cat /tmp" + strings.TrimPrefix(file, "/etc") + "'",
 	}
@@ -127,8 +132,8 @@ func refused(t *testing.T, in func(string) string, file string) {
 	}
 }
 
-// seesChanges: what the host writes while a task runs is there at once, as far as everyone may read it. Nearly all programs write a file
-// by renaming another one over it.
+// seesChanges: what the host writes while a task runs is there at once, as far as everyone may read it. Nearly all
+// programs write a file by renaming another one over it.
 func seesChanges(t *testing.T, s *stack.Stack, dir string) {
 	j := job{Name: "host-changes", Driver: "vault-exec"}
 	_, alloc := register(t, s, shell(j, stay))

@@ -15,11 +15,13 @@ import (
 
 // fault is one step of a task's life at which the plugin dies, in the order of the steps (driver: reached).
 type fault struct {
-	step     string
-	mode     string // change mode of what is rotated; empty: the plugin dies while the task starts
-	stop     bool   // it dies while the task stops
-	spared   bool   // such a restart may not be needed: the exit that nobody saw may be taken for the end of the task, or not
-	restarts int    // of Nomad's that this may cost: with neither plugin nor process the log collector stops, and only Nomad starts one
+	step string
+	mode string // change mode of what is rotated; empty: the plugin dies while the task starts
+	stop bool   // it dies while the task stops
+	// such a restart may not be needed: the exit that nobody saw may be taken for the end of the task, or not
+	spared bool
+	// of Nomad's that this may cost: with neither plugin nor process the log collector stops, and only Nomad starts one
+	restarts int
 }
 
 var faults = []fault{
@@ -58,9 +60,9 @@ var faults = []fault{
 	{step: "revoked", stop: true},
 }
 
-// TestPluginDiesAtEachStep kills the plugin at each step of a task's life. However it was interrupted, the task comes to run as
-// one process with the current secrets, its session is used again, and a stop takes everything back. Each case has a plugin
-// process of its own, so that it dies once and for one reason.
+// TestPluginDiesAtEachStep kills the plugin at each step of a task's life. However it was interrupted, the task comes
+// to run as one process with the current secrets, its session is used again, and a stop takes everything back. Each
+// case has a plugin process of its own, so that it dies once and for one reason.
 func TestPluginDiesAtEachStep(t *testing.T) {
 	var plugins []stack.Plugin
 	jobs := map[string]job{}
@@ -151,8 +153,8 @@ func (f fault) reached(s *stack.Stack, j job) error {
 	return nil
 }
 
-// current returns nil when Nomad has restarted the task as often as it must, and the process that runs has shown the color last, and
-// the database user that is in its file.
+// current returns nil when Nomad has restarted the task as often as it must, and the process that runs has shown the
+// color last, and the database user that is in its file.
 func (f fault) current(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job, color string) error {
 	t.Helper()
 	if now := state(t, ctx, alloc, j); now.State != "running" || now.Restarts < uint64(f.restarts) && !f.spared {

@@ -23,8 +23,8 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// Files that a task reads when it likes: each is whole at every moment, they belong together as far as files can, and what the task does
-// to their places is its own loss.
+// Files that a task reads when it likes: each is whole at every moment, they belong together as far as files can, and
+// what the task does to their places is its own loss.
 
 // A placed is a file of a task with everything that a reader can see of it but the content.
 type placed struct {
@@ -44,8 +44,8 @@ var gens = []placed{
 // lines is how long they are: it takes many pages, and so many writes to memory, to fill one.
 const lines = 5000
 
-// TestFilesAreWholeAtEveryMoment has two witnesses of five rotations: a reader that hardly rests, where the task sees its files, and the kernel,
-// which tells every step that is taken in the directories.
+// TestFilesAreWholeAtEveryMoment has two witnesses of five rotations: a reader that hardly rests, where the task sees
+// its files, and the kernel, which tells every step that is taken in the directories.
 func TestFilesAreWholeAtEveryMoment(t *testing.T) {
 	const rotations = 5
 	each(t, "whole", func(t *testing.T, s *stack.Stack, j job) {
@@ -74,7 +74,8 @@ func TestFilesAreWholeAtEveryMoment(t *testing.T) {
 			}
 			if ns[0] == ns[len(ns)-1] {
 				pairs++
-				must.Eq(t, ns[0], slices.Min(ns), must.Sprintf("the last and the first are of one generation, and so is what is between them: %v", ns))
+				must.Eq(t, ns[0], slices.Min(ns), must.Sprintf("the last and the first are of one generation, and so is what is "+
+					"between them: %v", ns))
 				must.Eq(t, ns[0], slices.Max(ns))
 			}
 			if seen = ns[0]; seen == written {
@@ -101,7 +102,8 @@ func (f placed) read(t *testing.T, root string) int {
 	n, err := file.Read(content)
 	must.NoError(t, err)
 	number, _, _ := bytes.Cut(content[:n], []byte("\n"))
-	must.True(t, bytes.Equal(bytes.Repeat(append(number, '\n'), lines), content[:n]), must.Sprintf("%s: %d bytes that begin with %.20q", f.name, n, content))
+	must.True(t, bytes.Equal(bytes.Repeat(append(number, '\n'), lines), content[:n]),
+		must.Sprintf("%s: %d bytes that begin with %.20q", f.name, n, content))
 	value, err := strconv.Atoi(string(number))
 	must.NoError(t, err)
 	return value
@@ -133,7 +135,8 @@ func watchSteps(t *testing.T, dirs ...string) func() []step {
 			must.NoError(t, err)
 			for b := buffer[:n]; len(b) > 0; {
 				size := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[12:]))
-				steps = append(steps, step{binary.NativeEndian.Uint32(b[4:]), string(bytes.TrimRight(b[unix.SizeofInotifyEvent:size], "\x00"))})
+				steps = append(steps, step{binary.NativeEndian.Uint32(b[4:]),
+					string(bytes.TrimRight(b[unix.SizeofInotifyEvent:size], "\x00"))})
 				must.Zero(t, steps[len(steps)-1].mask&unix.IN_Q_OVERFLOW)
 				b = b[size:]
 			}
@@ -141,8 +144,9 @@ func watchSteps(t *testing.T, dirs ...string) func() []step {
 	}
 }
 
-// generations counts those that were put in place in these steps: every file is complete, with its owner and mode, under another name before
-// the first one gets its own, they get them in the order of their blocks, and nothing is done to any of them under its own name.
+// generations counts those that were put in place in these steps: every file is complete, with its owner and mode,
+// under another name before the first one gets its own, they get them in the order of their blocks, and nothing is done
+// to any of them under its own name.
 func generations(t *testing.T, steps []step) (n int) {
 	t.Helper()
 	replaced := 0 // of the generation
@@ -249,9 +253,11 @@ var obstacles = []obstacle{
 		`destination "local/conf/color" is a device, which is never written through or replaced`},
 	{"an immutable file", "true", "local/conf/color", "true",
 		`destination "local/conf/color" is immutable or append-only: run chattr -ia on it`},
-	{"a parent that is a link to a directory of the host", "mv conf aside && ln -s VICTIM conf", "", "rm conf && mv aside conf",
+	{"a parent that is a link to a directory of the host", "mv conf aside && ln -s VICTIM conf", "",
+		"rm conf && mv aside conf",
 		`destination "local/conf/color" has a parent "conf" that is a symbolic link, not a directory`},
-	{"a parent that is a link to a directory of its own", "mv conf aside && ln -s aside conf", "", "rm conf && mv aside conf",
+	{"a parent that is a link to a directory of its own", "mv conf aside && ln -s aside conf", "",
+		"rm conf && mv aside conf",
 		`destination "local/conf/color" has a parent "conf" that is a symbolic link, not a directory`},
 	{"a parent that is a file", "mv conf aside && touch conf", "", "rm conf && mv aside conf",
 		`destination "local/conf/color" has a parent "conf" that is a regular file, not a directory`},
@@ -261,11 +267,13 @@ var obstacles = []obstacle{
 		`destination "local/conf/color" is in a directory that is immutable or append-only: run chattr -ia on it`},
 }
 
-// TestWhatIsInTheWayOfAFileHarmsNobodyElse: each obstacle has a task of its own, and all of them a neighbour, which must not notice.
+// TestWhatIsInTheWayOfAFileHarmsNobodyElse: each obstacle has a task of its own, and all of them a neighbour, which
+// must not notice.
 func TestWhatIsInTheWayOfAFileHarmsNobodyElse(t *testing.T) {
 	each(t, "way", func(t *testing.T, s *stack.Stack, neighbour job) {
 		ctx := within(t, 3*time.Minute)
-		neighbour.Args, neighbour.Config = []string{"show", "/secrets/color"}, file("secrets/color", inJob(neighbour, "color"), onSignal)
+		neighbour.Args, neighbour.Config = []string{"show", "/secrets/color"}, file("secrets/color",
+			inJob(neighbour, "color"), onSignal)
 		put(t, s, neighbour, map[string]any{"color": "green"})
 		beside := run(t, s, neighbour)
 		shown(t, ctx, beside, neighbour, "/secrets/color", 1)
@@ -362,7 +370,10 @@ func (a *obstructed) stays(t *testing.T, ctx context.Context) {
 	must.Eq(t, a.before, untouched(t, ctx, a.alloc, a.job, "secrets/color", "local/color"), must.Sprint(a.name))
 	must.SliceEmpty(t, temporary(t, a.alloc), must.Sprint(a.name))
 	harmed := map[string]string{}
-	must.NoError(t, eachFile(a.victim, func(name string, content []byte) { harmed[filepath.Base(name)] = string(content) }))
+	must.NoError(t, eachFile(a.victim, func(name string,
+		content []byte) {
+		harmed[filepath.Base(name)] = string(content)
+	}))
 	must.Eq(t, map[string]string{"file": "the host's"}, harmed, must.Sprint(a.name))
 }
 

@@ -15,8 +15,8 @@ import (
 // identityBlock is the identity of a job's task.
 var identityBlock = regexp.MustCompile(`(?s)identity \{.*?\}\n`)
 
-// TestTokenThatNomadDerivedIsUsedAsItIs: a job that keeps Nomad's own vault block needs nothing else. The token is Nomad's to renew, to
-// replace and to end.
+// TestTokenThatNomadDerivedIsUsedAsItIs: a job that keeps Nomad's own vault block needs nothing else. The token is
+// Nomad's to renew, to replace and to end.
 func TestTokenThatNomadDerivedIsUsedAsItIs(t *testing.T) {
 	t.Parallel()
 	s := own(t, stack.Options{Postgres: true, NomadsOwn: true})
@@ -25,9 +25,11 @@ func TestTokenThatNomadDerivedIsUsedAsItIs(t *testing.T) {
 	for _, driver := range drivers {
 		t.Run(driver, func(t *testing.T) {
 			ctx := within(t, 3*time.Minute)
-			j := job{Name: "derived-" + driver, Driver: "vault-" + driver, Args: []string{"show", "/secrets/color", "/secrets/accessor"}}
+			j := job{Name: "derived-" + driver, Driver: "vault-" + driver, Args: []string{"show", "/secrets/color",
+				"/secrets/accessor"}}
 			must.NoError(t, s.Vault.DatabaseRole(ctx, j.Name, time.Hour, time.Hour))
-			policy := fmt.Sprintf("path \"kv/data/default/%s/*\" { capabilities = [\"read\"] }\npath \"database/creds/%[1]s\" { capabilities = [\"read\"] }\n", j.Name)
+			policy := fmt.Sprintf("path \"kv/data/default/%s/*\" { capabilities = [\"read\"] }\npath "+
+				"\"database/creds/%[1]s\" { capabilities = [\"read\"] }\n", j.Name)
 			must.NoError(t, s.Vault.Role(ctx, j.Name, policy+revokes, map[string]any{"token_period": "10s"}))
 			put(t, s, j, map[string]any{"color": "green"})
 			j.Task = fmt.Sprintf("vault {\n role = %q\n change_mode = \"noop\"\n }\n", j.Name)

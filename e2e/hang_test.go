@@ -23,7 +23,8 @@ const (
 	calmPoll     = 2 * time.Second
 )
 
-// TestWhateverHangsDelaysNothingButItself: first the database hangs, and then all packets to the cluster of the forty are lost.
+// TestWhateverHangsDelaysNothingButItself: first the database hangs, and then all packets to the cluster of the forty
+// are lost.
 func TestWhateverHangsDelaysNothingButItself(t *testing.T) {
 	t.Parallel()
 	plugin := stack.Wrap("raw_exec", "vault-raw_exec")
@@ -55,7 +56,8 @@ func onDark(j job) job {
 // static gives the job a secret that is polled, and tokens that live for that long at a time.
 func static(t *testing.T, s *stack.Stack, j job, period time.Duration) job {
 	t.Helper()
-	must.NoError(t, s.Vault.Role(t.Context(), j.Name, fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] }`, j.Name),
+	must.NoError(t, s.Vault.Role(t.Context(), j.Name,
+		fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] }`, j.Name),
 		map[string]any{"token_period": period.String()}))
 	put(t, s, j, map[string]any{"color": "green"})
 	j.Config += fmt.Sprintf("vault {\n role = %q\n }\n", j.Name) +
@@ -75,13 +77,15 @@ func loggedIn(t *testing.T, s *stack.Stack, j job, count int) error {
 // databaseHangs: the neighbour asks the same Vault, which waits for the database.
 func databaseHangs(t *testing.T, ctx context.Context, s *stack.Stack, calm job) {
 	const renewal = "auth/token/renew-self"
-	usual := startTakes(t, ctx, s, static(t, s, job{Name: "before", Driver: calm.Driver, Args: []string{"show"}}, calmPeriod))
+	usual := startTakes(t, ctx, s, static(t, s, job{Name: "before", Driver: calm.Driver, Args: []string{"show"}},
+		calmPeriod))
 	must.NoError(t, s.Postgres.Pause())
 	t.Cleanup(func() { must.NoError(t, s.Postgres.Resume()) })
 	began := time.Now()
 	again := time.NewTimer(databaseGone / 2)
 	<-again.C
-	took := startTakes(t, ctx, s, static(t, s, job{Name: "beside", Driver: calm.Driver, Args: []string{"show"}}, calmPeriod))
+	took := startTakes(t, ctx, s, static(t, s, job{Name: "beside", Driver: calm.Driver, Args: []string{"show"}},
+		calmPeriod))
 	must.Less(t, usual+stretched(slack)/2, took, must.Sprint("a start beside what hangs"))
 	over := time.NewTimer(time.Until(began.Add(databaseGone)))
 	<-over.C
@@ -93,7 +97,8 @@ func databaseHangs(t *testing.T, ctx context.Context, s *stack.Stack, calm job) 
 			late++
 		}
 	}
-	t.Logf("%d polls in %v, %d late; a start takes %v, and %v beside what hangs", len(polls), databaseGone, late, usual, took)
+	t.Logf("%d polls in %v, %d late; a start takes %v, and %v beside what hangs", len(polls), databaseGone, late, usual,
+		took)
 	must.GreaterEq(t, int(databaseGone/(calmPoll+calmPoll/10+stretched(time.Second)/2)), len(polls))
 	must.LessEq(t, len(polls)/20, late)
 	renewals := since(began, watched(s, calm).answered(t, renewal, true))
@@ -120,9 +125,11 @@ func startTakes(t *testing.T, ctx context.Context, s *stack.Stack, j job) time.D
 
 // clusterIsDark: neighbours at another cluster keep what they have, and what is stopped there is revoked.
 func clusterIsDark(t *testing.T, ctx context.Context, s *stack.Stack, crowd job) {
-	healthy := withDatabase(t, s, job{Name: "healthy", Driver: crowd.Driver, Args: []string{"show"}}, time.Hour, revokes, onNoop)
+	healthy := withDatabase(t, s, job{Name: "healthy", Driver: crowd.Driver, Args: []string{"show"}}, time.Hour, revokes,
+		onNoop)
 	must.NoError(t, s.Vault.DatabaseRole(ctx, healthy.Name, hungTTL, time.Hour))
-	leaves := withDatabase(t, s, job{Name: "leaves", Driver: crowd.Driver, Args: []string{"show"}}, time.Hour, revokes, onNoop)
+	leaves := withDatabase(t, s, job{Name: "leaves", Driver: crowd.Driver, Args: []string{"show"}}, time.Hour, revokes,
+		onNoop)
 	alloc, left := run(t, s, healthy), run(t, s, leaves)
 	must.NoError(t, alloc.Running(ctx))
 	must.NoError(t, left.Running(ctx))

@@ -27,12 +27,14 @@ func registry(t *testing.T, s *stack.Stack, user, password string) *stack.Regist
 	return r
 }
 
-// private is a job whose image is in such a registry, and the registry. more is HCL of its auth block beside vault_path.
+// private is a job whose image is in such a registry, and the registry. more is HCL of its auth block beside
+// vault_path.
 func private(t *testing.T, s *stack.Stack, user, password, more string) (job, string, *stack.Registry) {
 	t.Helper()
 	r := registry(t, s, user, password)
 	j := job{Name: "pull-" + strings.ToLower(rand.Text()[:6]), Driver: "vault-docker", Args: []string{"show"}}
-	j.Config = fmt.Sprintf("force_pull = true\n auth {\n vault_path = \"kv/data/default/%s/config\"\n %s\n }\n", j.Name, more)
+	j.Config = fmt.Sprintf("force_pull = true\n auth {\n vault_path = \"kv/data/default/%s/config\"\n %s\n }\n", j.Name,
+		more)
 	return j, strings.Replace(j.spec(), stack.Image, r.Addr+"/"+j.Name+":1", 1), r
 }
 
@@ -74,8 +76,8 @@ func TestImagesArePulledWithCredentialsFromVault(t *testing.T) {
 	must.SliceEmpty(t, search(t, s, secrets))
 }
 
-// told looks for secrets in all that shows of a running task outside of the driver: docker inspect, the processes, what Nomad's API
-// has of the allocation, the allocation's files, and what the servers keep on disk and log.
+// told looks for secrets in all that shows of a running task outside of the driver: docker inspect, the processes, what
+// Nomad's API has of the allocation, the allocation's files, and what the servers keep on disk and log.
 func told(t *testing.T, s *stack.Stack, alloc *stack.Alloc, j job, secrets map[string]string) []string {
 	t.Helper()
 	ctx := within(t, time.Minute)

@@ -18,7 +18,8 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// What becomes of leases and tokens that end, or that an operator takes away, while PostgreSQL knows whether what is left is good.
+// What becomes of leases and tokens that end, or that an operator takes away, while PostgreSQL knows whether what is
+// left is good.
 
 func TestStaticRoleFollowsItsRotations(t *testing.T) {
 	const period, rotations = 10 * time.Second, 2
@@ -27,10 +28,12 @@ func TestStaticRoleFollowsItsRotations(t *testing.T) {
 		must.NoError(t, s.Postgres.Add(ctx, j.Name))
 		must.NoError(t, s.Vault.Put(ctx, "database/static-roles/"+j.Name, map[string]any{
 			"db_name": "postgres", "username": j.Name, "rotation_period": period.String()}))
-		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "database/static-creds/%s" { capabilities = ["read"] }`, j.Name), nil))
+		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "database/static-creds/%s" { capabilities = ["read"] }`,
+			j.Name), nil))
 		j.Args = []string{"show", "/secrets/password"}
 		j.Config = fmt.Sprintf("vault {\n role = %q\n }\n", j.Name) +
-			file("secrets/password", fmt.Sprintf(`{{ with secret "database/static-creds/%s" }}{{ .Data.password }}{{ end }}`, j.Name), onSignal)
+			file("secrets/password", fmt.Sprintf(`{{ with secret "database/static-creds/%s" }}{{ .Data.password }}{{ end }}`,
+				j.Name), onSignal)
 		alloc := run(t, s, j)
 		seen := map[string]bool{}
 		for n := range 1 + rotations {
@@ -117,14 +120,16 @@ func TestLeaseThatIsRevokedByTheOperatorIsReplacedOnce(t *testing.T) {
 	}
 }
 
-// TestEnginesThatAreMountedAnew: to Vault they are others with nothing in them, and the leases of the old ones have ended with them.
+// TestEnginesThatAreMountedAnew: to Vault they are others with nothing in them, and the leases of the old ones have
+// ended with them.
 func TestEnginesThatAreMountedAnew(t *testing.T) {
 	each(t, "anew", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 3*time.Minute)
 		kv, db := "kv-"+j.Name, "db-"+j.Name
 		mount := func(color string) {
 			t.Helper()
-			must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, kv, &vault.MountInput{Type: "kv", Options: map[string]string{"version": "2"}}))
+			must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, kv, &vault.MountInput{Type: "kv",
+				Options: map[string]string{"version": "2"}}))
 			must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, db, &vault.MountInput{Type: "database"}))
 			must.NoError(t, s.Vault.Put(ctx, db+"/config/postgres", s.Postgres.Config()))
 			must.NoError(t, s.Vault.DatabaseRoleAt(ctx, db, "app", 10*time.Second, time.Hour))
@@ -153,7 +158,8 @@ func TestEnginesThatAreMountedAnew(t *testing.T) {
 			_, err := alloc.Event(ctx, j.Name, trouble+": not found in Vault")
 			must.NoError(t, err)
 		}
-		must.Eq(t, len(troubles), events(t, ctx, alloc, j, "Vault: "), must.Sprint("although the first has been asked for again and again"))
+		must.Eq(t, len(troubles), events(t, ctx, alloc, j, "Vault: "),
+			must.Sprint("although the first has been asked for again and again"))
 		must.Eq(t, before, untouched(t, ctx, alloc, j, "secrets/color", "secrets/db.env"))
 
 		mount("blue")
@@ -193,7 +199,8 @@ func TestTokenThatEndsIsReplacedOnce(t *testing.T) {
 		"revoked":          {take: revoke, left: 1},
 		"explicit_max_ttl": {role: map[string]any{"token_explicit_max_ttl": "20s"}, left: 1},
 		"role turns batch": {take: func(t *testing.T, s *stack.Stack, j job) {
-			must.NoError(t, s.Vault.Put(t.Context(), "auth/jwt-nomad/role/"+j.Name, map[string]any{"role_type": "jwt", "token_type": "batch", "token_period": 0}))
+			must.NoError(t, s.Vault.Put(t.Context(), "auth/jwt-nomad/role/"+j.Name, map[string]any{"role_type": "jwt",
+				"token_type": "batch", "token_period": 0}))
 			revoke(t, s, j)
 		}},
 	} {
@@ -204,7 +211,8 @@ func TestTokenThatEndsIsReplacedOnce(t *testing.T) {
 				put(t, s, j, map[string]any{"color": "green"})
 				policy := fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] } %s`, j.Name, revokes)
 				j = withDatabase(t, s, j, time.Hour, policy, onSignal)
-				must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "database/creds/%s" { capabilities = ["read"] } %s`, j.Name, policy), test.role))
+				must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "database/creds/%s" { capabilities = ["read"] } %s`,
+					j.Name, policy), test.role))
 				j.Config += file("secrets/color", inJob(j, "color"), onSignal)
 				j.Args = []string{"db", "/secrets/db.env"}
 				alloc := run(t, s, j)
@@ -234,10 +242,12 @@ func TestTokenThatEndsIsReplacedOnce(t *testing.T) {
 	}
 }
 
-// TestTokenThatEndsAfterNomadsKeyWasRotated: the task logs in with an identity that is signed by a key which Vault has not seen yet.
+// TestTokenThatEndsAfterNomadsKeyWasRotated: the task logs in with an identity that is signed by a key which Vault has
+// not seen yet.
 func TestTokenThatEndsAfterNomadsKeyWasRotated(t *testing.T) {
 	t.Parallel()
-	s := own(t, stack.Options{Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec"), stack.Wrap("docker", "vault-docker")}})
+	s := own(t, stack.Options{Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec"),
+		stack.Wrap("docker", "vault-docker")}})
 	must.NoError(t, audit(t.Context(), s))
 	ctx := within(t, 2*time.Minute)
 	var jobs []job
@@ -245,7 +255,8 @@ func TestTokenThatEndsAfterNomadsKeyWasRotated(t *testing.T) {
 	for _, driver := range []string{"vault-exec", "vault-docker"} {
 		j := job{Name: "key-" + driver[len("vault-"):], Driver: driver, Args: []string{"show", "/secrets/color"}}
 		put(t, s, j, map[string]any{"color": "green"})
-		j.Config = "vault {\n file = true\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"\n }\n" + file("secrets/color", inJob(j, "color"), onNoop)
+		j.Config = "vault {\n file = true\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"\n }\n" +
+			file("secrets/color", inJob(j, "color"), onNoop)
 		_, alloc := register(t, s, strings.Replace(j.spec(), `ttl  = "1h"`, `ttl = "30s"`, 1))
 		shown(t, ctx, alloc, j, "/secrets/color", 1)
 		jobs, allocs = append(jobs, j), append(allocs, alloc)
@@ -272,7 +283,8 @@ func TestTokenThatEndsAfterNomadsKeyWasRotated(t *testing.T) {
 	}
 }
 
-// signedBy is the key of Nomad's that has signed the task's identity (RFC 7515, "kid"); empty while the file is being written.
+// signedBy is the key of Nomad's that has signed the task's identity (RFC 7515, "kid"); empty while the file is being
+// written.
 func signedBy(t *testing.T, alloc *stack.Alloc, j job) string {
 	t.Helper()
 	jwt, err := os.ReadFile(alloc.Path(j.Name, "secrets/nomad_vault.jwt"))

@@ -28,12 +28,13 @@ import (
 // revokes is what a policy grants beside credentials, for the driver to end them when their successors are in use.
 const revokes = `path "sys/leases/revoke" { capabilities = ["update"] }`
 
-// withDatabase adds to a job a template with credentials of a database role and a Vault role, both of the job's name. Their leases
-// live for ttl and cannot be extended.
+// withDatabase adds to a job a template with credentials of a database role and a Vault role, both of the job's name.
+// Their leases live for ttl and cannot be extended.
 func withDatabase(t *testing.T, s *stack.Stack, j job, ttl time.Duration, policy, more string) job {
 	t.Helper()
 	must.NoError(t, s.Vault.DatabaseRole(t.Context(), j.Name, ttl, ttl))
-	must.NoError(t, s.Vault.Role(t.Context(), j.Name, fmt.Sprintf(`path "database/creds/%s" { capabilities = ["read"] } %s`, j.Name, policy), nil))
+	must.NoError(t, s.Vault.Role(t.Context(), j.Name,
+		fmt.Sprintf(`path "database/creds/%s" { capabilities = ["read"] } %s`, j.Name, policy), nil))
 	j.Task += fmt.Sprintf("env {\n PGHOST = \"127.0.0.1\"\n PGPORT = %d\n }\n", s.Postgres.Port)
 	j.Config += fmt.Sprintf("vault {\n role = %q\n }\n", j.Name) + file("secrets/db.env", credentials(j), more)
 	return j
@@ -41,7 +42,8 @@ func withDatabase(t *testing.T, s *stack.Stack, j job, ttl time.Duration, policy
 
 // credentials is a template of what libpq reads.
 func credentials(j job) string {
-	return fmt.Sprintf("{{ with secret \"database/creds/%s\" }}PGUSER={{ .Data.username }}\nPGPASSWORD={{ .Data.password }}\n{{ end }}", j.Name)
+	return fmt.Sprintf("{{ with secret \"database/creds/%s\" }}PGUSER={{ .Data.username }}\nPGPASSWORD={{ "+
+		".Data.password }}\n{{ end }}", j.Name)
 }
 
 const connected = `(?m)^connected as (.+)$`
@@ -229,8 +231,8 @@ func TestNoSecretIsInTheAgentsDataOrLog(t *testing.T) {
 	})
 }
 
-// confided runs the job, the application of which connects to the database, with credentials in a file, a secret and the token in the
-// environment: all that Nomad is given on the way to a process. It returns what must be nowhere else.
+// confided runs the job, the application of which connects to the database, with credentials in a file, a secret and
+// the token in the environment: all that Nomad is given on the way to a process. It returns what must be nowhere else.
 func confided(t *testing.T, ctx context.Context, s *stack.Stack, j *job) (*stack.Alloc, map[string]string) {
 	t.Helper()
 	first := rand.Text()
@@ -249,8 +251,8 @@ func confided(t *testing.T, ctx context.Context, s *stack.Stack, j *job) (*stack
 	}
 }
 
-// searchProcesses looks for secrets in the arguments and the environments of all processes of this host: agents, plugins, their helpers. The task's
-// own has them in its environment.
+// searchProcesses looks for secrets in the arguments and the environments of all processes of this host: agents,
+// plugins, their helpers. The task's own has them in its environment.
 func searchProcesses(t *testing.T, alloc *stack.Alloc, j job, secrets map[string]string) (found []string) {
 	t.Helper()
 	must.SliceNotEmpty(t, applications(alloc))
@@ -276,8 +278,10 @@ func searchProcesses(t *testing.T, alloc *stack.Alloc, j job, secrets map[string
 	return found
 }
 
-// searchNomad looks for secrets in what Nomad tells of the allocation with its events, of the job and of the node with its attributes.
-func searchNomad(t *testing.T, ctx context.Context, s *stack.Stack, alloc *stack.Alloc, j job, secrets map[string]string) (found []string) {
+// searchNomad looks for secrets in what Nomad tells of the allocation with its events, of the job and of the node with
+// its attributes.
+func searchNomad(t *testing.T, ctx context.Context, s *stack.Stack, alloc *stack.Alloc, j job,
+	secrets map[string]string) (found []string) {
 	t.Helper()
 	query := (&nomad.QueryOptions{}).WithContext(ctx)
 	info, _, err := s.Nomad.API.Allocations().Info(alloc.ID, query)
@@ -300,10 +304,12 @@ func searchNomad(t *testing.T, ctx context.Context, s *stack.Stack, alloc *stack
 	return found
 }
 
-// TestNoSecretIsInTheDumpOfAPluginThatCrashes: the Go runtime tells of all that the plugin is doing, and the agent logs it.
+// TestNoSecretIsInTheDumpOfAPluginThatCrashes: the Go runtime tells of all that the plugin is doing, and the agent logs
+// it.
 func TestNoSecretIsInTheDumpOfAPluginThatCrashes(t *testing.T) {
 	t.Parallel()
-	s := own(t, stack.Options{Postgres: true, Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec"), stack.Wrap("docker", "vault-docker")}})
+	s := own(t, stack.Options{Postgres: true, Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec"),
+		stack.Wrap("docker", "vault-docker")}})
 	ctx := within(t, 2*time.Minute)
 	for driver, how := range map[string]syscall.Signal{"exec": syscall.SIGQUIT, "docker": syscall.SIGABRT} {
 		j := job{Name: "dump-" + driver, Driver: "vault-" + driver}
@@ -336,7 +342,8 @@ func dump(t *testing.T, s *stack.Stack, how syscall.Signal) string {
 	t.Helper()
 	log, err := os.ReadFile(s.Nomad.LogFile)
 	must.NoError(t, err)
-	at := strings.Index(string(log), map[syscall.Signal]string{syscall.SIGQUIT: "SIGQUIT: quit", syscall.SIGABRT: "SIGABRT: abort"}[how])
+	at := strings.Index(string(log), map[syscall.Signal]string{syscall.SIGQUIT: "SIGQUIT: quit",
+		syscall.SIGABRT: "SIGABRT: abort"}[how])
 	if at < 0 {
 		return ""
 	}

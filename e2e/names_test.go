@@ -19,8 +19,9 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// TestPublishedUnderTheWrappedDriversName: an operator puts the plugin in the place of the built-in drivers, while their tasks run, and
-// takes it away again. Nobody who does not use our blocks notices. Who does is told, and what his tasks had can be taken back.
+// TestPublishedUnderTheWrappedDriversName: an operator puts the plugin in the place of the built-in drivers, while
+// their tasks run, and takes it away again. Nobody who does not use our blocks notices. Who does is told, and what his
+// tasks had can be taken back.
 func TestPublishedUnderTheWrappedDriversName(t *testing.T) {
 	t.Parallel()
 	s := own(t, stack.Options{Plugins: []stack.Plugin{}, Agent: patient, Postgres: true})
@@ -60,7 +61,8 @@ func TestPublishedUnderTheWrappedDriversName(t *testing.T) {
 			k.works(t, ctx, s)
 			k.stops(t, ctx, s)
 		}
-		refusesOurBlocks(t, ctx, run(t, s, job{Name: "new-" + driver, Driver: driver, Args: []string{"show"}, Config: "vault {}"}))
+		refusesOurBlocks(t, ctx, run(t, s, job{Name: "new-" + driver, Driver: driver, Args: []string{"show"},
+			Config: "vault {}"}))
 		for _, f := range forgotten[driver] {
 			f.ends(t, ctx, s)
 		}
@@ -76,7 +78,8 @@ func TestPublishedUnderTheWrappedDriversName(t *testing.T) {
 	})
 }
 
-// inPlace are the plugins under the names of the built-in drivers. What their tasks leave waits no longer than a test should.
+// inPlace are the plugins under the names of the built-in drivers. What their tasks leave waits no longer than a test
+// should.
 func inPlace() (all []stack.Plugin) {
 	for _, driver := range named {
 		p := stack.Wrap(driver, driver)
@@ -115,8 +118,8 @@ type keeper struct {
 	pid     int
 	signals int
 
-	// fragile is a task whose executor dies of the next `alloc exec` once the agent that started it has ended, with Nomad 1.11.3 on
-	// its own, too: https://github.com/hashicorp/nomad/issues/27815. Ours do not.
+	// fragile is a task whose executor dies of the next `alloc exec` once the agent that started it has ended, with Nomad
+	// 1.11.3 on its own, too: https://github.com/hashicorp/nomad/issues/27815. Ours do not.
 	fragile bool
 }
 
@@ -228,17 +231,20 @@ job "%[2]s-%[1]s" {
   }
 }`
 
-// ofDriver is what each driver has of its own in it: where the volume is mounted, and the beginning of the config block.
+// ofDriver is what each driver has of its own in it: where the volume is mounted, and the beginning of the config
+// block.
 var ofDriver = map[string]string{
 	"exec": appVolume + "config {\n command = \"/bin/sh\"\n cap_drop = [\"chown\"]",
-	"docker": appVolume + fmt.Sprintf("config {\n image = %q\n entrypoint = [\"/bin/sh\"]\n ports = [\"http\"]\n hostname = \"plain\"\n", stack.Image) +
+	"docker": appVolume + fmt.Sprintf("config {\n image = %q\n entrypoint = [\"/bin/sh\"]\n ports = [\"http\"]\n "+
+		"hostname = \"plain\"\n", stack.Image) +
 		"volumes = [\"local/conf:/etc/app:ro\"]\n cap_drop = [\"chown\"]\n labels {\n team = \"blue\"\n }",
 	"raw_exec": "config {\n command = \"/bin/sh\"\n oom_score_adj = 100\n denied_envvars = [\"TMP*\"]",
 }
 
 const appVolume = "volume_mount {\n volume = \"app\"\n destination = \"/opt/app\"\n read_only = true\n }\n"
 
-// experience is what the author of a job without our blocks sees of it, from its start to its end, but for what is never the same twice.
+// experience is what the author of a job without our blocks sees of it, from its start to its end, but for what is
+// never the same twice.
 func experience(t *testing.T, s *stack.Stack, driver string) (seen []string) {
 	t.Helper()
 	ctx := within(t, 2*time.Minute)
@@ -260,7 +266,8 @@ func experience(t *testing.T, s *stack.Stack, driver string) (seen []string) {
 	see("alloc stats", fmt.Sprint(measured(t, s, alloc, j.Name)))
 	ready := func() error { _, err := os.Stat(alloc.Path(j.Name, "local/ready")); return err }
 	eventually(t, time.Minute, ready)
-	stdout, stderr, code := execute(t, alloc, j, false, "in", "cat; echo $COLOR; id; pwd; rm -f $NOMAD_TASK_DIR/ready; echo err >&2; exit 3")
+	stdout, stderr, code := execute(t, alloc, j, false, "in",
+		"cat; echo $COLOR; id; pwd; rm -f $NOMAD_TASK_DIR/ready; echo err >&2; exit 3")
 	see("alloc exec", fmt.Sprint(stdout, stderr, code))
 	must.NoError(t, alloc.Signal(ctx, j.Name, "SIGUSR1"))
 	_, err = alloc.Log(ctx, j.Name, "stdout", "signalled", 1)
@@ -295,8 +302,8 @@ func eventTexts(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) st
 	return all.String()
 }
 
-// inspected is how the task's container is configured, but for what ours mounts of the allocation in another way: it has followed the paths itself,
-// and shows the container what root opens there read-only.
+// inspected is how the task's container is configured, but for what ours mounts of the allocation in another way: it
+// has followed the paths itself, and shows the container what root opens there read-only.
 func inspected(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) string {
 	t.Helper()
 	all, err := alloc.Container(ctx, j.Name)
@@ -306,10 +313,12 @@ func inspected(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) str
 	env, _ := container.Config["Env"].([]any)
 	slices.SortFunc(env, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 	mounts, _ := container.HostConfig["Mounts"].([]any)
-	container.HostConfig["Mounts"] = slices.DeleteFunc(mounts, func(m any) bool { return strings.Contains(fmt.Sprint(m), "/.mounts-") })
+	container.HostConfig["Mounts"] = slices.DeleteFunc(mounts,
+		func(m any) bool { return strings.Contains(fmt.Sprint(m), "/.mounts-") })
 	text, err := json.MarshalIndent(container, "", " ")
 	must.NoError(t, err)
-	return regexp.MustCompile(`"[^"]*/(local/conf|\.mounts-[^/]*/\d+):/etc/app`).ReplaceAllString(string(text), `"CONF:/etc/app`)
+	return regexp.MustCompile(`"[^"]*/(local/conf|\.mounts-[^/]*/\d+):/etc/app`).ReplaceAllString(string(text),
+		`"CONF:/etc/app`)
 }
 
 // getsItsSecrets runs a job with our blocks.
@@ -376,13 +385,15 @@ func (f *forgotten) ends(t *testing.T, ctx context.Context, s *stack.Stack) {
 		}
 		return nil
 	})
-	for _, left := range []string{f.alloc.Path(f.job.Name, "secrets/db.env"), filepath.Join(s.Dir, "state", f.job.Driver, f.alloc.ID+"."+f.job.Name+".json")} {
+	for _, left := range []string{f.alloc.Path(f.job.Name, "secrets/db.env"), filepath.Join(s.Dir, "state", f.job.Driver,
+		f.alloc.ID+"."+f.job.Name+".json")} {
 		must.FileExists(t, left)
 	}
 }
 
-// refusesOurBlocks waits until Nomad has ended the only task of a job, since the driver that it has now does not know our blocks. Nomad reads
-// config by the driver's schema also where the task runs already (client/allocrunner/taskrunner/task_runner.go, runDriver).
+// refusesOurBlocks waits until Nomad has ended the only task of a job, since the driver that it has now does not know
+// our blocks. Nomad reads config by the driver's schema also where the task runs already
+// (client/allocrunner/taskrunner/task_runner.go, runDriver).
 func refusesOurBlocks(t *testing.T, ctx context.Context, alloc *stack.Alloc) {
 	t.Helper()
 	ended, err := alloc.Ended(ctx)

@@ -20,10 +20,11 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// A wrapped driver is still the driver that it was: what Nomad and its commands do with a task, its root and its network.
+// A wrapped driver is still the driver that it was: what Nomad and its commands do with a task, its root and its
+// network.
 
-// shell is the jobspec of the job with a script of /bin/sh in the place of the application. Its $ must not stand before a {, which
-// is Nomad's.
+// shell is the jobspec of the job with a script of /bin/sh in the place of the application. Its $ must not stand before
+// a {, which is Nomad's.
 func shell(j job, script string) string { return program(j, "/bin/sh", "-c", script) }
 
 // program is the jobspec of the job with a command in the place of the application.
@@ -47,12 +48,16 @@ func TestAllocExec(t *testing.T) {
 			stdout, stderr string
 			code           int
 		}{
-			"exit code":        {command: "exit 7", code: 7},
-			"streams":          {command: "echo out; echo err >&2", stdout: "out\n", stderr: "err\n"},
-			"input to its end": {command: "cat; exit 3", stdin: strings.Repeat("0123456789\n", 10_000), stdout: strings.Repeat("0123456789\n", 10_000), code: 3},
-			"the environment":  {command: "echo $COLOR; cat secrets/color.env || cat /secrets/color.env", stdout: "green\nCOLOR=green"},
-			"a terminal":       {tty: true, command: "until stty size 2>/dev/null | grep -v '^0 0'; do sleep 0.1; done; exit 4", stdout: "24 80\r\n", code: 4},
-			"its input":        {tty: true, command: "read line; echo got $line; exit 5", stdin: "this\n", stdout: "this\r\ngot this\r\n", code: 5},
+			"exit code": {command: "exit 7", code: 7},
+			"streams":   {command: "echo out; echo err >&2", stdout: "out\n", stderr: "err\n"},
+			"input to its end": {command: "cat; exit 3", stdin: strings.Repeat("0123456789\n", 10_000),
+				stdout: strings.Repeat("0123456789\n", 10_000), code: 3},
+			"the environment": {command: "echo $COLOR; cat secrets/color.env || cat /secrets/color.env",
+				stdout: "green\nCOLOR=green"},
+			"a terminal": {tty: true, command: "until stty size 2>/dev/null | grep -v '^0 0'; do sleep 0.1; done; exit 4",
+				stdout: "24 80\r\n", code: 4},
+			"its input": {tty: true, command: "read line; echo got $line; exit 5", stdin: "this\n",
+				stdout: "this\r\ngot this\r\n", code: 5},
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -80,8 +85,9 @@ func TestAllocSignal(t *testing.T) {
 	})
 }
 
-// TestNoOutputIsLostOverARestart writes more than a pipe holds, on both streams, before and after a restart that the driver makes: the
-// second process would block where nobody reads on, and the first one's last words would be lost where the pipe is closed.
+// TestNoOutputIsLostOverARestart writes more than a pipe holds, on both streams, before and after a restart that the
+// driver makes: the second process would block where nobody reads on, and the first one's last words would be lost
+// where the pipe is closed.
 func TestNoOutputIsLostOverARestart(t *testing.T) {
 	each(t, "logs", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
@@ -137,7 +143,8 @@ func TestStatisticsGoOnAfterARestart(t *testing.T) {
 				if task == nil || task.Timestamp < began {
 					return fmt.Errorf("no statistics since the process has started: %+v", task)
 				}
-				if cpu, memory := task.ResourceUsage.CpuStats, task.ResourceUsage.MemoryStats; cpu.Percent < 1 || max(memory.RSS, memory.Usage) == 0 {
+				if cpu, memory := task.ResourceUsage.CpuStats, task.ResourceUsage.MemoryStats; cpu.Percent < 1 ||
+					max(memory.RSS, memory.Usage) == 0 {
 					return fmt.Errorf("a busy process uses nothing: %+v %+v", *cpu, *memory)
 				}
 				return nil
@@ -181,11 +188,14 @@ func TestNetworks(t *testing.T) {
 		swap   string // in place of network_mode = "host"
 		port   string // that the task listens on
 	}{
-		"bridge-exec":      {driver: "vault-exec", group: "mode = \"bridge\"\n port \"http\" {\n to = 8080\n }", port: "8080"},
-		"bridge-docker":    {driver: "vault-docker", group: "mode = \"bridge\"\n port \"http\" {\n to = 8080\n }", port: "8080"},
-		"host-exec":        {driver: "vault-exec", group: "port \"http\" {}", port: "$NOMAD_PORT_http"},
-		"host-docker":      {driver: "vault-docker", group: "port \"http\" {}", swap: own, port: "$NOMAD_PORT_http"},
-		"published-docker": {driver: "vault-docker", group: "port \"http\" {\n to = 8080\n }", swap: `ports = ["http"]`, port: "8080"},
+		"bridge-exec": {driver: "vault-exec", group: "mode = \"bridge\"\n port \"http\" {\n to = 8080\n }",
+			port: "8080"},
+		"bridge-docker": {driver: "vault-docker", group: "mode = \"bridge\"\n port \"http\" {\n to = 8080\n }",
+			port: "8080"},
+		"host-exec":   {driver: "vault-exec", group: "port \"http\" {}", port: "$NOMAD_PORT_http"},
+		"host-docker": {driver: "vault-docker", group: "port \"http\" {}", swap: own, port: "$NOMAD_PORT_http"},
+		"published-docker": {driver: "vault-docker", group: "port \"http\" {\n to = 8080\n }", swap: `ports = ["http"]`,
+			port: "8080"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -217,7 +227,8 @@ func TestDockerVolumes(t *testing.T) {
 	must.NoError(t, os.WriteFile(filepath.Join(host, "file"), []byte("of the host"), 0o644))
 	j := job{Name: "docker-volumes", Driver: "vault-docker"}
 	put(t, s, j, map[string]any{"color": "green"})
-	j.Config = fmt.Sprintf("volumes = [\"%s:/host:ro\", \"local/conf:/etc/app\"]\n", host) + file("local/conf/color", inJob(j, "color"), "")
+	j.Config = fmt.Sprintf("volumes = [\"%s:/host:ro\", \"local/conf:/etc/app\"]\n", host) +
+		file("local/conf/color", inJob(j, "color"), "")
 	_, alloc := register(t, s, shell(j, "cat /host/file; touch /host/x || echo read-only; cat /etc/app/color; echo; "+stay))
 	must.Eq(t, "of the hostread-only\ngreen\n", whole(t, ctx, alloc, j, "green"))
 }
@@ -250,7 +261,8 @@ func TestUsers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := common(t)
-			j := job{Name: "user-" + strings.ReplaceAll(name[:10], " ", "-"), Driver: c.driver, Task: c.task, Config: "vault {\n file = true\n }"}
+			j := job{Name: "user-" + strings.ReplaceAll(name[:10], " ", "-"), Driver: c.driver, Task: c.task,
+				Config: "vault {\n file = true\n }"}
 			_, alloc := register(t, s, shell(j, `token=$NOMAD_SECRETS_DIR/vault_token
 				echo $(id -u) $(id -g) $(stat -c '%a %u' $token); test -s $token && cat $token >/dev/null && echo can read it; `+stay))
 			must.Eq(t, c.want+"\ncan read it\n", whole(t, within(t, 2*time.Minute), alloc, j, "can read it"))
@@ -258,7 +270,8 @@ func TestUsers(t *testing.T) {
 	}
 }
 
-// look tells, as a task, what the kernel lets it do and see, one thing a line. busybox is the same program in every root.
+// look tells, as a task, what the kernel lets it do and see, one thing a line. busybox is the same program in every
+// root.
 const look = `
 	busybox grep -E '^(Uid|Gid|Groups|NoNewPrivs|Seccomp|Cap...):' /proc/self/status
 	for ns in cgroup ipc mnt net pid user uts; do echo namespace $(busybox readlink /proc/self/ns/$ns); done
@@ -283,11 +296,13 @@ const look = `
 	busybox env | busybox sed 's/^/env /'
 	echo seen`
 
-// What may differ: the directories of the host are there, and cannot be written to; nor can what root opens in the task's. (The chroot of the
-// stack's agent has /bin and /etc only. Of the agent's environment ours has what the operator names.)
+// What may differ: the directories of the host are there, and cannot be written to; nor can what root opens in the
+// task's. (The chroot of the stack's agent has /bin and /etc only. Of the agent's environment ours has what the
+// operator names.)
 var (
 	ourOwn = regexp.MustCompile(`^(root has (lib|lib32|lib64|run|sbin|usr)|` +
-		`mount /(executor.out|alloc/logs|alloc/container) ro.*|/local directory 777 0 0 0|/alloc directory 1777 0 0 0|env SHLVL=.*|` + // a shell counts from what it is given
+		// a shell counts from what it is given
+		`mount /(executor.out|alloc/logs|alloc/container) ro.*|/local directory 777 0 0 0|/alloc directory 1777 0 0 0|env SHLVL=.*|` +
 		`run has /run(/systemd|/resolvconf|/resolve|/[a-z-]*resolv.conf)*|` +
 		`mount /(bin|etc|lib|lib32|lib64|run|sbin|usr)[^ ]* ro[^ ]* [^ ]+)$`)
 	theirOwn = regexp.MustCompile(`^(writes in /(bin|etc)|writes /bin/busybox|/(local|alloc) directory 777 65534 65534 0|env ([^N]|N[^O]|NO[^M]|NOMAD_DRIVER_VAULT_).*)$`)
@@ -311,7 +326,8 @@ func TestExecTaskIsAsConfinedAsNomads(t *testing.T) {
 			must.Eq(t, "", strings.Join(except(ours, theirs, ourOwn), "\n"))
 			must.Eq(t, "", strings.Join(except(theirs, ours, theirOwn), "\n"))
 			must.SliceContains(t, ours, c.shows)
-			must.SliceContainsSubset(t, ours, []string{"writes in /alloc/data", "writes in /local", "writes in /secrets", "root has usr"})
+			must.SliceContainsSubset(t, ours, []string{"writes in /alloc/data", "writes in /local", "writes in /secrets",
+				"root has usr"})
 		})
 	}
 }
@@ -337,7 +353,10 @@ func seen(t *testing.T, alloc *stack.Alloc, j job, task string) []string {
 
 // except returns the lines that are not among others and do not match allowed.
 func except(lines, others []string, allowed *regexp.Regexp) []string {
-	return slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return slices.Contains(others, line) || allowed.MatchString(line) })
+	return slices.DeleteFunc(slices.Clone(lines), func(line string) bool {
+		return slices.Contains(others, line) ||
+			allowed.MatchString(line)
+	})
 }
 
 // taskOf is the task block of a jobspec of ours.
@@ -345,12 +364,14 @@ func taskOf(spec string) string {
 	return regexp.MustCompile(`(?s)task ".*\n    }\n`).FindString(spec)
 }
 
-// TestTasksOfAGroup: each task, the sidecar too, has a token and credentials of its own, and keeps them when all are started again.
+// TestTasksOfAGroup: each task, the sidecar too, has a token and credentials of its own, and keeps them when all are
+// started again.
 func TestTasksOfAGroup(t *testing.T) {
 	t.Parallel()
 	s := common(t)
 	ctx := within(t, 2*time.Minute)
-	main := withDatabase(t, s, job{Name: "group-main", Driver: "vault-exec", Args: []string{"db", "secrets/db.env"}}, time.Hour, "", "")
+	main := withDatabase(t, s, job{Name: "group-main", Driver: "vault-exec", Args: []string{"db", "secrets/db.env"}},
+		time.Hour, "", "")
 	docker, sidecar := main, main
 	docker.Name, docker.Driver = "group-docker", "vault-docker"
 	sidecar.Name = "group-sidecar"
@@ -416,7 +437,8 @@ func TestJobsWithoutOurBlocksRunAsBefore(t *testing.T) {
 				// Nomad's docker may lose the last words of a container that ends at once: this one is asked to end.
 				const script = `env; ls -A $NOMAD_SECRETS_DIR $NOMAD_TASK_DIR $NOMAD_ALLOC_DIR
 					trap 'exit 3' USR1; echo said >&2; echo through; while :; do sleep 0.1; done`
-				registered, alloc := register(t, s, regexp.MustCompile(`(?s)identity {.*?}`).ReplaceAllString(program(j, "/bin/busybox", "sh", "-c", script), ""))
+				registered, alloc := register(t, s, regexp.MustCompile(`(?s)identity {.*?}`).ReplaceAllString(program(j,
+					"/bin/busybox", "sh", "-c", script), ""))
 				_, err := alloc.Log(ctx, j.Name, "stderr", "said", 1)
 				must.NoError(t, err)
 				out := whole(t, ctx, alloc, j, "through")
@@ -444,7 +466,8 @@ func TestJobsWithoutOurBlocksRunAsBefore(t *testing.T) {
 	}
 }
 
-// TestKillSignalAndTimeout: the driver never sees the task's own, so it has its options for a restart of its own making.
+// TestKillSignalAndTimeout: the driver never sees the task's own, so it has its options for a restart of its own
+// making.
 func TestKillSignalAndTimeout(t *testing.T) {
 	each(t, "kill", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
@@ -509,12 +532,14 @@ func TestWhatTheOperatorReads(t *testing.T) {
 			must.Eq(t, fmt.Sprint(canary, "-", n), shown(t, ctx, alloc, j, "secrets/color", n)[n-1])
 		}
 		accessor := tokensOf(t, s, j.Name)[0]
-		ready := fmt.Sprintf(`templates rendered: 1, vault "default" token %s with policies [default nomad-workloads]`, accessor)
+		ready := fmt.Sprintf(`templates rendered: 1, vault "default" token %s with policies [default nomad-workloads]`,
+			accessor)
 		_, err := alloc.Event(ctx, j.Name, "Secrets ready: "+ready)
 		must.NoError(t, err)
 		const changed = "secrets/color; sent SIGHUP"
 		eventually(t, slack, func() error {
-			if got := changes(t, ctx, alloc, j); !slices.Equal(got, []string{"Secrets changed: " + changed, "Secrets changed: " + changed}) {
+			if got := changes(t, ctx, alloc, j); !slices.Equal(got, []string{"Secrets changed: " + changed,
+				"Secrets changed: " + changed}) {
 				return fmt.Errorf("events: %q", got)
 			}
 			return nil

@@ -34,10 +34,12 @@ func TestAgentThatRefusesItsConfigurationLeavesNoProcess(t *testing.T) {
 				blocks += fmt.Sprintf("plugin %q {\n config {\n %s\n }\n}\n", driver, config)
 			}
 			file := filepath.Join(dir, "agent.hcl")
-			must.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "data_dir = %q\nplugin_dir = %q\nclient {\n enabled = true\n}\n%s",
+			must.NoError(t, os.WriteFile(file, fmt.Appendf(nil,
+				"data_dir = %q\nplugin_dir = %q\nclient {\n enabled = true\n}\n%s",
 				dir+"/data", dir+"/plugins", blocks), 0o600))
 			for range 3 {
-				agent := exec.CommandContext(within(t, time.Minute), cmp.Or(os.Getenv("NOMAD_BIN"), "../bin/nomad"), "agent", "-config="+file)
+				agent := exec.CommandContext(within(t, time.Minute), cmp.Or(os.Getenv("NOMAD_BIN"), "../bin/nomad"), "agent",
+					"-config="+file)
 				agent.Env = append(os.Environ(), "TMPDIR="+dir+"/tmp")
 				out, err := agent.CombinedOutput()
 				must.Error(t, err)

@@ -20,8 +20,9 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// A Vault outage is not an application outage: tasks that run go on with what they have, tasks that start wait, and both recover by
-// themselves. Every kind of trouble is that of one proxy before one Vault, and so of one cluster: all happen side by side.
+// A Vault outage is not an application outage: tasks that run go on with what they have, tasks that start wait, and
+// both recover by themselves. Every kind of trouble is that of one proxy before one Vault, and so of one cluster: all
+// happen side by side.
 
 // startTimeout of the plugins here.
 const startTimeout = 15 * time.Second
@@ -111,7 +112,8 @@ func TestVaultOutages(t *testing.T) {
 			for _, driver := range drivers {
 				t.Run(name+"-"+driver, func(t *testing.T) {
 					t.Parallel()
-					j := job{Name: "outage-" + name + "-" + driver, Driver: "vault-" + driver, Args: []string{"show", "/secrets/db.env"}}
+					j := job{Name: "outage-" + name + "-" + driver, Driver: "vault-" + driver,
+						Args: []string{"show", "/secrets/db.env"}}
 					test(t, s, s.Proxies[j.Name], j)
 				})
 			}
@@ -119,8 +121,8 @@ func TestVaultOutages(t *testing.T) {
 	})
 }
 
-// behind adds to a job a template with database credentials that live for ttl at a time and for most in all, from Vault as it is behind
-// the proxy of the job's name.
+// behind adds to a job a template with database credentials that live for ttl at a time and for most in all, from Vault
+// as it is behind the proxy of the job's name.
 func behind(t *testing.T, s *stack.Stack, j job, ttl, most time.Duration) job {
 	t.Helper()
 	policy := fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] } %s`, j.Name, revokes)
@@ -173,7 +175,8 @@ func runningTasksSitOutEveryFault(t *testing.T, s *stack.Stack) {
 func sits(t *testing.T, s *stack.Stack, name, driver string) *sitter {
 	t.Helper()
 	a := &sitter{outage: outages[name]}
-	a.job = job{Name: "sit-" + name + "-" + driver, Driver: "vault-" + driver, Args: []string{"show", "/secrets/db.env", "/secrets/color"}}
+	a.job = job{Name: "sit-" + name + "-" + driver, Driver: "vault-" + driver,
+		Args: []string{"show", "/secrets/db.env", "/secrets/color"}}
 	a.proxy = s.Proxies[a.job.Name]
 	ttl := outageTTL
 	if a.outage.slow {
@@ -181,7 +184,8 @@ func sits(t *testing.T, s *stack.Stack, name, driver string) *sitter {
 	}
 	a.job = behind(t, s, a.job, ttl, time.Hour)
 	if a.outage.token {
-		must.NoError(t, s.Vault.Put(t.Context(), "auth/jwt-nomad/role/"+a.job.Name, map[string]any{"role_type": "jwt", "token_period": outageTTL.String()}))
+		must.NoError(t, s.Vault.Put(t.Context(), "auth/jwt-nomad/role/"+a.job.Name,
+			map[string]any{"role_type": "jwt", "token_period": outageTTL.String()}))
 	}
 	a.job.Config += file("secrets/color", inJob(a.job, "color"), onSignal)
 	put(t, s, a.job, map[string]any{"color": "green"})
@@ -207,18 +211,21 @@ func (a *sitter) now(t *testing.T, ctx context.Context) string {
 func untouched(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job, files ...string) string {
 	t.Helper()
 	now := state(t, ctx, alloc, j)
-	text := fmt.Sprintf("process %d, %s, restarts %d, changes %v", application(t, alloc), now.State, now.Restarts, changes(t, ctx, alloc, j))
+	text := fmt.Sprintf("process %d, %s, restarts %d, changes %v", application(t, alloc), now.State, now.Restarts,
+		changes(t, ctx, alloc, j))
 	for _, name := range files {
 		info, err := os.Stat(alloc.Path(j.Name, name))
 		must.NoError(t, err)
 		content, err := os.ReadFile(alloc.Path(j.Name, name))
 		must.NoError(t, err)
-		text += fmt.Sprintf("\n%s: inode %d, %v, %v, %q", name, info.Sys().(*syscall.Stat_t).Ino, info.Mode(), info.ModTime(), content)
+		text += fmt.Sprintf("\n%s: inode %d, %v, %v, %q", name, info.Sys().(*syscall.Stat_t).Ino, info.Mode(), info.ModTime(),
+			content)
 	}
 	return text
 }
 
-// suffers waits until the outage has been noticed, and until the credentials have ended where Vault has not extended them.
+// suffers waits until the outage has been noticed, and until the credentials have ended where Vault has not extended
+// them.
 func (a *sitter) suffers(t *testing.T, ctx context.Context, s *stack.Stack) {
 	t.Helper()
 	_, err := a.alloc.Event(ctx, a.job.Name, outageBegins)
@@ -236,7 +243,8 @@ func (a *sitter) suffers(t *testing.T, ctx context.Context, s *stack.Stack) {
 	must.LessEq(t, 4, len(leases))
 }
 
-// recovers waits until all that has changed during the outage has come to the task, in one action, and until renewals go on.
+// recovers waits until all that has changed during the outage has come to the task, in one action, and until renewals
+// go on.
 func (a *sitter) recovers(t *testing.T, ctx context.Context, s *stack.Stack) {
 	t.Helper()
 	must.Eq(t, "blue", shown(t, ctx, a.alloc, a.job, "/secrets/color", 2)[1], must.Sprint(a.job.Name))
@@ -248,7 +256,8 @@ func (a *sitter) recovers(t *testing.T, ctx context.Context, s *stack.Stack) {
 		must.NoError(t, err)
 	}
 	if !a.outage.slow && !a.outage.acts {
-		must.NotEq(t, a.user, user, must.Sprint(a.job.Name, ": the credentials that have ended are replaced together with what else has changed"))
+		must.NotEq(t, a.user, user, must.Sprint(a.job.Name,
+			": the credentials that have ended are replaced together with what else has changed"))
 	}
 	eventually(t, time.Until(deadline(ctx)), func() error { return renewed(ctx, s, a.job) })
 	must.Eq(t, 1, strings.Count(a.log(t, ctx), "signal hangup"), must.Sprint(a.job.Name, ": one action"))
@@ -273,7 +282,8 @@ func (a *sitter) told(t *testing.T, ctx context.Context) {
 		want = 0
 	}
 	told := outageEvents(t, ctx, a.alloc, a.job)
-	must.Eq(t, [2]int{want, want}, [2]int{told[outageBegins], told[outageEnds]}, must.Sprint(a.job.Name, ": beginnings and ends: ", told))
+	must.Eq(t, [2]int{want, want}, [2]int{told[outageBegins], told[outageEnds]},
+		must.Sprint(a.job.Name, ": beginnings and ends: ", told))
 }
 
 // outageEvents counts a task's events about outages.
@@ -297,7 +307,8 @@ func renewed(ctx context.Context, s *stack.Stack, j job) error {
 		return err
 	}
 	for _, id := range leases {
-		lease, err := s.Vault.API.Logical().WriteWithContext(ctx, "sys/leases/lookup", map[string]any{"lease_id": "database/creds/" + j.Name + "/" + id})
+		lease, err := s.Vault.API.Logical().WriteWithContext(ctx, "sys/leases/lookup",
+			map[string]any{"lease_id": "database/creds/" + j.Name + "/" + id})
 		if err == nil && lease.Data["last_renewal"] != nil {
 			return nil
 		}
@@ -354,7 +365,8 @@ func lostCredentialsStayWithinTheBudget(t *testing.T, s *stack.Stack, proxy *sta
 		return nil
 	})
 	for i, at := range minted[4:] {
-		must.GreaterEq(t, ttl-3*time.Second, at.Sub(minted[i]), must.Sprintf("the fifth of five was issued in the life of the first: %v", minted))
+		must.GreaterEq(t, ttl-3*time.Second, at.Sub(minted[i]),
+			must.Sprintf("the fifth of five was issued in the life of the first: %v", minted))
 	}
 	must.Eq(t, before, untouched(t, ctx, alloc, j, "secrets/db.env"))
 	must.NoError(t, proxy.Mend())
@@ -439,7 +451,8 @@ func startThatWaitedInVainIsMadeAgain(t *testing.T, s *stack.Stack, proxy *stack
 	must.NoError(t, proxy.Break(stack.Sealed))
 	alloc := run(t, s, j)
 	failed := happened(t, ctx, alloc, j, nomad.TaskDriverFailure)
-	must.Between(t, startTimeout-time.Second, failed.Sub(happened(t, ctx, alloc, j, nomad.TaskSetup)), startTimeout+stretched(slack))
+	must.Between(t, startTimeout-time.Second, failed.Sub(happened(t, ctx, alloc, j, nomad.TaskSetup)),
+		startTimeout+stretched(slack))
 	_, err := alloc.Event(ctx, j.Name, "Vault is sealed")
 	must.NoError(t, err)
 	must.NoError(t, proxy.Mend())
@@ -469,8 +482,9 @@ func stopDuringTheWait(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) 
 	must.NoError(t, leftBehind(t, s, j.Name, alloc))
 }
 
-// stopDuringTheWaitBeforeVaultReturns: Nomad tells the driver of the stop when the start has returned, and not before, so that a start
-// that succeeds meanwhile has a process for a moment (client/allocrunner/taskrunner, Kill and runDriver).
+// stopDuringTheWaitBeforeVaultReturns: Nomad tells the driver of the stop when the start has returned, and not before,
+// so that a start that succeeds meanwhile has a process for a moment (client/allocrunner/taskrunner, Kill and
+// runDriver).
 func stopDuringTheWaitBeforeVaultReturns(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
 	ctx := within(t, 2*time.Minute)
 	j, alloc := stoppedInTheWait(t, ctx, s, proxy, j)
@@ -479,14 +493,17 @@ func stopDuringTheWaitBeforeVaultReturns(t *testing.T, s *stack.Stack, proxy *st
 	eventually(t, slack, func() error { return leftBehind(t, s, j.Name, alloc) })
 }
 
-// editIsSeenThroughAnotherConnection: of a connection that passes nothing on nobody says that it is dead. It is HTTP/2 with TLS.
+// editIsSeenThroughAnotherConnection: of a connection that passes nothing on nobody says that it is dead. It is HTTP/2
+// with TLS.
 func editIsSeenThroughAnotherConnection(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
 	const sight = 12 * time.Second
 	ctx := within(t, 2*time.Minute)
-	must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] }`, j.Name), nil))
+	must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] }`,
+		j.Name), nil))
 	put(t, s, j, map[string]any{"color": "green"})
 	j.Args = []string{"show", "/secrets/color"}
-	j.Config = fmt.Sprintf("vault {\n role = %q\n cluster = %[1]q\n }\n", j.Name) + file("secrets/color", inJob(j, "color"), onSignal)
+	j.Config = fmt.Sprintf("vault {\n role = %q\n cluster = %[1]q\n }\n", j.Name) +
+		file("secrets/color", inJob(j, "color"), onSignal)
 	alloc := run(t, s, j)
 	must.Eq(t, "green", shown(t, ctx, alloc, j, "/secrets/color", 1)[0])
 	must.NoError(t, proxy.Break(stack.Silent))
@@ -498,7 +515,8 @@ func editIsSeenThroughAnotherConnection(t *testing.T, s *stack.Stack, proxy *sta
 	unnoticed(t, ctx, alloc, j)
 }
 
-// everyThirdAnswerIsAnError: nothing is lost by that, an edit is seen within seconds, and what else the task's events tell stays there to be read.
+// everyThirdAnswerIsAnError: nothing is lost by that, an edit is seen within seconds, and what else the task's events
+// tell stays there to be read.
 func everyThirdAnswerIsAnError(t *testing.T, s *stack.Stack, proxy *stack.Proxy, j job) {
 	const edits, every = 8, 5 * time.Second
 	ctx := within(t, 3*time.Minute)
@@ -531,7 +549,8 @@ func everyThirdAnswerIsAnError(t *testing.T, s *stack.Stack, proxy *stack.Proxy,
 	unnoticed(t, ctx, alloc, j)
 }
 
-// TestLastWordAboutAVaultThatWasReplacedByAnEmptyOne: it answers, and denies every login until it is set up like the one before.
+// TestLastWordAboutAVaultThatWasReplacedByAnEmptyOne: it answers, and denies every login until it is set up like the
+// one before.
 func TestLastWordAboutAVaultThatWasReplacedByAnEmptyOne(t *testing.T) {
 	t.Parallel()
 	s := own(t, stack.Options{Plugins: []stack.Plugin{stack.Wrap("raw_exec", "vault-raw_exec")}})
@@ -539,7 +558,8 @@ func TestLastWordAboutAVaultThatWasReplacedByAnEmptyOne(t *testing.T) {
 	j := job{Name: "replaced", Driver: "vault-raw_exec", Args: []string{"show"}}
 	setUp := func(color string) {
 		t.Helper()
-		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] }`, j.Name), nil))
+		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] }`,
+			j.Name), nil))
 		put(t, s, j, map[string]any{"color": color})
 	}
 	setUp("green")
@@ -565,13 +585,15 @@ func TestLastWordAboutAVaultThatWasReplacedByAnEmptyOne(t *testing.T) {
 	unnoticed(t, ctx, alloc, j)
 }
 
-// lastWord returns the last event of the task that says that all is well, while nothing is for that long; empty: there is none.
+// lastWord returns the last event of the task that says that all is well, while nothing is for that long; empty: there
+// is none.
 func lastWord(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job, during time.Duration) string {
 	t.Helper()
 	for end := time.Now().Add(during); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		all := state(t, ctx, alloc, j).Events
 		last := all[len(all)-1].DisplayMessage
-		if strings.Contains(last, outageEnds) && !strings.Contains(last, "still wrong") || strings.Contains(last, "works again") {
+		if strings.Contains(last, outageEnds) && !strings.Contains(last, "still wrong") ||
+			strings.Contains(last, "works again") {
 			return last
 		}
 	}
@@ -579,7 +601,8 @@ func lastWord(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job, duri
 }
 
 // stoppedInTheWait starts the job behind a Vault that hangs, and stops it as soon as its start waits.
-func stoppedInTheWait(t *testing.T, ctx context.Context, s *stack.Stack, proxy *stack.Proxy, j job) (job, *stack.Alloc) {
+func stoppedInTheWait(t *testing.T, ctx context.Context, s *stack.Stack, proxy *stack.Proxy, j job) (job,
+	*stack.Alloc) {
 	t.Helper()
 	j = behind(t, s, j, time.Hour, time.Hour)
 	must.NoError(t, proxy.Break(stack.Hung))

@@ -28,8 +28,10 @@ func TestPartsAcceptATasksIdentity(t *testing.T) {
 	jwt, err := os.ReadFile(alloc.Path("parts-identity", "secrets/nomad_vault.jwt"))
 	must.NoError(t, err)
 
-	must.NoError(t, s.Vault.Put(ctx, "kv/data/default/parts-identity/config", map[string]any{"data": map[string]any{"color": "green"}}))
-	login, err := s.Vault.API.Logical().WriteWithContext(ctx, "auth/jwt-nomad/login", map[string]any{"jwt": string(jwt), "role": "nomad-workloads"})
+	must.NoError(t, s.Vault.Put(ctx, "kv/data/default/parts-identity/config",
+		map[string]any{"data": map[string]any{"color": "green"}}))
+	login, err := s.Vault.API.Logical().WriteWithContext(ctx, "auth/jwt-nomad/login",
+		map[string]any{"jwt": string(jwt), "role": "nomad-workloads"})
 	must.NoError(t, err)
 	tokens, err := s.Vault.Tokens(ctx)
 	must.NoError(t, err)
@@ -186,11 +188,13 @@ func TestPartsLeaveNothingBehind(t *testing.T) {
 	})
 }
 
-// abandon starts a stack and jobs, tells its parent the stack's folder, and waits for the end that the parent has in store for it.
+// abandon starts a stack and jobs, tells its parent the stack's folder, and waits for the end that the parent has in
+// store for it.
 func abandon(t *testing.T) {
 	s := own(t, stack.Options{Postgres: true, Plugins: []stack.Plugin{}})
 	for _, driver := range []string{"raw_exec", "exec", "docker"} {
-		alloc := run(t, s, job{Name: "abandoned-" + strings.ReplaceAll(driver, "_", "-"), Driver: driver, Args: []string{"show"}})
+		alloc := run(t, s, job{Name: "abandoned-" + strings.ReplaceAll(driver, "_", "-"), Driver: driver,
+			Args: []string{"show"}})
 		must.NoError(t, alloc.Running(within(t, 2*time.Minute)))
 	}
 	fmt.Println(s.Dir)

@@ -16,15 +16,16 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// TestNobodyWaitsForALogCollector: neither one that hangs, with its pipe full, nor one that has died keeps the driver from telling the
-// task of its secrets, or from stopping it. What the driver would have said is dropped.
+// TestNobodyWaitsForALogCollector: neither one that hangs, with its pipe full, nor one that has died keeps the driver
+// from telling the task of its secrets, or from stopping it. What the driver would have said is dropped.
 func TestNobodyWaitsForALogCollector(t *testing.T) {
 	each(t, "collector", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
 		put(t, s, j, map[string]any{"color": "green"})
 		j.Config = file("secrets/color", inJob(j, "color"), onSignal)
 		// Its shell says nothing, so that it has nothing to wait for or to die of.
-		_, alloc := register(t, s, shell(j, "trap 'cat /secrets/color >> /local/told; echo >> /local/told' HUP; echo on > /local/told; while sleep 0.1; do :; done"))
+		_, alloc := register(t, s, shell(j, "trap 'cat /secrets/color >> /local/told; echo >> /local/told' HUP; echo on > "+
+			"/local/told; while sleep 0.1; do :; done"))
 		told := func(want string) {
 			t.Helper()
 			eventually(t, 30*time.Second, func() error {
@@ -62,7 +63,8 @@ func collectorOf(t *testing.T, alloc *stack.Alloc, j job) (pid int) {
 	for _, fd := range all {
 		file, _ := os.Readlink(fd)
 		cmdline, _ := os.ReadFile(filepath.Join(filepath.Dir(fd), "../cmdline"))
-		if strings.HasSuffix(file, alloc.ID+"/alloc/logs/."+j.Name+".stderr.fifo") && strings.Contains(string(cmdline), "\x00logmon") {
+		if strings.HasSuffix(file, alloc.ID+"/alloc/logs/."+j.Name+".stderr.fifo") &&
+			strings.Contains(string(cmdline), "\x00logmon") {
 			_, err := fmt.Sscanf(fd, "/proc/%d/", &pid)
 			must.NoError(t, err)
 		}

@@ -13,8 +13,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// Most hosts run systemd-resolved, and an exec task gets its two files, each as a mount of its own. A host without it gets the files for as
-// long as the tests run, so that every test of exec runs as it would on most hosts.
+// Most hosts run systemd-resolved, and an exec task gets its two files, each as a mount of its own. A host without it
+// gets the files for as long as the tests run, so that every test of exec runs as it would on most hosts.
 
 const (
 	resolverDir  = "/run/systemd/resolve"
@@ -23,7 +23,8 @@ const (
 
 var resolverFiles = []string{resolverDir + "/resolv.conf", resolverDir + "/stub-resolv.conf"}
 
-// makeResolver makes the files where root runs the tests and the host does not have them. It returns a function that removes what it made.
+// makeResolver makes the files where root runs the tests and the host does not have them. It returns a function that
+// removes what it made.
 func makeResolver() (remove func() error, err error) {
 	var made []string
 	remove = func() (err error) {

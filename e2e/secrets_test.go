@@ -30,15 +30,16 @@ import (
 
 // What a task gets from Vault and Nomad, where it finds it, and that it keeps up with what changes there.
 
-// each runs a test for both drivers that isolate their tasks, all side by side. The job has a name of its own, with a random end
-// for the sake of -count; what the test makes in Vault and Nomad has that name too.
+// each runs a test for both drivers that isolate their tasks, all side by side. The job has a name of its own, with a
+// random end for the sake of -count; what the test makes in Vault and Nomad has that name too.
 func each(t *testing.T, name string, test func(t *testing.T, s *stack.Stack, j job)) {
 	t.Helper()
 	t.Parallel()
 	for _, driver := range []string{"vault-exec", "vault-docker"} {
 		t.Run(driver, func(t *testing.T) {
 			t.Parallel()
-			test(t, common(t), job{Name: name + "-" + driver[len("vault-"):] + "-" + strings.ToLower(rand.Text()[:4]), Driver: driver})
+			test(t, common(t), job{Name: name + "-" + driver[len("vault-"):] + "-" + strings.ToLower(rand.Text()[:4]),
+				Driver: driver})
 		})
 	}
 }
@@ -56,7 +57,8 @@ func file(destination, data, more string) string {
 	return fmt.Sprintf("template {\n destination = %q\n data = %q\n %s\n }\n", destination, data, more)
 }
 
-// inJob is a template that shows one field of the job's secret kv/<namespace>/<job>/config, which the role nomad-workloads may read.
+// inJob is a template that shows one field of the job's secret kv/<namespace>/<job>/config, which the role
+// nomad-workloads may read.
 func inJob(j job, field string) string {
 	return fmt.Sprintf(`{{ with secret "kv/data/default/%s/config" }}{{ .Data.data.%s }}{{ end }}`, j.Name, field)
 }
@@ -115,7 +117,8 @@ func TestStaticSecretsAreThereBeforeTheProcessAndKeptCurrent(t *testing.T) {
 	each(t, "kv", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
 		v1 := "v1-" + j.Name
-		must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, v1, &vault.MountInput{Type: "kv", Options: map[string]string{"version": "1"}}))
+		must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, v1, &vault.MountInput{Type: "kv",
+			Options: map[string]string{"version": "1"}}))
 		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "kv/data/%s/*" { capabilities = ["read"] }
 			path "%s/app" { capabilities = ["read"] }`, j.Name, v1), nil))
 		// Version 2 by the path that Vault's API has, and by that of `vault kv`; version 1.
@@ -136,19 +139,23 @@ func TestStaticSecretsAreThereBeforeTheProcessAndKeptCurrent(t *testing.T) {
 			write(i, "green")
 			j.Args = append(j.Args, source.file)
 			j.Config += file(source.file[1:], fmt.Sprintf(`{{ with secret %q }}{{ %s }}{{ end }}`, source.path, source.field),
-				fmt.Sprintf("splay = \"0s\"\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"\n poll_interval = %q", interval))
+				fmt.Sprintf("splay = \"0s\"\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"\n poll_interval = %q",
+					interval))
 		}
 		alloc := run(t, s, j)
 		for i, source := range sources { // One after the other: each is polled for its own sake.
-			must.Eq(t, []string{"green"}, shown(t, ctx, alloc, j, source.file, 1), must.Sprint("a process that finds no file ends"))
+			must.Eq(t, []string{"green"}, shown(t, ctx, alloc, j, source.file, 1),
+				must.Sprint("a process that finds no file ends"))
 			changed := time.Now()
 			write(i, "blue")
 			must.Eq(t, "blue", shown(t, ctx, alloc, j, source.file, i+2)[i+1])
 			info, err := os.Stat(alloc.Path(j.Name, source.file))
 			must.NoError(t, err)
-			must.Less(t, interval+interval/10+stretched(slack), info.ModTime().Sub(changed), must.Sprint("a tenth is for jitter"))
+			must.Less(t, interval+interval/10+stretched(slack), info.ModTime().Sub(changed),
+				must.Sprint("a tenth is for jitter"))
 		}
-		must.StrHasPrefix(t, "started show\n/secrets/api: \"green\"\n/secrets/cli: \"green\"\n/secrets/v1: \"green\"\nsignal hangup\n",
+		must.StrHasPrefix(t, "started show\n/secrets/api: \"green\"\n/secrets/cli: \"green\"\n/secrets/v1: "+
+			"\"green\"\nsignal hangup\n",
 			whole(t, ctx, alloc, j, `/secrets/v1: "blue"`))
 	})
 }
@@ -182,10 +189,14 @@ func unnoticed(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) {
 	now := state(t, ctx, alloc, j)
 	must.Eq(t, "running", now.State)
 	must.Zero(t, now.Restarts)
-	must.SliceNotContainsFunc(t, now.Events, nomad.TaskTerminated, func(e *nomad.TaskEvent, kind string) bool { return e.Type == kind })
+	must.SliceNotContainsFunc(t, now.Events, nomad.TaskTerminated, func(e *nomad.TaskEvent,
+		kind string) bool {
+		return e.Type == kind
+	})
 }
 
-// The task logs in by an identity that no process of its sees, and with a text that Nomad's own template block has made beside ours.
+// The task logs in by an identity that no process of its sees, and with a text that Nomad's own template block has made
+// beside ours.
 func TestIdentityIsHiddenAndTheTextIsAFileOfTheTask(t *testing.T) {
 	each(t, "hidden", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
@@ -207,7 +218,8 @@ func TestIdentityIsHiddenAndTheTextIsAFileOfTheTask(t *testing.T) {
 		}`
 		j.Args = []string{"show", "/secrets/literal"}
 		j.Config = fmt.Sprintf("vault {\n role = %q\n identity_file = \"private/hidden.jwt\"\n }\n", j.Name) +
-			file("secrets/literal", "$$${HOME} %%%{if true}", onNoop) + "template {\n source = \"local/app.tpl\"\n destination = \"secrets/out\"\n " + onNoop + "\n }\n"
+			file("secrets/literal", "$$${HOME} %%%{if true}", onNoop) +
+			"template {\n source = \"local/app.tpl\"\n destination = \"secrets/out\"\n " + onNoop + "\n }\n"
 		alloc := run(t, s, j)
 		must.Eq(t, "${HOME} %{if true}", shown(t, ctx, alloc, j, "/secrets/literal", 1)[0])
 		out, err := os.ReadFile(alloc.Path(j.Name, "secrets/out"))
@@ -242,7 +254,8 @@ func TestTokenIsWhereTheJobAsksForItAndNowhereElse(t *testing.T) {
 				if name == "env" && j.Docker() {
 					asked = append(asked, "docker inspect")
 				}
-				must.SliceContainsAll(t, asked, slices.Collect(maps.Keys(found)), must.Sprint("every place with a token is one that was asked for"))
+				must.SliceContainsAll(t, asked, slices.Collect(maps.Keys(found)),
+					must.Sprint("every place with a token is one that was asked for"))
 				for _, token := range found {
 					ofJob(t, ctx, s, j, token)
 				}
@@ -363,10 +376,13 @@ func TestCertificatesAreRenewedBeforeTheyEndAndFitTheirKeys(t *testing.T) {
 	each(t, "pki", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
 		must.NoError(t, s.Vault.API.Sys().MountWithContext(ctx, j.Name, &vault.MountInput{Type: "pki"}))
-		must.NoError(t, s.Vault.Put(ctx, j.Name+"/root/generate/internal", map[string]any{"common_name": "root", "ttl": "1h", "key_type": "ec"}))
-		must.NoError(t, s.Vault.Put(ctx, j.Name+"/roles/app", map[string]any{"allow_any_name": true, "ttl": "30s", "max_ttl": "30s",
+		must.NoError(t, s.Vault.Put(ctx, j.Name+"/root/generate/internal", map[string]any{"common_name": "root", "ttl": "1h",
+			"key_type": "ec"}))
+		must.NoError(t, s.Vault.Put(ctx, j.Name+"/roles/app", map[string]any{"allow_any_name": true, "ttl": "30s",
+			"max_ttl":  "30s",
 			"key_type": "ec", "key_bits": 256}))
-		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "%s/issue/app" { capabilities = ["update"] }`, j.Name), nil))
+		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "%s/issue/app" { capabilities = ["update"] }`, j.Name),
+			nil))
 		j.Args = []string{"show", "/secrets/a.crt", "/secrets/a.key", "/secrets/b.crt", "/secrets/b.key"}
 		j.Config = fmt.Sprintf("vault {\n role = %q\n }\n", j.Name)
 		for name, show := range map[string]string{
@@ -404,7 +420,8 @@ func TestNomadServicesAndVariablesAreLive(t *testing.T) {
 	each(t, "nomad", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
 		variable := func(color string) {
-			_, _, err := s.Nomad.API.Variables().Update(&nomad.Variable{Path: "nomad/jobs/" + j.Name, Items: nomad.VariableItems{"color": color}},
+			_, _, err := s.Nomad.API.Variables().Update(&nomad.Variable{Path: "nomad/jobs/" + j.Name,
+				Items: nomad.VariableItems{"color": color}},
 				(&nomad.WriteOptions{}).WithContext(ctx))
 			must.NoError(t, err)
 		}
@@ -428,7 +445,8 @@ func TestNomadServicesAndVariablesAreLive(t *testing.T) {
 		other := job{Name: j.Name + "-service", Driver: j.Driver, Args: []string{"show"}, Group: fmt.Sprintf(
 			"network {\n port \"http\" {}\n }\n service {\n name = %q\n port = \"http\"\n provider = \"nomad\"\n }", j.Name)}
 		instance := run(t, s, other)
-		must.RegexMatch(t, regexp.MustCompile(`^127\.0\.0\.1 \d+ `+other.Name+`$`), shown(t, ctx, alloc, j, "/local/service", 3)[2])
+		must.RegexMatch(t, regexp.MustCompile(`^127\.0\.0\.1 \d+ `+other.Name+`$`),
+			shown(t, ctx, alloc, j, "/local/service", 3)[2])
 		stop(t, ctx, s, instance, other)
 		must.Eq(t, "", shown(t, ctx, alloc, j, "/local/service", 4)[3])
 	})
@@ -444,8 +462,8 @@ func stop(t *testing.T, ctx context.Context, s *stack.Stack, alloc *stack.Alloc,
 	return last.TaskStates[j.Name].FinishedAt
 }
 
-// A witness counts what Vault has granted to the tokens of a job and what it has refused them, by path: its audit log, where
-// nothing is ever revoked.
+// A witness counts what Vault has granted to the tokens of a job and what it has refused them, by path: its audit log,
+// where nothing is ever revoked.
 type witness struct {
 	file string
 	job  string

@@ -13,8 +13,8 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// The jobs of the articles that this project comes from, moved to it: the driver's name, an identity, and the vault and template
-// blocks inside config.
+// The jobs of the articles that this project comes from, moved to it: the driver's name, an identity, and the vault and
+// template blocks inside config.
 
 // tokenJob is a job of "Let IO Handle your Secrets": it prints the token that it was given.
 const tokenJob = `
@@ -51,7 +51,8 @@ func TestSeedJobsPrintTheirToken(t *testing.T) {
 				ctx := within(t, 2*time.Minute)
 				command := seed.command
 				if j.Docker() { // It must not end at once: Nomad's docker driver loses what a container has said just before.
-					command = fmt.Sprintf("image = %q\n init = true\n command = \"sh\"\n args = [\"-c\", \"%s; sleep 600\"]", stack.Image, seed.line)
+					command = fmt.Sprintf("image = %q\n init = true\n command = \"sh\"\n args = [\"-c\", \"%s; sleep 600\"]",
+						stack.Image, seed.line)
 				}
 				_, alloc := register(t, s, fmt.Sprintf(tokenJob, j.Name, j.Driver, command, seed.asks))
 				var token string
@@ -73,8 +74,9 @@ func TestSeedJobsPrintTheirToken(t *testing.T) {
 	}
 }
 
-// serverJob is the database server of HashiCorp's tutorial, PostgreSQL for MongoDB, on a port of Nomad's choice: its root password
-// comes from Vault. It runs under vault-exec, on the host's PostgreSQL, since no registry is at hand with an image of it.
+// serverJob is the database server of HashiCorp's tutorial, PostgreSQL for MongoDB, on a port of Nomad's choice: its
+// root password comes from Vault. It runs under vault-exec, on the host's PostgreSQL, since no registry is at hand with
+// an image of it.
 const serverJob = `
 job "%[1]s" {
   namespace = "default"
@@ -142,14 +144,16 @@ func TestSeedJobsShareADatabase(t *testing.T) {
 		_, database := register(t, s, fmt.Sprintf(serverJob, server.Name))
 		must.NoError(t, database.Running(ctx))
 
-		connection := fmt.Sprintf("postgresql://{{username}}:{{password}}@127.0.0.1:%d/postgres?sslmode=disable", port(t, ctx, s, server))
+		connection := fmt.Sprintf("postgresql://{{username}}:{{password}}@127.0.0.1:%d/postgres?sslmode=disable",
+			port(t, ctx, s, server))
 		eventually(t, time.Minute, func() error { // Vault connects as root with the password that the server has from Vault.
 			return s.Vault.Put(ctx, "database/config/"+server.Name, map[string]any{"plugin_name": "postgresql-database-plugin",
 				"allowed_roles": server.Name, "connection_url": connection, "username": "root", "password": "secret-password"})
 		})
 		must.NoError(t, s.Vault.Put(ctx, "database/roles/"+server.Name, map[string]any{"db_name": server.Name,
 			"creation_statements": `CREATE ROLE "{{name}}" WITH LOGIN PASSWORD '{{password}}'`, "default_ttl": "1h", "max_ttl": "24h"}))
-		must.NoError(t, s.Vault.Role(ctx, server.Name, fmt.Sprintf(`path "database/creds/%s" { capabilities = ["read"] }`, server.Name),
+		must.NoError(t, s.Vault.Role(ctx, server.Name, fmt.Sprintf(`path "database/creds/%s" { capabilities = ["read"] }`,
+			server.Name),
 			map[string]any{"bound_claims": map[string]any{"nomad_namespace": "default", "nomad_job_id": query.Name}}))
 
 		query.Type, query.Args = "batch", []string{"query"}

@@ -60,7 +60,8 @@ func TestNothingLeaksWhilePluginsAndAgentDie(t *testing.T) {
 	kills := soak(t, ctx, s, crowds)
 	for _, c := range crowds {
 		for _, alloc := range c.allocs {
-			if err := stack.Eventually(within(t, 2*time.Minute), func() error { return c.connected(ctx, s, alloc) }); err != nil {
+			if err := stack.Eventually(within(t, 2*time.Minute),
+				func() error { return c.connected(ctx, s, alloc) }); err != nil {
 				t.Fatalf("%v\n%s", err, alloc.Report(ctx))
 			}
 		}
@@ -71,7 +72,8 @@ func TestNothingLeaksWhilePluginsAndAgentDie(t *testing.T) {
 		must.Len(t, c.count, tokensOf(t, s, c.job.Name), must.Sprint("one token for each task of ", c.job.Name))
 		leases, err := s.Vault.Leases(ctx, c.job.Name)
 		must.NoError(t, err)
-		must.LessEq(t, 2*c.count, len(leases), must.Sprint("for each task of ", c.job.Name, " the present lease and the one that ends"))
+		must.LessEq(t, 2*c.count, len(leases), must.Sprint("for each task of ", c.job.Name,
+			" the present lease and the one that ends"))
 		for _, alloc := range c.allocs {
 			now := state(t, ctx, alloc, c.job)
 			restarts += int(now.Restarts)
@@ -104,8 +106,8 @@ func TestNothingLeaksWhilePluginsAndAgentDie(t *testing.T) {
 		if slices.Contains(noUsers, user) {
 			continue
 		}
-		// There is no lease any more. Vault forgets the user that it makes for a request that is cut off, as by the kill of who asks
-		// (builtin/logical/database/path_creds_create.go): nobody has ever got to know it.
+		// There is no lease any more. Vault forgets the user that it makes for a request that is cut off, as by the kill of
+		// who asks (builtin/logical/database/path_creds_create.go): nobody has ever got to know it.
 		must.SliceNotContains(t, known, user)
 		forgotten++
 	}
@@ -161,8 +163,8 @@ func soak(t *testing.T, ctx context.Context, s *stack.Stack, crowds []*crowd) (k
 	return kills
 }
 
-// started returns nil when Nomad is not about to start any of the tasks. It asks once more where a plugin has died over a start, and fails the
-// task where the next one dies, too.
+// started returns nil when Nomad is not about to start any of the tasks. It asks once more where a plugin has died over
+// a start, and fails the task where the next one dies, too.
 func started(ctx context.Context, s *stack.Stack, crowds []*crowd) error {
 	for _, c := range crowds {
 		allocs, _, err := s.Nomad.API.Jobs().Allocations(c.job.Name, false, (&nomad.QueryOptions{}).WithContext(ctx))
@@ -178,8 +180,9 @@ func started(ctx context.Context, s *stack.Stack, crowds []*crowd) error {
 	return nil
 }
 
-// mustBeRestored returns when the client has measured every task since then, after it or a plugin was started anew. Until then the client fails
-// the tasks of a plugin that dies: their prestart hooks ask the driver for its capabilities (client/allocrunner/taskrunner/volume_hook.go).
+// mustBeRestored returns when the client has measured every task since then, after it or a plugin was started anew.
+// Until then the client fails the tasks of a plugin that dies: their prestart hooks ask the driver for its capabilities
+// (client/allocrunner/taskrunner/volume_hook.go).
 func mustBeRestored(t *testing.T, ctx context.Context, s *stack.Stack, crowds []*crowd, at time.Time) {
 	t.Helper()
 	limit := within(t, 2*time.Minute)
@@ -240,8 +243,8 @@ func (c *crowd) connected(ctx context.Context, s *stack.Stack, alloc *stack.Allo
 	return nil
 }
 
-// census counts what a task costs on this machine: processes by what they are, the ends of log pipes that the plugins hold, and the files
-// that they keep.
+// census counts what a task costs on this machine: processes by what they are, the ends of log pipes that the plugins
+// hold, and the files that they keep.
 func census(t *testing.T, s *stack.Stack) map[string]int {
 	t.Helper()
 	found := map[string]int{}

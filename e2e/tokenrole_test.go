@@ -29,10 +29,12 @@ type tokenRoles struct {
 func startTokenRoles(t *testing.T) tokenRoles {
 	dir := t.TempDir()
 	cluster := func(file, role, allow string) string {
-		return fmt.Sprintf("token_file = %q\n create_from_role = %q\n allow \"default\" {\n policies = [%s]\n }\n", filepath.Join(dir, file), role, allow)
+		return fmt.Sprintf("token_file = %q\n create_from_role = %q\n allow \"default\" {\n policies = [%s]\n }\n",
+			filepath.Join(dir, file), role, allow)
 	}
 	return tokenRoles{dir: dir, Stack: own(t, stack.Options{Agent: patient, Blocks: map[string]string{
-		"roles":    cluster("token", "nomad-cluster", `"roles-*", "hello-*", "nomad-server"`) + "allow \"team\" {\n policies = [\"team\"]\n }\n",
+		"roles": cluster("token", "nomad-cluster", `"roles-*", "hello-*", "nomad-server"`) +
+			"allow \"team\" {\n policies = [\"team\"]\n }\n",
 		"maximum":  cluster("token", "nomad-maximum", `"*"`),
 		"aperiod":  cluster("token", "nomad-aperiod", `"*"`),
 		"missing":  cluster("token", "nomad-missing", `"*"`),
@@ -70,7 +72,8 @@ func (s tokenRoles) put(t *testing.T, file, token string) {
 // make makes a token like that of example/token-role.sh, of that period.
 func (s tokenRoles) make(t *testing.T, period string) string {
 	t.Helper()
-	made, err := s.Vault.API.Auth().Token().CreateOrphan(&vault.TokenCreateRequest{Policies: []string{"nomad-server"}, Period: period})
+	made, err := s.Vault.API.Auth().Token().CreateOrphan(&vault.TokenCreateRequest{Policies: []string{"nomad-server"},
+		Period: period})
 	must.NoError(t, err)
 	return made.Auth.ClientToken
 }
@@ -96,8 +99,9 @@ func (s tokenRoles) tokens(ctx context.Context, job string) ([]*vault.Secret, er
 
 // asking is a job that shows the field color of kv/roles/config with a token of those policies, HCL.
 func asking(name, driver, cluster, policies string) job {
-	return job{Name: name, Driver: driver, Args: []string{"show", "/secrets/color"}, Config: fmt.Sprintf("vault {\n cluster = %q\n %s\n }\n", cluster, policies) +
-		file("secrets/color", `{{ with secret "kv/data/roles/config" }}{{ .Data.data.color }}{{ end }}`, onSignal)}
+	return job{Name: name, Driver: driver, Args: []string{"show", "/secrets/color"},
+		Config: fmt.Sprintf("vault {\n cluster = %q\n %s\n }\n", cluster, policies) +
+			file("secrets/color", `{{ with secret "kv/data/roles/config" }}{{ .Data.data.color }}{{ end }}`, onSignal)}
 }
 
 // plain is a jobspec whose task has no identity to log in with.
@@ -113,13 +117,17 @@ func TestTokenRoles(t *testing.T) {
 	s.put(t, "brief", brief)
 	s.put(t, "replaced", "hvs.nonsense")
 	const read = `path "kv/data/roles/*" { capabilities = ["read"] }`
-	for name, policy := range map[string]string{"roles-read": read, "roles-other": `path "kv/data/other" { capabilities = ["read"] }`} {
+	for name, policy := range map[string]string{"roles-read": read,
+		"roles-other": `path "kv/data/other" { capabilities = ["read"] }`} {
 		must.NoError(t, s.Vault.API.Sys().PutPolicyWithContext(ctx, name, policy))
 	}
 	role := map[string]any{"disallowed_policies": "nomad-server", "orphan": true, "token_period": "1h"}
-	must.NoError(t, s.Vault.Put(ctx, "auth/token/roles/nomad-maximum", map[string]any{"disallowed_policies": "nomad-server", "token_period": "1h", "token_explicit_max_ttl": "2h"}))
-	must.NoError(t, s.Vault.Put(ctx, "auth/token/roles/nomad-aperiod", map[string]any{"disallowed_policies": "nomad-server", "orphan": true}))
-	for _, name := range []string{"nomad-maximum", "nomad-aperiod", "nomad-missing"} { // to be seen by the token of the script
+	must.NoError(t, s.Vault.Put(ctx, "auth/token/roles/nomad-maximum",
+		map[string]any{"disallowed_policies": "nomad-server", "token_period": "1h", "token_explicit_max_ttl": "2h"}))
+	must.NoError(t, s.Vault.Put(ctx, "auth/token/roles/nomad-aperiod",
+		map[string]any{"disallowed_policies": "nomad-server", "orphan": true}))
+	// to be seen by the token of the script
+	for _, name := range []string{"nomad-maximum", "nomad-aperiod", "nomad-missing"} {
 		must.NoError(t, grants(ctx, s.Stack, name))
 	}
 	must.NoError(t, s.Vault.Put(ctx, "auth/token/roles/nomad-cluster", role))
@@ -180,14 +188,20 @@ func grants(ctx context.Context, s *stack.Stack, role string) error {
 // refusedByTokenRoles: one clear line each, nothing is started and no token is left.
 func refusedByTokenRoles(t *testing.T, s tokenRoles) {
 	for name, c := range map[string]struct{ cluster, policies, says string }{
-		"operator":  {"roles", `policies = ["roles-read", "admin"]`, `vault "default": policies: "admin" is not allowed in Nomad namespace "default": the operator allows ["roles-*" "hello-*" "nomad-server"] there`},
+		"operator": {"roles", `policies = ["roles-read", "admin"]`,
+			`vault "default": policies: "admin" is not allowed in Nomad namespace "default": the operator allows ["roles-*" "hello-*" "nomad-server"] there`},
 		"namespace": {"roles", `policies = ["team"]`, `vault "default": policies: "team" is not allowed in Nomad namespace "default"`},
-		"role":      {"roles", `policies = ["nomad-server"]`, `make a token by token role "nomad-cluster" of vault "roles": refused by Vault: token policy "nomad-server" is disallowed by this role (400); correct policies`},
-		"none":      {"roles", ``, `vault "default": policies is missing: cluster "roles" makes tokens by its token role`},
-		"both":      {"roles", "policies = [\"roles-read\"]\n role = \"api\"", `vault "default": role is set, but cluster "roles" makes tokens`},
-		"login":     {"default", `policies = ["roles-read"]`, `vault "default": policies is set, but cluster "default" has no token role`},
-		"maximum":   {"maximum", `policies = ["roles-read"]`, `check token role "nomad-maximum": refused by Vault: token_explicit_max_ttl is set`},
-		"invalid":   {"replaced", `policies = ["roles-read"]`, `look up the cluster's own token: denied by Vault: permission denied; invalid token (403); put a token that is valid into token_file`},
+		"role": {"roles", `policies = ["nomad-server"]`,
+			`make a token by token role "nomad-cluster" of vault "roles": refused by Vault: token policy "nomad-server" is disallowed by this role (400); correct policies`},
+		"none": {"roles", ``, `vault "default": policies is missing: cluster "roles" makes tokens by its token role`},
+		"both": {"roles", "policies = [\"roles-read\"]\n role = \"api\"",
+			`vault "default": role is set, but cluster "roles" makes tokens`},
+		"login": {"default", `policies = ["roles-read"]`,
+			`vault "default": policies is set, but cluster "default" has no token role`},
+		"maximum": {"maximum", `policies = ["roles-read"]`,
+			`check token role "nomad-maximum": refused by Vault: token_explicit_max_ttl is set`},
+		"invalid": {"replaced", `policies = ["roles-read"]`,
+			`look up the cluster's own token: denied by Vault: permission denied; invalid token (403); put a token that is valid into token_file`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -204,7 +218,8 @@ func refusedByTokenRoles(t *testing.T, s tokenRoles) {
 	}
 }
 
-// servedByTokenRoles: a task gets a token of its policies, keeps it over the end of the plugin, and loses it when it stops.
+// servedByTokenRoles: a task gets a token of its policies, keeps it over the end of the plugin, and loses it when it
+// stops.
 func servedByTokenRoles(t *testing.T, s tokenRoles) {
 	ctx := within(t, 4*time.Minute)
 	var jobs []job
@@ -222,7 +237,8 @@ func servedByTokenRoles(t *testing.T, s tokenRoles) {
 			return len(fmt.Sprint(b.Data["policies"])) - len(fmt.Sprint(a.Data["policies"]))
 		})
 		must.Eq(t, []any{"default", "roles-other", "roles-read"}, tokens[0].Data["policies"].([]any))
-		must.Eq(t, []any{"default", "roles-other"}, tokens[1].Data["policies"].([]any), must.Sprint("two blocks, and each its own"))
+		must.Eq(t, []any{"default", "roles-other"}, tokens[1].Data["policies"].([]any),
+			must.Sprint("two blocks, and each its own"))
 		meta := tokens[0].Data["meta"].(map[string]any)
 		must.Eq(t, alloc.ID, meta["AllocationID"].(string))
 		must.Eq(t, j.Name, meta["Task"].(string))
@@ -233,7 +249,8 @@ func servedByTokenRoles(t *testing.T, s tokenRoles) {
 	before := living(t, ctx, s, jobs)
 	killPlugins(t, s.Stack)
 	for i, alloc := range allocs {
-		_, err := alloc.Log(ctx, jobs[i].Name, "stderr", `taken over after the end of the plugin before, vault "default" token`, 1)
+		_, err := alloc.Log(ctx, jobs[i].Name, "stderr",
+			`taken over after the end of the plugin before, vault "default" token`, 1)
 		must.NoError(t, err)
 	}
 	must.NoError(t, s.Vault.Put(ctx, "kv/data/roles/config", map[string]any{"data": map[string]any{"color": "blue"}}))

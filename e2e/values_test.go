@@ -13,13 +13,15 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// TestDispatchedMetaIsNeverTemplateCode dispatches a job with a user as anybody may have one, and with one that asks for a secret which the
-// job's policies allow and its template does not show.
+// TestDispatchedMetaIsNeverTemplateCode dispatches a job with a user as anybody may have one, and with one that asks
+// for a secret which the job's policies allow and its template does not show.
 func TestDispatchedMetaIsNeverTemplateCode(t *testing.T) {
-	s, j := common(t), job{Name: "dispatched", Driver: "vault-exec", Type: "batch", Args: []string{"show", "/secrets/user"}}
+	s, j := common(t), job{Name: "dispatched", Driver: "vault-exec", Type: "batch",
+		Args: []string{"show", "/secrets/user"}}
 	put(t, s, j, map[string]any{"admin": "other-secret"})
 	j.Config = file("secrets/user", "user=${NOMAD_META_user} of ${NOMAD_REGION}", onNoop)
-	spec := strings.Replace(j.spec(), `type = "batch"`, "type = \"batch\"\n parameterized {\n meta_required = [\"user\"]\n }", 1)
+	spec := strings.Replace(j.spec(), `type = "batch"`,
+		"type = \"batch\"\n parameterized {\n meta_required = [\"user\"]\n }", 1)
 	ctx := within(t, 3*time.Minute)
 	registered, err := s.Nomad.Run(ctx, spec, nil)
 	must.NoError(t, err)
@@ -45,8 +47,8 @@ func TestDispatchedMetaIsNeverTemplateCode(t *testing.T) {
 	}
 }
 
-// TestRenderedFilesDoNotMoveToTheNextVersion replaces a job by one without its templates, on a disk that Nomad hands on: what the task has
-// written itself is there, what was rendered for it is not.
+// TestRenderedFilesDoNotMoveToTheNextVersion replaces a job by one without its templates, on a disk that Nomad hands
+// on: what the task has written itself is there, what was rendered for it is not.
 func TestRenderedFilesDoNotMoveToTheNextVersion(t *testing.T) {
 	each(t, "sticky", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 3*time.Minute)

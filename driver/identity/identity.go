@@ -1,10 +1,10 @@
-// Package identity reads a task's workload identity: the JWT that Nomad signs for it, writes below the task's directory and
-// rewrites at half its life. It finds the file, waits where waiting can help, notices a new token, and says in one line what
-// to do when there is none. Whether the signature is good is for Vault to judge.
+// Package identity reads a task's workload identity: the JWT that Nomad signs for it, writes below the task's directory
+// and rewrites at half its life. It finds the file, waits where waiting can help, notices a new token, and says in one
+// line what to do when there is none. Whether the signature is good is for Vault to judge.
 //
-// The plugin is root and the task can write where Nomad writes, so a file is read as hostile: never through a link, never
-// blocking, never without a limit. Nomad truncates and writes in place (helper/users/lookup.go, WriteFileFor), so an empty or
-// half-written file is an ordinary sight.
+// The plugin is root and the task can write where Nomad writes, so a file is read as hostile: never through a link,
+// never blocking, never without a limit. Nomad truncates and writes in place (helper/users/lookup.go, WriteFileFor), so
+// an empty or half-written file is an ordinary sight.
 package identity
 
 import (
@@ -22,10 +22,11 @@ import (
 	"nomad-driver-vault/internal/inode"
 )
 
-// The classes of a task without a usable identity; every error of a Source matches one of them with errors.Is, and its text
-// tells the job's author or the operator what to do.
+// The classes of a task without a usable identity; every error of a Source matches one of them with errors.Is, and its
+// text tells the job's author or the operator what to do.
 var (
-	// ErrAbsent: there is no such file and no such environment variable, and there will be none: the job does not ask for it.
+	// ErrAbsent: there is no such file and no such environment variable, and there will be none: the job does not ask for
+	// it.
 	ErrAbsent = errors.New("no identity token")
 	// ErrMalformed: what is there is no JWT.
 	ErrMalformed = errors.New("malformed identity token")
@@ -34,16 +35,16 @@ var (
 )
 
 const (
-	// absentGrace is how long a missing file is looked for. Nomad's prestart has by then waited for the first token for up to
-	// a minute (client/allocrunner/taskrunner/identity_hook.go), so this covers little more than the write itself.
+	// absentGrace is how long a missing file is looked for. Nomad's prestart has by then waited for the first token for up
+	// to a minute (client/allocrunner/taskrunner/identity_hook.go), so this covers little more than the write itself.
 	absentGrace = 3 * time.Second
 	firstPause  = 50 * time.Millisecond
 	longPause   = time.Second
 	sizeLimit   = 64 << 10
 	namesLimit  = 256 // of a directory the task can fill
 
-	// clockError is how far this node's clock may be from that of the Nomad server that signed: what has expired by less is for
-	// Vault to judge.
+	// clockError is how far this node's clock may be from that of the Nomad server that signed: what has expired by less
+	// is for Vault to judge.
 	clockError = 10 * time.Minute
 )
 
@@ -53,15 +54,17 @@ type Source struct {
 	Name string
 	// Dir is the task's directory as this host sees it.
 	Dir string
-	// File is the token's path below Dir; empty for the place where Nomad writes it unless the identity block has a filepath.
+	// File is the token's path below Dir; empty for the place where Nomad writes it unless the identity block has a
+	// filepath.
 	File string
-	// Env is the value that NOMAD_TOKEN_<name> (NOMAD_TOKEN for the default) had when the task started. It is used when there
-	// is no file, and is never renewed.
+	// Env is the value that NOMAD_TOKEN_<name> (NOMAD_TOKEN for the default) had when the task started. It is used when
+	// there is no file, and is never renewed.
 	Env string
 }
 
-// Token returns the task's token as it is now. While the file is empty, half-written or expired it waits for a better one
-// until ctx ends; where waiting cannot help it returns at once. Its error matches ErrAbsent, ErrMalformed or ErrExpired.
+// Token returns the task's token as it is now. While the file is empty, half-written or expired it waits for a better
+// one until ctx ends; where waiting cannot help it returns at once. Its error matches ErrAbsent, ErrMalformed or
+// ErrExpired.
 func (s Source) Token(ctx context.Context) (Token, error) {
 	began := time.Now()
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
@@ -77,8 +80,8 @@ func (s Source) Token(ctx context.Context) (Token, error) {
 	}
 }
 
-// Peek is Token without waiting: one stat and one short read, for a caller that looks again and again. Nomad may be writing
-// the file at this very moment, so an error here says little about the next time.
+// Peek is Token without waiting: one stat and one short read, for a caller that looks again and again. Nomad may be
+// writing the file at this very moment, so an error here says little about the next time.
 func (s Source) Peek() (Token, error) {
 	content, written, err := s.read()
 	if errors.Is(err, ErrAbsent) && s.Env != "" {
@@ -93,7 +96,8 @@ func (s Source) Peek() (Token, error) {
 // fromFile reads what was written to the file at that time.
 func (s Source) fromFile(text string, written time.Time) (Token, error) {
 	if text == "" {
-		return Token{}, s.problem(ErrMalformed, "%s is empty: Nomad is writing it, or the secrets directory is full", s.file())
+		return Token{}, s.problem(ErrMalformed, "%s is empty: Nomad is writing it, or the secrets directory is full",
+			s.file())
 	}
 	token, err := parse(text)
 	if err != nil {
@@ -119,7 +123,8 @@ func (s Source) fromEnv() (Token, error) {
 	return token, nil
 }
 
-// expired says since when, or nothing. A token that Nomad wrote less than its life ago is good whatever this node's clock says of its end.
+// expired says since when, or nothing. A token that Nomad wrote less than its life ago is good whatever this node's
+// clock says of its end.
 func expired(t Token, written time.Time) string {
 	late := time.Since(t.Expires)
 	young := !t.IssuedAt.IsZero() && !written.IsZero() && time.Since(written) < t.Expires.Sub(t.IssuedAt)
@@ -129,8 +134,8 @@ func expired(t Token, written time.Time) string {
 	return fmt.Sprintf("expired %s ago, at %s", late.Truncate(time.Second), t.Expires.UTC().Format(time.RFC3339))
 }
 
-// read returns the whole file, and when it was written. What is there but is no regular file of a sensible size is a problem that waiting
-// cannot cure.
+// read returns the whole file, and when it was written. What is there but is no regular file of a sensible size is a
+// problem that waiting cannot cure.
 func (s Source) read() (content []byte, written time.Time, err error) {
 	root, err := os.OpenRoot(s.Dir)
 	if err != nil {
@@ -155,7 +160,8 @@ func (s Source) unreadable(err error, root *os.Root) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return s.final(ErrMalformed, "%s cannot be read: %v", s.file(), inode.Cause(err))
 	}
-	absent := s.problem(ErrAbsent, "no file %s: add to the task: %s (if that is there, Nomad's servers have not signed it)",
+	absent := s.problem(ErrAbsent, "no file %s: add to the task: %s (if that is there, Nomad's servers have not signed "+
+		"it)",
 		s.file(), s.Block())
 	if beside := s.beside(root); len(beside) > 0 {
 		absent.text += fmt.Sprintf("; found beside it, from identities of other names: %s", strings.Join(beside, ", "))
@@ -175,8 +181,8 @@ func (s Source) Block() string {
 	return "identity { " + named + "file = true" + path + " }"
 }
 
-// beside lists tokens in the file's directory, since a wrong name is the usual mistake. A task can put any name there: they
-// are quoted, and no more than namesLimit are looked at.
+// beside lists tokens in the file's directory, since a wrong name is the usual mistake. A task can put any name there:
+// they are quoted, and no more than namesLimit are looked at.
 func (s Source) beside(root *os.Root) []string {
 	if root == nil {
 		return nil
@@ -200,7 +206,8 @@ func (s Source) beside(root *os.Root) []string {
 
 func (s Source) isDefault() bool { return s.Name == "" || s.Name == "default" }
 
-// file and variable are the names Nomad gives a token (client/allocrunner/taskrunner/identity_hook.go, client/taskenv/env.go).
+// file and variable are the names Nomad gives a token (client/allocrunner/taskrunner/identity_hook.go,
+// client/taskenv/env.go).
 func (s Source) file() string {
 	switch {
 	case s.File != "":

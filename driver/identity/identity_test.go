@@ -40,13 +40,16 @@ func TestWhereATokenIsFound(t *testing.T) {
 		source Source
 		want   string
 	}{
-		"a named identity's file":         {map[string]string{"secrets/nomad_vault.jwt": file}, Source{Name: "vault"}, file},
-		"the default identity's file":     {map[string]string{"secrets/nomad_token": file}, Source{Name: "default"}, file},
-		"no name is the default":          {map[string]string{"secrets/nomad_token": file}, Source{}, file},
-		"a file of the job's choosing":    {map[string]string{"private/v.jwt": file}, Source{Name: "vault", File: "private/v.jwt"}, file},
+		"a named identity's file":     {map[string]string{"secrets/nomad_vault.jwt": file}, Source{Name: "vault"}, file},
+		"the default identity's file": {map[string]string{"secrets/nomad_token": file}, Source{Name: "default"}, file},
+		"no name is the default":      {map[string]string{"secrets/nomad_token": file}, Source{}, file},
+		"a file of the job's choosing": {map[string]string{"private/v.jwt": file},
+			Source{Name: "vault", File: "private/v.jwt"}, file},
 		"the environment, without a file": {nil, Source{Name: "vault", Env: env}, env},
-		"the file before the environment": {map[string]string{"secrets/nomad_vault.jwt": file}, Source{Name: "vault", Env: env}, file},
-		"a line break after it":           {map[string]string{"secrets/nomad_vault.jwt": file + "\n"}, Source{Name: "vault"}, file},
+		"the file before the environment": {map[string]string{"secrets/nomad_vault.jwt": file},
+			Source{Name: "vault", Env: env}, file},
+		"a line break after it": {map[string]string{"secrets/nomad_vault.jwt": file + "\n"}, Source{Name: "vault"},
+			file},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -144,7 +147,8 @@ func TestWhatWaitingCannotCure(t *testing.T) {
 			source: Source{Name: "vault"}, class: ErrMalformed, says: []string{"is larger than 65536 bytes"},
 		},
 		"an environment that holds no JWT": {
-			source: Source{Name: "vault", Env: "hvs.CAESIJ"}, class: ErrMalformed, says: []string{"NOMAD_TOKEN_vault is not a JWT"},
+			source: Source{Name: "vault", Env: "hvs.CAESIJ"}, class: ErrMalformed, says: []string{"NOMAD_TOKEN_vault is not " +
+				"a JWT"},
 		},
 		"an environment that has expired": {
 			source: Source{Name: "vault", Env: mint(`{"exp":900000000}`, 1)}, class: ErrExpired,
@@ -235,7 +239,8 @@ func TestATokenThatNeverComes(t *testing.T) {
 	}
 }
 
-// The clocks of a node and of the server that signs are not the same: what is young, or over by little, is for Vault to judge.
+// The clocks of a node and of the server that signs are not the same: what is young, or over by little, is for Vault to
+// judge.
 func TestClocksThatDiffer(t *testing.T) {
 	life := func(issued, expires time.Duration) string {
 		now := time.Now()
@@ -277,11 +282,13 @@ func TestPeekNoticesARenewedToken(t *testing.T) {
 	must.Eq(t, renewed, second.JWT())
 }
 
-// The task swaps the file for other things as fast as it can: a Peek never hangs and never returns what it did not write there.
+// The task swaps the file for other things as fast as it can: a Peek never hangs and never returns what it did not
+// write there.
 func TestATaskThatFightsTheReader(t *testing.T) {
 	good, outside := mint(`{"sub":"inside"}`, 1), mint(`{"sub":"outside"}`, 2)
 	other := taskDir(t, map[string]string{"secrets/nomad_vault.jwt": outside})
-	source := Source{Name: "vault", Dir: taskDir(t, map[string]string{"secrets/nomad_vault.jwt": good, "local/planted": outside})}
+	source := Source{Name: "vault", Dir: taskDir(t, map[string]string{"secrets/nomad_vault.jwt": good,
+		"local/planted": outside})}
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// A Token is one signed identity of a task. It prints itself as "[redacted]" under every verb and encoder; its claims are
-// public and may be shown. The zero Token has no JWT.
+// A Token is one signed identity of a task. It prints itself as "[redacted]" under every verb and encoder; its claims
+// are public and may be shown. The zero Token has no JWT.
 type Token struct {
 	Claims
 	// Behind a pointer, because fmt calls no method on an unexported field of another struct: it prints an address then.
@@ -22,8 +22,8 @@ type Token struct {
 }
 
 // Claims are what the JWT says of itself: the registered claims of RFC 7519 §4.1 that matter here, and Nomad's own
-// (https://developer.hashicorp.com/nomad/docs/concepts/workload-identity). Nobody has checked the signature: they are for
-// messages and for the time of the next look, never for a decision about access.
+// (https://developer.hashicorp.com/nomad/docs/concepts/workload-identity). Nobody has checked the signature: they are
+// for messages and for the time of the next look, never for a decision about access.
 type Claims struct {
 	Issuer   string
 	Subject  string
@@ -62,8 +62,9 @@ func (t Token) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) 
 // MarshalText is "[redacted]"; encoding/json and hclog's JSON lines use it.
 func (t Token) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// signatureSize is the least number of bytes of a signature by the two algorithms Nomad signs with (nomad/structs/keyring.go:
-// 2048-bit RSA since 1.7, Ed25519 before). Without it a JWT that was read half-written would look whole.
+// signatureSize is the least number of bytes of a signature by the two algorithms Nomad signs with
+// (nomad/structs/keyring.go: 2048-bit RSA since 1.7, Ed25519 before). Without it a JWT that was read half-written would
+// look whole.
 var signatureSize = map[string]int{"RS256": 256, "EdDSA": 64}
 
 // parse reads a JWT in the compact form of RFC 7515 §7.1. Its errors say what is wrong with the form and quote nothing.

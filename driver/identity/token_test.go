@@ -20,7 +20,8 @@ func mint(claims string, signer byte) string {
 
 func compact(header, claims string, signature []byte) string {
 	b64 := base64.RawURLEncoding
-	return b64.EncodeToString([]byte(header)) + "." + b64.EncodeToString([]byte(claims)) + "." + b64.EncodeToString(signature)
+	return b64.EncodeToString([]byte(header)) + "." + b64.EncodeToString([]byte(claims)) + "." +
+		b64.EncodeToString(signature)
 }
 
 func expiring(at time.Time) string { return fmt.Sprintf(`{"sub":"s","exp":%d}`, at.Unix()) }

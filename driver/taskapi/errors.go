@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// The classes of what a Reading can fail with; every error of its methods matches one of them with errors.Is, and its text
-// says what to do. None holds a token or an item of a variable.
+// The classes of what a Reading can fail with; every error of its methods matches one of them with errors.Is, and its
+// text says what to do. None holds a token or an item of a variable.
 var (
 	// ErrNotFound: Nomad has no such variable. A Watch goes on looking for it.
 	ErrNotFound = errors.New("not found")
@@ -43,8 +43,9 @@ func (f *fault) Unwrap() []error {
 	return []error{f.class, f.cause}
 }
 
-var errTooMany = &fault{class: ErrInvalid, final: true, detail: fmt.Sprintf("a task may ask Nomad %d different questions: "+
-	"ask for fewer services and variables, or keep what belongs together in one variable", maxQuestions)}
+var errTooMany = &fault{class: ErrInvalid, final: true,
+	detail: fmt.Sprintf("a task may ask Nomad %d different questions: "+
+		"ask for fewer services and variables, or keep what belongs together in one variable", maxQuestions)}
 
 var errNoAnswer = &fault{class: ErrUnavailable, detail: "no answer in time"}
 
@@ -53,18 +54,22 @@ func final(err error) bool {
 	return errors.As(err, &f) && f.final
 }
 
-// refusal tells what Nomad means by a status that is no answer (https://developer.hashicorp.com/nomad/api-docs#http-response-codes).
+// refusal tells what Nomad means by a status that is no answer
+// (https://developer.hashicorp.com/nomad/api-docs#http-response-codes).
 func refusal(q question, namespace string, status int, said string) *fault {
 	switch {
 	case status == http.StatusUnauthorized:
-		return &fault{class: ErrDenied, final: true, detail: "Nomad's task API wants the task's own token, even where ACLs are " +
+		return &fault{class: ErrDenied, final: true, detail: "Nomad's task API wants the task's own token, even where " +
+			"ACLs are " +
 			"off: add to the task: identity { file = true } or identity { env = true }"}
 	case status == http.StatusForbidden && strings.Contains(said, "Permission denied"):
-		return &fault{class: ErrDenied, final: true, detail: fmt.Sprintf("Nomad lets a task read the services of its namespace, and "+
+		return &fault{class: ErrDenied, final: true, detail: fmt.Sprintf("Nomad lets a task read the services of its "+
+			"namespace, and "+
 			"the variables nomad/jobs and nomad/jobs/<job>[/<group>[/<task>]] named after it; for others give its job a policy "+
 			"(nomad acl policy apply -namespace <its own> -job <job> ...) with: namespace %q { %s }", namespace, q.grant())}
 	case status == http.StatusForbidden:
-		return &fault{class: ErrDenied, final: true, detail: fmt.Sprintf("Nomad does not accept the task's identity token, which "+
+		return &fault{class: ErrDenied, final: true, detail: fmt.Sprintf("Nomad does not accept the task's identity "+
+			"token, which "+
 			"may have expired: %s (403)", said)}
 	case status >= 300 && status < 500 && status != http.StatusTooManyRequests:
 		return &fault{class: ErrInvalid, final: true, detail: fmt.Sprintf("%s (%d)", said, status)}
@@ -73,7 +78,8 @@ func refusal(q question, namespace string, status int, said string) *fault {
 	}
 }
 
-// told makes what somebody on the socket said fit for a log line: short, on one line, and without the token, which it has.
+// told makes what somebody on the socket said fit for a log line: short, on one line, and without the token, which it
+// has.
 func told(body []byte, token string) string {
 	const most = 200
 	text := string(body)

@@ -30,15 +30,17 @@ const (
 	answerLimit  = 8 << 20
 )
 
-// A client asks Nomad one question at a time, each on a connection of its own: a blocking query holds one for minutes anyway,
-// a connect over a Unix socket costs microseconds, and so one question costs one goroutine and nothing is left to clean up.
+// A client asks Nomad one question at a time, each on a connection of its own: a blocking query holds one for minutes
+// anyway, a connect over a Unix socket costs microseconds, and so one question costs one goroutine and nothing is left
+// to clean up.
 type client struct {
 	namespace string
 	token     func(context.Context) (string, error)
 	dial      func(context.Context) (net.Conn, error)
 }
 
-// get returns the answer and its index as soon as that is not index any more, or after blockFor. Index 0 returns at once.
+// get returns the answer and its index as soon as that is not index any more, or after blockFor. Index 0 returns at
+// once.
 func (c client) get(ctx context.Context, q question, index uint64) (answer any, next uint64, err error) {
 	timeout := answerWithin
 	if index > 0 {
@@ -142,12 +144,13 @@ func unanswered(ctx context.Context, err error) error {
 	}
 }
 
-// dialer connects to the socket in the task's directory dir, which the task can write. Opening it first, as a mere place in the
-// file system, means that no link leads elsewhere: the plugin is root and could otherwise be sent to any socket of the host.
-// Connecting through /proc also works where the path is longer than a socket's may be.
+// dialer connects to the socket in the task's directory dir, which the task can write. Opening it first, as a mere
+// place in the file system, means that no link leads elsewhere: the plugin is root and could otherwise be sent to any
+// socket of the host. Connecting through /proc also works where the path is longer than a socket's may be.
 //
-// A task can still put a socket of its own there, so whoever listens must run as the user we run as, which Nomad's agent, our
-// parent, does. A task that runs as that user too can pass: it then gets its own token and feeds its own templates.
+// A task can still put a socket of its own there, so whoever listens must run as the user we run as, which Nomad's
+// agent, our parent, does. A task that runs as that user too can pass: it then gets its own token and feeds its own
+// templates.
 func dialer(dir string) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) {
 		socket, err := openSocket(dir)
@@ -179,7 +182,8 @@ func openSocket(dir string) (*os.File, error) {
 	var other *inode.TypeError
 	switch {
 	case errors.As(err, &other):
-		return nil, &fault{class: ErrUnavailable, final: true, detail: socketName + " is not a socket: the task must leave that " +
+		return nil, &fault{class: ErrUnavailable, final: true, detail: socketName +
+			" is not a socket: the task must leave that " +
 			"file alone"}
 	case err != nil:
 		return nil, noSocket(dir, err)
@@ -194,7 +198,8 @@ func noSocket(dir string, err error) error {
 	}
 	detail := "the task has no " + socketName + ", which Nomad 1.5 and newer make; the agent's log says why it did not"
 	if length := len(filepath.Join(dir, socketName)); length > longestPath {
-		detail = fmt.Sprintf("Nomad could not make %s: its path would have %d bytes and a socket's may have %d: shorten the agent's "+
+		detail = fmt.Sprintf("Nomad could not make %s: its path would have %d bytes and a socket's may have %d: shorten "+
+			"the agent's "+
 			"data_dir or the task's name", socketName, length, longestPath)
 	}
 	return &fault{class: ErrUnavailable, final: true, detail: detail}

@@ -41,8 +41,10 @@ func TestWhatIsAskedAndAnswered(t *testing.T) {
 		ID: "i1", Name: "db", Namespace: "ns", Node: "n1", Datacenter: "dc1", JobID: "pg", AllocID: "a1",
 		Address: "10.0.0.1", Port: 5432, Tags: []string{"a", "primary"},
 	}
-	meta := VariableMeta{Namespace: "ns", Path: "nomad/jobs/api", CreateIndex: 3, ModifyIndex: 4, CreateTime: 5, ModifyTime: 6}
-	instances := `[{"ID":"i1","ServiceName":"db",` + nodeJSON + `,"Address":"10.0.0.1","Port":5432,"Tags":["primary","a"]},` +
+	meta := VariableMeta{Namespace: "ns", Path: "nomad/jobs/api", CreateIndex: 3, ModifyIndex: 4, CreateTime: 5,
+		ModifyTime: 6}
+	instances := `[{"ID":"i1","ServiceName":"db",` + nodeJSON +
+		`,"Address":"10.0.0.1","Port":5432,"Tags":["primary","a"]},` +
 		`{"ID":"i0","ServiceName":"db","Tags":["replica"]}]`
 	cases := map[string]struct {
 		ask  func(context.Context, *Reading) result
@@ -68,19 +70,23 @@ func TestWhatIsAskedAndAnswered(t *testing.T) {
 			service(ServiceQuery{Name: "db", Count: 2, Key: "k|1"}), "/v1/service/db?choose=2%7Ck%7C1&namespace=ns", `[]`, []Service{},
 		},
 		"a variable": {
-			variable(VariableQuery{Path: "/nomad/jobs/api/"}), "/v1/var/nomad/jobs/api?namespace=ns", `{` + metaJSON + `,"Items":{"k":"v"}}`,
+			variable(VariableQuery{Path: "/nomad/jobs/api/"}), "/v1/var/nomad/jobs/api?namespace=ns", `{` + metaJSON +
+				`,"Items":{"k":"v"}}`,
 			&Variable{meta, map[string]string{"k": "v"}},
 		},
 		"a variable elsewhere": {
-			variable(VariableQuery{Path: "a", Namespace: "other", Region: "eu"}), "/v1/var/a?namespace=other&region=eu", `{}`, &Variable{},
+			variable(VariableQuery{Path: "a", Namespace: "other",
+				Region: "eu"}), "/v1/var/a?namespace=other&region=eu", `{}`, &Variable{},
 		},
 		"a path that would be a query": {
 			variable(VariableQuery{Path: "a?namespace=x#%2e"}), "/v1/var/a?namespace=x#%2e?namespace=ns", `{}`, &Variable{},
 		},
 		"variables below a prefix": {
-			variables(VariablesQuery{Prefix: "nomad/jobs"}), "/v1/vars?namespace=ns&prefix=nomad%2Fjobs", `[{` + metaJSON + `}]`, []VariableMeta{meta},
+			variables(VariablesQuery{Prefix: "nomad/jobs"}), "/v1/vars?namespace=ns&prefix=nomad%2Fjobs", `[{` + metaJSON +
+				`}]`, []VariableMeta{meta},
 		},
-		"all variables of all namespaces": {variables(VariablesQuery{Namespace: "*"}), "/v1/vars?namespace=%2A&prefix=", `[]`, []VariableMeta{}},
+		"all variables of all namespaces": {variables(VariablesQuery{Namespace: "*"}), "/v1/vars?namespace=%2A&prefix=", `[]`,
+			[]VariableMeta{}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -103,12 +109,14 @@ func TestWhatIsNoAnswer(t *testing.T) {
 		class error
 		says  string
 	}{
-		"no token": {http1(401, "Unauthorized", 0), ErrDenied, "add to the task: identity { file = true } or identity { env = true }"},
+		"no token": {http1(401, "Unauthorized", 0), ErrDenied,
+			"add to the task: identity { file = true } or identity { env = true }"},
 		"no policy": {
 			http1(403, "Permission denied", 0), ErrDenied,
 			`with: namespace "ns" { variables { path "app/*" { capabilities = ["list"] } } }`,
 		},
-		"a token that is over":     {http1(403, "Forbidden", 0), ErrDenied, `does not accept the task's identity token, which may have expired: "Forbidden" (403)`},
+		"a token that is over": {http1(403, "Forbidden", 0), ErrDenied,
+			`does not accept the task's identity token, which may have expired: "Forbidden" (403)`},
 		"a question Nomad refuses": {http1(400, "bad\nthing", 0), ErrInvalid, `"bad thing" (400)`},
 		"a redirect":               {http1(307, "", 0), ErrInvalid, "(307)"},
 		"a path nobody knows":      {http1(404, "404 page not found", 0), ErrInvalid, "(404)"},
@@ -120,9 +128,11 @@ func TestWhatIsNoAnswer(t *testing.T) {
 		"JSON of another shape":    {http1(200, `{"the-token":1}`, 0), ErrUnavailable, "sent no JSON of Nomad's"},
 		"what is not HTTP":         {"the-token\r\n\r\n", ErrUnavailable, "does not speak HTTP"},
 		"a part of an answer":      {http1(200, "[]", 0)[:57], ErrUnavailable, "closed before the answer"},
-		"an answer without end":    {"HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat("x", answerLimit+1), ErrUnavailable, "larger than 8388608 bytes"},
-		"headers without end":      {"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", answerLimit+1), ErrUnavailable, "closed before the answer"},
-		"nothing":                  {"", ErrUnavailable, "closed before the answer"},
+		"an answer without end": {"HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat("x", answerLimit+1), ErrUnavailable,
+			"larger than 8388608 bytes"},
+		"headers without end": {"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", answerLimit+1), ErrUnavailable,
+			"closed before the answer"},
+		"nothing": {"", ErrUnavailable, "closed before the answer"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -201,7 +211,8 @@ func TestWhatIsNotNomadsSocket(t *testing.T) {
 		plant func(t *testing.T, dir string)
 		says  string
 	}{
-		"nothing": {func(*testing.T, string) {}, "the task has no secrets/api.sock, which Nomad 1.5 and newer make; the agent's log says why"},
+		"nothing": {func(*testing.T, string) {}, "the task has no secrets/api.sock, which Nomad 1.5 and newer make; the " +
+			"agent's log says why"},
 		"no directory": {
 			func(t *testing.T, dir string) { must.NoError(t, os.RemoveAll(dir)) }, "the task has no secrets/api.sock",
 		},
@@ -221,7 +232,10 @@ func TestWhatIsNotNomadsSocket(t *testing.T) {
 			}, "path escapes from parent",
 		},
 		"a named pipe": {
-			func(t *testing.T, dir string) { must.NoError(t, syscall.Mkfifo(filepath.Join(dir, socketName), 0o600)) }, "is not a socket",
+			func(t *testing.T, dir string) {
+				must.NoError(t, syscall.Mkfifo(filepath.Join(dir, socketName),
+					0o600))
+			}, "is not a socket",
 		},
 		"a file": {
 			func(t *testing.T, dir string) {

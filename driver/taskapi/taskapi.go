@@ -1,10 +1,11 @@
-// Package taskapi answers a task's templates from Nomad's services and variables, with the task's own Nomad identity, over
-// the socket that Nomad makes in every task's secrets directory (https://developer.hashicorp.com/nomad/api-docs/task-api).
+// Package taskapi answers a task's templates from Nomad's services and variables, with the task's own Nomad identity,
+// over the socket that Nomad makes in every task's secrets directory
+// (https://developer.hashicorp.com/nomad/api-docs/task-api).
 //
 // A Watch asks each question once and then keeps the answer current by a blocking query
-// (https://developer.hashicorp.com/nomad/api-docs#blocking-queries). A Reading is one consistent pass of the templates over
-// the answers; a committed one is the generation in use. Once a question has an answer nothing takes it away: while Nomad
-// cannot be asked, the last answer stays.
+// (https://developer.hashicorp.com/nomad/api-docs#blocking-queries). A Reading is one consistent pass of the templates
+// over the answers; a committed one is the generation in use. Once a question has an answer nothing takes it away:
+// while Nomad cannot be asked, the last answer stays.
 package taskapi
 
 import (

@@ -14,12 +14,13 @@ import (
 )
 
 const (
-	// leastInterval bounds how often one question is asked, however busy the cluster: Nomad's own answer to a list of services
-	// changes whenever any service does.
+	// leastInterval bounds how often one question is asked, however busy the cluster: Nomad's own answer to a list of
+	// services changes whenever any service does.
 	leastInterval = time.Second
 	firstBackoff  = time.Second
 	longBackoff   = time.Minute
-	// maxQuestions bounds what one task asks: a blocking query is a connection and a goroutine, here and in the agent, which all tasks share.
+	// maxQuestions bounds what one task asks: a blocking query is a connection and a goroutine, here and in the agent,
+	// which all tasks share.
 	maxQuestions = 64
 )
 
@@ -27,8 +28,8 @@ const (
 type Options struct {
 	Dir       string // the task's directory as this host sees it
 	Namespace string // the task's
-	// Token returns the task's default Nomad identity as it is now; it is called before each request, because Nomad may have
-	// renewed it. "" asks without one. An error of it is in the chain of the Reading's error.
+	// Token returns the task's default Nomad identity as it is now; it is called before each request, because Nomad may
+	// have renewed it. "" asks without one. An error of it is in the chain of the Reading's error.
 	Token  func(context.Context) (string, error)
 	Logger hclog.Logger
 	// Changed is what the method Changed returns: one channel, with room for one, may serve a Watch and other sources of a
@@ -84,14 +85,14 @@ func (w *Watch) Close() {
 	w.running.Wait()
 }
 
-// Changed receives when an answer differs from what the committed Reading saw, or when a question that a Reading failed on
-// has an answer now. Several changes may arrive as one, and one may be of before the latest Reading: another then sees nothing
-// new. After a Reading that is not committed it is silent until the next change: trying again for other reasons is up to the
-// caller.
+// Changed receives when an answer differs from what the committed Reading saw, or when a question that a Reading failed
+// on has an answer now. Several changes may arrive as one, and one may be of before the latest Reading: another then
+// sees nothing new. After a Reading that is not committed it is silent until the next change: trying again for other
+// reasons is up to the caller.
 func (w *Watch) Changed() <-chan struct{} { return w.changed }
 
-// A Reading is one consistent pass over the answers: the same question gets the same answer for as long as it lasts. There is
-// one at a time. Answers are shared and must not be modified.
+// A Reading is one consistent pass over the answers: the same question gets the same answer for as long as it lasts.
+// There is one at a time. Answers are shared and must not be modified.
 type Reading struct {
 	watch *Watch
 	seen  map[question]any // nil: asked, without an answer
@@ -101,16 +102,16 @@ type Reading struct {
 func (w *Watch) Begin() *Reading {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// What only the last, abandoned Reading asked stays until the next one has had its turn: its answer may be what that one
-	// failed for, and so is worth a Changed.
+	// What only the last, abandoned Reading asked stays until the next one has had its turn: its answer may be what that
+	// one failed for, and so is worth a Changed.
 	w.forgetAllBut(w.committed, w.latest)
 	r := &Reading{watch: w, seen: map[question]any{}}
 	w.latest = r.seen
 	return r
 }
 
-// Commit makes the Reading the generation in use: questions that neither it nor a later one asked are forgotten, and Changed reports what differs
-// from it, from the time of its own answers on. The Reading is not to be used any more.
+// Commit makes the Reading the generation in use: questions that neither it nor a later one asked are forgotten, and
+// Changed reports what differs from it, from the time of its own answers on. The Reading is not to be used any more.
 //
 // It takes no signal back, because the channel may hold one of another source.
 func (r *Reading) Commit() {
@@ -126,8 +127,8 @@ func (r *Reading) Commit() {
 	}
 }
 
-// Services returns the services of the task's namespace, sorted by name. Like the other methods of a Reading it waits for the
-// first answer until ctx ends, retrying where that can help, and after that answers from memory.
+// Services returns the services of the task's namespace, sorted by name. Like the other methods of a Reading it waits
+// for the first answer until ctx ends, retrying where that can help, and after that answers from memory.
 func (r *Reading) Services(ctx context.Context, q ServicesQuery) ([]ServiceSummary, error) {
 	return ask[[]ServiceSummary](ctx, r, q)
 }
@@ -137,7 +138,8 @@ func (r *Reading) Service(ctx context.Context, q ServiceQuery) ([]Service, error
 	return ask[[]Service](ctx, r, q)
 }
 
-// Variable returns one variable. Where there is none the error is ErrNotFound, at once, and the Watch goes on looking for it.
+// Variable returns one variable. Where there is none the error is ErrNotFound, at once, and the Watch goes on looking
+// for it.
 func (r *Reading) Variable(ctx context.Context, q VariableQuery) (*Variable, error) {
 	q.Path = strings.Trim(q.Path, " /")
 	if q.Namespace == "" {
@@ -213,7 +215,8 @@ func (w *Watch) follow(q question) *follow {
 	return f
 }
 
-// keep asks q for as long as ctx lasts. After a failure it asks anew, without an index: Nomad may have forgotten the old one.
+// keep asks q for as long as ctx lasts. After a failure it asks anew, without an index: Nomad may have forgotten the
+// old one.
 func (w *Watch) keep(ctx context.Context, q question, f *follow) {
 	var index uint64
 	for failures := 0; ; {

@@ -87,7 +87,8 @@ func TestQuestionsOfATaskAreBounded(t *testing.T) {
 					continue
 				}
 				must.ErrorIs(t, err, ErrInvalid)
-				must.EqError(t, err, fmt.Sprintf("read Nomad service %q: refused by Nomad: a task may ask Nomad 64 different questions: ask for fewer services "+
+				must.EqError(t, err, fmt.Sprintf("read Nomad service %q: refused by Nomad: a task may ask Nomad 64 different "+
+					"questions: ask for fewer services "+
 					"and variables, or keep what belongs together in one variable", name))
 			}
 			_, err := r.Service(t.Context(), ServiceQuery{Name: fmt.Sprintf("s%d-0", pass)})

@@ -12,8 +12,10 @@ func TestAsks(t *testing.T) {
 		want []Ask
 	}{
 		"what is asked in the text, with its line": {
-			Spec{Data: "a\n{{ with secret \"/kv/data/app?version=2\" }}{{ .Data.data.x }}{{ end }}\n{{ range secrets `kv/metadata` }}{{ . }}{{ end }}"},
-			[]Ask{{"secret", "kv/data/app", false, 2, `secret "/kv/data/app?version=2"`}, {"secrets", "kv/metadata", false, 3, "secrets `kv/metadata`"}},
+			Spec{Data: "a\n{{ with secret \"/kv/data/app?version=2\" }}{{ .Data.data.x }}{{ end }}\n{{ range secrets " +
+				"`kv/metadata` }}{{ . }}{{ end }}"},
+			[]Ask{{"secret", "kv/data/app", false, 2, `secret "/kv/data/app?version=2"`},
+				{"secrets", "kv/metadata", false, 3, "secrets `kv/metadata`"}},
 		},
 		"a secret with arguments and a certificate are writes": {
 			Spec{Data: `{{ secret "transit/encrypt/x" "plaintext=eA==" }}{{ with pkiCert "pki/issue/x" "common_name=y" }}{{ .Cert }}{{ end }}`},
@@ -22,13 +24,17 @@ func TestAsks(t *testing.T) {
 		},
 		"a path that is computed is empty": {
 			Spec{Data: `{{ $p := "kv/x" }}{{ secret $p }}{{ secret (printf "kv/%s" (env "X")) }}{{ "kv/x" | secret }}`},
-			[]Ask{{"secret", "", false, 1, "secret $p"}, {"secret", "", false, 1, `secret (printf "kv/%s" (env "X"))`}, {"secret", "", false, 1, "secret"}},
+			[]Ask{{"secret", "", false, 1, "secret $p"}, {"secret", "", false, 1, `secret (printf "kv/%s" (env "X"))`},
+				{"secret", "", false, 1, "secret"}},
 		},
 		"in parentheses, in a branch that is never taken, and in a definition": {
-			Spec{Data: "{{ define \"t\" }}{{ secret \"kv/a\" }}{{ end }}\n{{ (secret \"kv/b\").Data.x }}\n{{ if false }}{{ else }}{{ secret \"kv/c\" }}{{ end }}"},
-			[]Ask{{"secret", "kv/a", false, 1, `secret "kv/a"`}, {"secret", "kv/b", false, 2, `secret "kv/b"`}, {"secret", "kv/c", false, 3, `secret "kv/c"`}},
+			Spec{Data: "{{ define \"t\" }}{{ secret \"kv/a\" }}{{ end }}\n{{ (secret \"kv/b\").Data.x }}\n{{ if false }}{{ " +
+				"else }}{{ secret \"kv/c\" }}{{ end }}"},
+			[]Ask{{"secret", "kv/a", false, 1, `secret "kv/a"`}, {"secret", "kv/b", false, 2, `secret "kv/b"`},
+				{"secret", "kv/c", false, 3, `secret "kv/c"`}},
 		},
-		"other delimiters":   {Spec{Data: `<< secret "kv/a" >>{{ secret "kv/b" }}`, LeftDelim: "<<", RightDelim: ">>"}, []Ask{{"secret", "kv/a", false, 1, `secret "kv/a"`}}},
+		"other delimiters": {Spec{Data: `<< secret "kv/a" >>{{ secret "kv/b" }}`, LeftDelim: "<<", RightDelim: ">>"},
+			[]Ask{{"secret", "kv/a", false, 1, `secret "kv/a"`}}},
 		"what asks no Vault": {Spec{Data: `{{ env "A" }}{{ nomadVar "x" }}{{ "secret" }}`}, nil},
 	} {
 		t.Run(sentence, func(t *testing.T) {

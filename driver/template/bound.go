@@ -13,20 +13,22 @@ import (
 	"text/template/parse"
 )
 
-// A template runs in the process that all tasks of a node need, and a process without memory ends. So that a template that
-// takes too much, or never ends, fails alone, each function looks before it is called at what it may take (cost.go), and the
-// tree of the template is changed before it is executed: the value of each pipeline passes through a function of ours. The
-// value itself is not changed.
+// A template runs in the process that all tasks of a node need, and a process without memory ends. So that a template
+// that takes too much, or never ends, fails alone, each function looks before it is called at what it may take
+// (cost.go), and the tree of the template is changed before it is executed: the value of each pipeline passes through a
+// function of ours. The value itself is not changed.
 
 const (
-	maxHeld  = 4 * MaxOutput // of all that functions return in one pass of a task's templates, and of what the next one may take
-	maxTurns = 1 << 20       // of all {{ range }} together
-	maxCalls = 1 << 16       // of {{ template }}
+	// of all that functions return in one pass of a task's templates, and of what the next one may take
+	maxHeld  = 4 * MaxOutput
+	maxTurns = 1 << 20 // of all {{ range }} together
+	maxCalls = 1 << 16 // of {{ template }}
 	// maxDeep is how often templates may be called where one calls itself. It
 	// is much less, because an error that comes up from a range in each of them
 	// takes a time that grows with the square of their number.
 	maxDeep = 512
-	// maxNested bounds the actions with an end that are within each other: each takes a part of the stack, and so do the calls.
+	// maxNested bounds the actions with an end that are within each other: each takes a part of the stack, and so do the
+	// calls.
 	maxNested = 200
 )
 
@@ -50,8 +52,8 @@ var (
 	errTooNested = fmt.Errorf("more than %d actions within each other: split the template", maxNested)
 )
 
-// actions is at least how many bytes of the text are within delimiters, and some for each action. What is between two left
-// ones may be the author's text up to the last right one.
+// actions is at least how many bytes of the text are within delimiters, and some for each action. What is between two
+// left ones may be the author's text up to the last right one.
 func actions(s Spec) (n int) {
 	left, right := cmp.Or(s.LeftDelim, "{{"), cmp.Or(s.RightDelim, "}}")
 	_, text, found := strings.Cut(s.Data, left)
@@ -100,7 +102,8 @@ func meter(p *parse.PipeNode, counter string) {
 }
 
 func command(at parse.Pos, function string) *parse.CommandNode {
-	return &parse.CommandNode{NodeType: parse.NodeCommand, Pos: at, Args: []parse.Node{parse.NewIdentifier(function).SetPos(at)}}
+	return &parse.CommandNode{NodeType: parse.NodeCommand, Pos: at,
+		Args: []parse.Node{parse.NewIdentifier(function).SetPos(at)}}
 }
 
 // recursive reports whether one of the templates calls itself, by way of others or not.

@@ -32,7 +32,8 @@ func original(t *testing.T, text string, x *execution) string {
 // What a template prints is the same within bounds and without.
 func TestBoundsDoNotChangeWhatIsPrinted(t *testing.T) {
 	for _, text := range []string{
-		``, `text`, `{{ "x" }}`, "{{\n\"x\"\n}}", `{{- "x" -}} y`, `a {{- "x" }} b {{ "y" -}}  c`, "a\n{{- /* no value */ -}}\nb",
+		``, `text`, `{{ "x" }}`, "{{\n\"x\"\n}}", `{{- "x" -}} y`, `a {{- "x" }} b {{ "y" -}}  c`, "a\n{{- /* no value */ " +
+			"-}}\nb",
 		`{{ "}}" }}`, "{{ `}}` }}", `{{ "\"}}" }}`, `{{ '}' }}`, `{{ print "}}" | toUpper -}} z`, `{{ "-" }}`, `{{ 3 -}} x`, `{{ -3 }}`,
 		`{{ 1 }}{{ 1.5 }}{{ 1e3 }}{{ 0x1F }}{{ true }}{{ 'a' }}{{ .missing }}{{ . }}`,
 		`{{ $x := "a" }}{{ $x }}{{ $x = print $x $x }}{{ $x | print }}`,
@@ -57,7 +58,8 @@ func TestBoundsDoNotChangeWhatIsPrinted(t *testing.T) {
 			must.Eq(t, original(t, text, newExecution(t.Context(), in)), string(counted))
 		})
 	}
-	tmpl, err := Parse(Spec{Name: "x", Data: `<< range loop 2 >><< . ->> }}{{ << end >>`, LeftDelim: "<<", RightDelim: ">>"})
+	tmpl, err := Parse(Spec{Name: "x", Data: `<< range loop 2 >><< . ->> }}{{ << end >>`, LeftDelim: "<<",
+		RightDelim: ">>"})
 	must.NoError(t, err)
 	out, err := tmpl.Execute(t.Context(), Input{})
 	must.NoError(t, err)
@@ -97,7 +99,8 @@ func TestTimeEndsWhatIsSlow(t *testing.T) {
 
 // With the methods of its lock a scratch could be waited for without end.
 func TestScratchCannotBeLocked(t *testing.T) {
-	for _, text := range []string{`{{ scratch.TryLock }}{{ scratch.Get "a" }}`, `{{ scratch.RWMutex.TryLock }}`, `{{ scratch.RLocker.Lock }}`} {
+	for _, text := range []string{`{{ scratch.TryLock }}{{ scratch.Get "a" }}`, `{{ scratch.RWMutex.TryLock }}`,
+		`{{ scratch.RLocker.Lock }}`} {
 		_, err := render(t, Spec{Data: text}, Input{})
 		must.ErrorContains(t, err, "can't evaluate field")
 	}

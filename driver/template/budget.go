@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// What templates of one task take is bounded together, however many there are, and all tasks of the node share a small pool of places in
-// which templates execute. One that waits for Vault or Nomad, or for what is slow, has no place meanwhile.
+// What templates of one task take is bounded together, however many there are, and all tasks of the node share a small
+// pool of places in which templates execute. One that waits for Vault or Nomad, or for what is slow, has no place
+// meanwhile.
 
 const (
 	maxOutputs = 2 * MaxOutput    // of all templates of a task
@@ -20,10 +21,11 @@ const (
 )
 
 var (
-	errAllOutput = fmt.Errorf("the templates of the task have results of more than the %d bytes allowed: give them less", maxOutputs)
-	errAllCode   = fmt.Errorf("the task's templates have more than %d bytes in their actions: give them less", maxCode)
-	errAllText   = fmt.Errorf("the task's templates have more than %d bytes of text: give them less", maxText)
-	errAllTime   = fmt.Errorf("the task's templates execute for more than %s: give them less", maxBusy)
+	errAllOutput = fmt.Errorf("the templates of the task have results of more than the %d bytes allowed: give them less",
+		maxOutputs)
+	errAllCode = fmt.Errorf("the task's templates have more than %d bytes in their actions: give them less", maxCode)
+	errAllText = fmt.Errorf("the task's templates have more than %d bytes of text: give them less", maxText)
+	errAllTime = fmt.Errorf("the task's templates execute for more than %s: give them less", maxBusy)
 )
 
 // places has the templates that execute.
@@ -32,8 +34,8 @@ var places = make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))
 // slowCalls has the calls that take seconds. One whose template has been given up stays there until it ends.
 var slowCalls = make(chan struct{}, 1)
 
-// A Budget is what the templates of one task may take together. One of them executes at a time, and so no others of the task are ahead of
-// another task's.
+// A Budget is what the templates of one task may take together. One of them executes at a time, and so no others of the
+// task are ahead of another task's.
 type Budget struct {
 	turn chan struct{} // holds one while a template of the task executes; who does may change what follows
 	made float64       // bytes that functions have returned in this pass

@@ -50,7 +50,8 @@ func crowd(t *testing.T, tasks, each int, text string, in Input) {
 // neighbour executes a small template as another task does at its start.
 func neighbour(t *testing.T) time.Duration {
 	began := time.Now()
-	out, err := render(t, Spec{Data: `{{ with secret "kv/data/app" }}{{ .Data.data.password }}{{ end }}`}, Input{Source: newSource()})
+	out, err := render(t, Spec{Data: `{{ with secret "kv/data/app" }}{{ .Data.data.password }}{{ end }}`},
+		Input{Source: newSource()})
 	must.NoError(t, err)
 	must.Eq(t, "hunter2", out)
 	return time.Since(began)
@@ -100,8 +101,9 @@ func TestTemplatesOfATaskShareABudget(t *testing.T) {
 
 func TestTextsOfATaskShareABudget(t *testing.T) {
 	for says, text := range map[string]string{
-		"the task's templates have more than 1048576 bytes in their actions: give them less": "{{ print" + strings.Repeat(" 1", 150<<10) + " }}",
-		"the task's templates have more than 33554432 bytes of text: give them less":         strings.Repeat("0123456789abcdef", 600<<10),
+		"the task's templates have more than 1048576 bytes in their actions: give them less": "{{ print" +
+			strings.Repeat(" 1", 150<<10) + " }}",
+		"the task's templates have more than 33554432 bytes of text: give them less": strings.Repeat("0123456789abcdef", 600<<10),
 	} {
 		b := NewBudget()
 		var err error

@@ -27,8 +27,8 @@ func (x *execution) funcs(names map[string]bool) template.FuncMap {
 	return all
 }
 
-// guarded returns f as a function that is called only while there is time and room for what it may take. What it returns is
-// counted, but for what it was given.
+// guarded returns f as a function that is called only while there is time and room for what it may take. What it
+// returns is counted, but for what it was given.
 func (x *execution) guarded(c class, f reflect.Value) any {
 	t := f.Type()
 	var in []reflect.Type
@@ -86,7 +86,8 @@ func shortened(err error) error {
 	return short
 }
 
-// invoke calls f. What is slow has no place meanwhile, and cannot be ended: it goes on by itself where the time is over before.
+// invoke calls f. What is slow has no place meanwhile, and cannot be ended: it goes on by itself where the time is over
+// before.
 func (x *execution) invoke(c class, f reflect.Value, args []reflect.Value) (result reflect.Value, err error) {
 	if !c.slow {
 		return invoke(f, args)

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// A cost says of one call how many bytes it can take at the most while it works, judging by its arguments. Where a function
-// takes time rather than memory, a byte stands for the time: about 20 ns.
+// A cost says of one call how many bytes it can take at the most while it works, judging by its arguments. Where a
+// function takes time rather than memory, a byte stands for the time: about 20 ns.
 type cost func(args []reflect.Value) float64
 
 // A class is functions with one cost.
@@ -78,16 +78,21 @@ var costs = []class{
 
 	{cost: func(a []reflect.Value) float64 { return 8 * span(limits(a)) }, names: `loop`},
 	{cost: func(a []reflect.Value) float64 { return 24 * span(0, number(a[0]), 1) }, names: `sprig_until`},
-	{cost: func(a []reflect.Value) float64 { return 24 * span(number(a[0]), number(a[1]), number(a[2])) }, names: `sprig_untilStep`},
+	{cost: func(a []reflect.Value) float64 { return 24 * span(number(a[0]), number(a[1]), number(a[2])) },
+		names: `sprig_untilStep`},
 	{cost: func(a []reflect.Value) float64 { return 128 * span(sequence(a)) }, names: `sprig_seq`},
 	{cost: func(a []reflect.Value) float64 { return 16 + number(a[0])*length(a[1]) }, names: `sprig_repeat`},
 	{cost: func(a []reflect.Value) float64 { return 3 * (size(a[1]) + number(a[0])*(1+occurs(a[1], "\n"))) },
 		names: `indent sprig_indent sprig_nindent`},
-	{cost: func(a []reflect.Value) float64 { return 3*size(a...) + measure(a[1], maxHeld).values*size(a[0]) }, names: `join sprig_join`},
-	{cost: func(a []reflect.Value) float64 { return size(a[2]) + occurs(a[2], a[0].String())*size(a[1]) }, names: `replaceAll sprig_replace`},
-	{cost: func(a []reflect.Value) float64 { return size(a[1]) + 40*occurs(a[1], a[0].String()) }, names: `split sprig_splitList`},
+	{cost: func(a []reflect.Value) float64 { return 3*size(a...) + measure(a[1], maxHeld).values*size(a[0]) },
+		names: `join sprig_join`},
+	{cost: func(a []reflect.Value) float64 { return size(a[2]) + occurs(a[2], a[0].String())*size(a[1]) },
+		names: `replaceAll sprig_replace`},
+	{cost: func(a []reflect.Value) float64 { return size(a[1]) + 40*occurs(a[1], a[0].String()) },
+		names: `split sprig_splitList`},
 	{cost: func(a []reflect.Value) float64 { return 128 * (1 + occurs(a[1], a[0].String())) }, names: `sprig_split`},
-	{cost: func(a []reflect.Value) float64 { return 128 * (1 + occurs(a[2], a[0].String())) }, names: `splitToMap sprig_splitn`},
+	{cost: func(a []reflect.Value) float64 { return 128 * (1 + occurs(a[2], a[0].String())) },
+		names: `splitToMap sprig_splitn`},
 	{cost: func(a []reflect.Value) float64 { return 3 * 2 * size(a[1]) }, names: `sprig_wrap`},
 	{cost: func(a []reflect.Value) float64 { return 3 * size(a[2]) * (1 + length(a[1])) }, names: `sprig_wrapWith`},
 	{cost: formatted, names: `printf`},
@@ -97,7 +102,8 @@ var costs = []class{
 		names: `regexMatch sprig_regexMatch sprig_mustRegexMatch sprig_regexFind sprig_mustRegexFind`},
 	{cost: func(a []reflect.Value) float64 { return matching(a[0], a[1]) + 40*length(a[1]) },
 		names: `sprig_regexFindAll sprig_mustRegexFindAll sprig_regexSplit sprig_mustRegexSplit`},
-	{cost: func(a []reflect.Value) float64 { return matching(a[0], a[2]) + 2*size(a[2])*size(a[1]) }, names: `regexReplaceAll`},
+	{cost: func(a []reflect.Value) float64 { return matching(a[0], a[2]) + 2*size(a[2])*size(a[1]) },
+		names: `regexReplaceAll`},
 	{cost: func(a []reflect.Value) float64 { return matching(a[0], a[1]) + 2*size(a[2])*size(a[1]) },
 		names: `sprig_regexReplaceAll sprig_mustRegexReplaceAll sprig_regexReplaceAllLiteral sprig_mustRegexReplaceAllLiteral`},
 }
@@ -158,7 +164,8 @@ func paths(args []reflect.Value) float64 {
 	return n
 }
 
-// pairs is for what compares each element of the first argument with all of the others, or with its own where there is none.
+// pairs is for what compares each element of the first argument with all of the others, or with its own where there is
+// none.
 func pairs(args []reflect.Value) float64 {
 	others := args[1:]
 	if len(others) == 0 {
@@ -188,8 +195,8 @@ func formatted(args []reflect.Value) float64 {
 	return 3*size(args[0]) + verbs*2*width + again*8*size(args[1:]...)
 }
 
-// matching is the time of a regular expression, which is the size of its program times that of the text (and of all that it
-// remembers, at each place).
+// matching is the time of a regular expression, which is the size of its program times that of the text (and of all
+// that it remembers, at each place).
 func matching(pattern, text reflect.Value) float64 {
 	if pattern.Len() > 16<<10 {
 		return math.Inf(1)
@@ -274,8 +281,9 @@ func size(values ...reflect.Value) float64 {
 	return n
 }
 
-// measure looks at a value as a tree, which it is for what prints or copies it: what is in it twice counts twice. A value that has
-// more than most bytes, or itself in it, or that is deeper than any stack should get, has an infinite size.
+// measure looks at a value as a tree, which it is for what prints or copies it: what is in it twice counts twice. A
+// value that has more than most bytes, or itself in it, or that is deeper than any stack should get, has an infinite
+// size.
 func measure(v reflect.Value, most float64) extent {
 	t := extent{most: most}
 	t.add(v, 0, 0)
@@ -286,7 +294,8 @@ type extent struct {
 	most          float64
 	bytes, values float64
 	lines         float64 // of text, where each value begins one
-	path          float64 // bytes of the longest path to a value: of names with all their bytes escaped, and of indentation
+	// bytes of the longest path to a value: of names with all their bytes escaped, and of indentation
+	path float64
 }
 
 const maxDepth = 2000 // a list in a list is two

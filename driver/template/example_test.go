@@ -32,8 +32,8 @@ func Example() {
 func ExampleParse_error() {
 	_, err := template.Parse(template.Spec{Name: "secrets/app.env", Data: "a\n{{ key \"app/port\" }}"})
 	fmt.Println(err)
-	// Output:
-	// parse template "secrets/app.env": line 2: function "key" reads Consul, which nomad-driver-vault does not: use secret or nomadVar
+	// Output: parse template "secrets/app.env": line 2: function "key" reads Consul, which nomad-driver-vault does not:
+	// use secret or nomadVar
 }
 
 // Files replace each other whole: a reader sees the old bytes or the new ones.

@@ -62,7 +62,8 @@ func (f Fields) Check() error {
 	case f.Format != "raw" && formats[f.Format] == nil:
 		return fmt.Errorf(`format %q is unknown: use "json", "env", "properties" or "yaml", or "raw" with key`, f.Format)
 	case f.Key != "" && f.Format != "" && f.Format != "raw":
-		return fmt.Errorf(`format %q with key: the file has that value alone; for a list of one use include = [%q]`, f.Format, f.Key)
+		return fmt.Errorf(`format %q with key: the file has that value alone; for a list of one use include = [%q]`, f.Format,
+			f.Key)
 	case f.Key != "" && len(f.Include)+len(f.Exclude) > 0:
 		return errors.New("include and exclude choose among all fields, key is one: keep one of them")
 	case decoders[f.Encoding] == nil:

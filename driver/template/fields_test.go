@@ -31,22 +31,29 @@ func TestFieldsAsFiles(t *testing.T) {
 		secret string
 		file   string
 	}{
-		"JSON":               {Fields{}, `{"b": 1, "a": "<&>", "c": {"d": 12345678901234567890}}`, `{"a":"<&>","b":1,"c":{"d":12345678901234567890}}` + "\n"},
-		"JSON by its name":   {Fields{Format: "json"}, `{}`, "{}\n"},
-		"env":                {Fields{Format: "env"}, several, "big=12345678901234567890\nempty=\nnone=null\non=true\npass='a'\"'\"'b\"$c\\ d&<'\nport=5432\ntags='[\"a\",\"b\"]'\nuser=web\n"},
-		"properties":         {Fields{Format: "properties"}, `{"a b=c:d": " x\n\\é", "emoji": "😀", "n": 1}`, `a\ b\=c\:d=\ x\n\\\u00E9` + "\nemoji=\\uD83D\\uDE00\nn=1\n"},
-		"YAML":               {Fields{Format: "yaml"}, `{"on": true, "user": "yes", "a b": "x: y\nz", "del": "\u007f", "list": [1]}`, "\"a b\": \"x: y\\nz\"\ndel: \"\\u007f\"\nlist: [1]\n\"on\": true\nuser: \"yes\"\n"},
-		"one field":          {Fields{Key: "k"}, `{"k": " x\n", "l": "y"}`, " x\n"},
-		"one field, raw":     {Fields{Key: "k", Format: "raw", Encoding: "utf-8"}, `{"k": ""}`, ""},
-		"a number":           {Fields{Key: "k"}, `{"k": 12345678901234567890}`, "12345678901234567890"},
-		"an object":          {Fields{Key: "k"}, `{"k": {"a": "<"}}`, `{"a":"<"}`},
-		"base64":             {Fields{Key: "k", Encoding: "base64"}, `{"k": "AP/+\n"}`, "\x00\xff\xfe"},
-		"hex":                {Fields{Key: "k", Encoding: "hex"}, `{"k": "00fFfe"}`, "\x00\xff\xfe"},
-		"included":           {Fields{Include: []string{"tls_*", "b"}}, `{"tls_a": 1, "tls_b": 2, "b": 3, "bb": 4}`, `{"b":3,"tls_a":1,"tls_b":2}` + "\n"},
-		"excluded":           {Fields{Exclude: []string{"*_b"}}, `{"tls_a": 1, "tls_b": 2}`, `{"tls_a":1}` + "\n"},
-		"exclude wins":       {Fields{Include: []string{"a*"}, Exclude: []string{"ab"}}, `{"aa": 1, "ab": 2}`, `{"aa":1}` + "\n"},
-		"renamed":            {Fields{Rename: map[string]string{"a": "b", "b": "a"}}, `{"a": 1, "b": 2, "c": 3}`, `{"a":2,"b":1,"c":3}` + "\n"},
-		"chosen, then named": {Fields{Include: []string{"a"}, Rename: map[string]string{"a": "z"}, Format: "env"}, `{"a": 1, "z": 2}`, "z=1\n"},
+		"JSON": {Fields{}, `{"b": 1, "a": "<&>", "c": {"d": 12345678901234567890}}`,
+			`{"a":"<&>","b":1,"c":{"d":12345678901234567890}}` + "\n"},
+		"JSON by its name": {Fields{Format: "json"}, `{}`, "{}\n"},
+		"env": {Fields{Format: "env"}, several,
+			"big=12345678901234567890\nempty=\nnone=null\non=true\npass='a'\"'\"'b\"$c\\ d&<'\nport=5432\ntags='[\"a\",\"b\"]'\nuser=web\n"},
+		"properties": {Fields{Format: "properties"}, `{"a b=c:d": " x\n\\é", "emoji": "😀", "n": 1}`,
+			`a\ b\=c\:d=\ x\n\\\u00E9` + "\nemoji=\\uD83D\\uDE00\nn=1\n"},
+		"YAML":           {Fields{Format: "yaml"}, `{"on": true, "user": "yes", "a b": "x: y\nz", "del": "\u007f", "list": [1]}`, "\"a b\": \"x: y\\nz\"\ndel: \"\\u007f\"\nlist: [1]\n\"on\": true\nuser: \"yes\"\n"},
+		"one field":      {Fields{Key: "k"}, `{"k": " x\n", "l": "y"}`, " x\n"},
+		"one field, raw": {Fields{Key: "k", Format: "raw", Encoding: "utf-8"}, `{"k": ""}`, ""},
+		"a number":       {Fields{Key: "k"}, `{"k": 12345678901234567890}`, "12345678901234567890"},
+		"an object":      {Fields{Key: "k"}, `{"k": {"a": "<"}}`, `{"a":"<"}`},
+		"base64":         {Fields{Key: "k", Encoding: "base64"}, `{"k": "AP/+\n"}`, "\x00\xff\xfe"},
+		"hex":            {Fields{Key: "k", Encoding: "hex"}, `{"k": "00fFfe"}`, "\x00\xff\xfe"},
+		"included": {Fields{Include: []string{"tls_*", "b"}}, `{"tls_a": 1, "tls_b": 2, "b": 3, "bb": 4}`,
+			`{"b":3,"tls_a":1,"tls_b":2}` + "\n"},
+		"excluded": {Fields{Exclude: []string{"*_b"}}, `{"tls_a": 1, "tls_b": 2}`, `{"tls_a":1}` + "\n"},
+		"exclude wins": {Fields{Include: []string{"a*"}, Exclude: []string{"ab"}}, `{"aa": 1, "ab": 2}`,
+			`{"aa":1}` + "\n"},
+		"renamed": {Fields{Rename: map[string]string{"a": "b", "b": "a"}}, `{"a": 1, "b": 2, "c": 3}`,
+			`{"a":2,"b":1,"c":3}` + "\n"},
+		"chosen, then named": {Fields{Include: []string{"a"}, Rename: map[string]string{"a": "z"}, Format: "env"},
+			`{"a": 1, "z": 2}`, "z=1\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			must.NoError(t, test.fields.Check())
@@ -62,8 +69,10 @@ func TestFieldsAsEnvironment(t *testing.T) {
 		fields Fields
 		want   map[string]string
 	}{
-		"all":       {Fields{Exclude: []string{"none"}}, map[string]string{"big": "12345678901234567890", "empty": "", "on": "true", "pass": "a'b\"$c\\ d&<", "port": "5432", "tags": `["a","b"]`, "user": "web"}},
-		"renamed":   {Fields{Include: []string{"user"}, Rename: map[string]string{"user": "PGUSER"}}, map[string]string{"PGUSER": "web"}},
+		"all": {Fields{Exclude: []string{"none"}}, map[string]string{"big": "12345678901234567890", "empty": "",
+			"on": "true", "pass": "a'b\"$c\\ d&<", "port": "5432", "tags": `["a","b"]`, "user": "web"}},
+		"renamed": {Fields{Include: []string{"user"}, Rename: map[string]string{"user": "PGUSER"}},
+			map[string]string{"PGUSER": "web"}},
 		"one field": {Fields{Key: "user", Rename: map[string]string{"user": "PGUSER"}}, map[string]string{"PGUSER": "web"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -74,13 +83,15 @@ func TestFieldsAsEnvironment(t *testing.T) {
 	}
 	env, err := Fields{}.Env(map[string]any{"cert": "line\nline\n"})
 	must.NoError(t, err)
-	must.MapEq(t, map[string]string{"cert": "line\nline\n"}, env, must.Sprint("an environment can hold what a file of lines cannot"))
+	must.MapEq(t, map[string]string{"cert": "line\nline\n"}, env,
+		must.Sprint("an environment can hold what a file of lines cannot"))
 }
 
 // What is written is what the readers of such files read: a shell, Nomad's parser, YAML.
 func TestFieldsAreReadAsTheyWereMeant(t *testing.T) {
 	fields := decoded(t, several)
-	want := map[string]string{"big": "12345678901234567890", "empty": "", "none": "null", "on": "true", "pass": "a'b\"$c\\ d&<", "port": "5432", "tags": `["a","b"]`, "user": "web"}
+	want := map[string]string{"big": "12345678901234567890", "empty": "", "none": "null", "on": "true",
+		"pass": "a'b\"$c\\ d&<", "port": "5432", "tags": `["a","b"]`, "user": "web"}
 	file, err := Fields{Format: "env"}.File(fields)
 	must.NoError(t, err)
 	env, err := ParseEnv(file)
@@ -142,18 +153,28 @@ func TestFieldsThatDoNotFitAreOneErrorWithoutTheValue(t *testing.T) {
 		says   string
 		env    bool
 	}{
-		"no such field":             {Fields{Key: "k"}, `{"l": "hunter2"}`, `key: the secret has no field "k"`, false},
-		"not base64":                {Fields{Key: "k", Encoding: "base64"}, `{"k": "hunter2!"}`, `field "k" is not encoded in base64: correct encoding`, false},
-		"not hex":                   {Fields{Key: "k", Encoding: "hex"}, `{"k": "hunter2"}`, `field "k" is not encoded in hex`, false},
-		"a newline in env":          {Fields{Format: "env"}, `{"k": "a\nhunter2"}`, `field "k" has a newline or another control character, which format "env" cannot hold`, false},
-		"a NUL in env":              {Fields{Format: "env"}, `{"k": "a\u0000hunter2"}`, `field "k" has a newline or another control character`, false},
-		"a name in env":             {Fields{Format: "env"}, `{"k-k": "hunter2"}`, `field "k-k" cannot be the name of a variable`, false},
-		"a name in the environment": {Fields{}, `{"k=k": "hunter2"}`, `field "k=k" cannot be the name of a variable, which has letters, digits and _ only: rename it`, true},
-		"a NUL in the environment":  {Fields{}, `{"k": "hunter2\u0000"}`, `field "k" is binary, which the environment cannot hold: use a file`, true},
+		"no such field": {Fields{Key: "k"}, `{"l": "hunter2"}`, `key: the secret has no field "k"`, false},
+		"not base64": {Fields{Key: "k", Encoding: "base64"}, `{"k": "hunter2!"}`,
+			`field "k" is not encoded in base64: correct encoding`, false},
+		"not hex": {Fields{Key: "k", Encoding: "hex"}, `{"k": "hunter2"}`,
+			`field "k" is not encoded in hex`, false},
+		"a newline in env": {Fields{Format: "env"}, `{"k": "a\nhunter2"}`,
+			`field "k" has a newline or another control character, which format "env" cannot hold`, false},
+		"a NUL in env": {Fields{Format: "env"}, `{"k": "a\u0000hunter2"}`,
+			`field "k" has a newline or another control character`, false},
+		"a name in env": {Fields{Format: "env"}, `{"k-k": "hunter2"}`,
+			`field "k-k" cannot be the name of a variable`, false},
+		"a name in the environment": {Fields{}, `{"k=k": "hunter2"}`,
+			`field "k=k" cannot be the name of a variable, which has letters, digits and _ only: rename it`, true},
+		"a NUL in the environment": {Fields{}, `{"k": "hunter2\u0000"}`,
+			`field "k" is binary, which the environment cannot hold: use a file`, true},
 		"binary in the environment": {Fields{Key: "k", Encoding: "hex"}, `{"k": "ff68"}`, `field "k" is binary`, true},
-		"nothing chosen":            {Fields{Include: []string{"x"}}, `{"k": "hunter2"}`, "include and exclude leave none of the secret's 1 fields", false},
-		"nothing to rename":         {Fields{Rename: map[string]string{"x": "y"}}, `{"k": "hunter2"}`, `rename: the secret has no field "x"`, false},
-		"renamed to one that is":    {Fields{Rename: map[string]string{"x": "y"}}, `{"x": "hunter2", "y": ""}`, `rename: two fields get the name "y"`, false},
+		"nothing chosen": {Fields{Include: []string{"x"}}, `{"k": "hunter2"}`,
+			"include and exclude leave none of the secret's 1 fields", false},
+		"nothing to rename": {Fields{Rename: map[string]string{"x": "y"}}, `{"k": "hunter2"}`,
+			`rename: the secret has no field "x"`, false},
+		"renamed to one that is": {Fields{Rename: map[string]string{"x": "y"}}, `{"x": "hunter2", "y": ""}`,
+			`rename: two fields get the name "y"`, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			must.NoError(t, test.fields.Check())

@@ -189,10 +189,12 @@ func unchanged(dir *os.Root, name string, f File) (bool, error) {
 		return false, unreachable(err)
 	}
 	if !info.Mode().IsRegular() {
-		return false, fmt.Errorf("is %s, which is never written through or replaced: remove it, or choose another destination", inode.Kind(info.Mode()))
+		return false, fmt.Errorf("is %s, which is never written through or replaced: remove it, or choose another "+
+			"destination", inode.Kind(info.Mode()))
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || info.Mode() != f.Perm.Perm() || int(st.Uid) != f.UID || int(st.Gid) != f.GID || info.Size() != int64(len(f.Data)) {
+	if !ok || info.Mode() != f.Perm.Perm() || int(st.Uid) != f.UID || int(st.Gid) != f.GID ||
+		info.Size() != int64(len(f.Data)) {
 		return false, nil
 	}
 	return sameBytes(dir, name, info, f.Data), nil

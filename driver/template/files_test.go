@@ -199,7 +199,8 @@ func TestWriteToAFullDirectory(t *testing.T) {
 	_, err := Write(root, "web", []File{file("secrets/a", "old"), file("local/b", "old")})
 	must.NoError(t, err)
 	before := tree(t, dir)
-	_, err = Write(root, "web", []File{file("local/b", "new"), file("secrets/a", "new"), file("secrets/big", strings.Repeat("x", 100<<10))})
+	_, err = Write(root, "web", []File{file("local/b", "new"), file("secrets/a", "new"),
+		file("secrets/big", strings.Repeat("x", 100<<10))})
 	must.ErrorIs(t, err, syscall.ENOSPC)
 	must.ErrorContains(t, err, `destination "secrets/big" cannot be written, its directory is full: `)
 	must.ErrorContains(t, err, "resources { secrets = <MB> }")
@@ -228,10 +229,13 @@ func TestWriteWhereAttributesForbidIt(t *testing.T) {
 		flags int
 		says  string
 	}{
-		"an immutable file":        {"local/conf/b", immutable, `destination "local/conf/b" is immutable or append-only: run chattr -ia on it, or choose another destination`},
-		"an append-only file":      {"local/conf/b", appendOnly, `destination "local/conf/b" is immutable or append-only`},
-		"an immutable directory":   {"local/conf", immutable, `destination "local/conf/b" is in a directory that is immutable or append-only`},
-		"an append-only directory": {"local/conf", appendOnly, `destination "local/conf/b" is in a directory that is immutable or append-only`},
+		"an immutable file": {"local/conf/b", immutable,
+			`destination "local/conf/b" is immutable or append-only: run chattr -ia on it, or choose another destination`},
+		"an append-only file": {"local/conf/b", appendOnly, `destination "local/conf/b" is immutable or append-only`},
+		"an immutable directory": {"local/conf", immutable,
+			`destination "local/conf/b" is in a directory that is immutable or append-only`},
+		"an append-only directory": {"local/conf", appendOnly,
+			`destination "local/conf/b" is in a directory that is immutable or append-only`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, root := taskDir(t)
@@ -295,7 +299,8 @@ func TestWriteAgainstATaskThatSwapsItsDirectory(t *testing.T) {
 	must.MapEmpty(t, tree(t, filepath.Join(dir, "public")))
 }
 
-// TestWhatACrashHasLeftHalfWayIsFound plants what a plugin leaves that dies between the writing of a file and its renaming.
+// TestWhatACrashHasLeftHalfWayIsFound plants what a plugin leaves that dies between the writing of a file and its
+// renaming.
 func TestWhatACrashHasLeftHalfWayIsFound(t *testing.T) {
 	same, other := file("alloc/same", "v"), file("alloc/other", "v")
 	for how, find := range map[string]func(*os.Root) error{
@@ -356,7 +361,8 @@ func TestRemove(t *testing.T) {
 	must.NoError(t, os.Symlink("local", filepath.Join(dir, "elsewhere")))
 	must.NoError(t, os.Mkdir(filepath.Join(dir, "secrets/dir"), 0o700))
 
-	err = Remove(root, "web", []string{"elsewhere/b", "secrets/dir", "secrets/link", "secrets/a", "secrets/gone", "gone/x"})
+	err = Remove(root, "web", []string{"elsewhere/b", "secrets/dir", "secrets/link", "secrets/a", "secrets/gone",
+		"gone/x"})
 	must.EqError(t, err, `remove "elsewhere/b": it has a parent "elsewhere" that is a symbolic link, not a directory: remove it, or choose another destination
 remove "secrets/dir": it is a directory`)
 	must.Eq(t, map[string]string{"target": "kept", "local/b": "2"}, tree(t, dir))
@@ -367,7 +373,8 @@ remove "secrets/dir": it is a directory`)
 
 func TestTaskPath(t *testing.T) {
 	docker := map[string]string{"NOMAD_TASK_DIR": "/local", "NOMAD_SECRETS_DIR": "/secrets", "NOMAD_ALLOC_DIR": "/alloc"}
-	raw := map[string]string{"NOMAD_TASK_DIR": "/n/id/task/local", "NOMAD_SECRETS_DIR": "/n/id/task/secrets", "NOMAD_ALLOC_DIR": "/n/id/alloc"}
+	raw := map[string]string{"NOMAD_TASK_DIR": "/n/id/task/local", "NOMAD_SECRETS_DIR": "/n/id/task/secrets",
+		"NOMAD_ALLOC_DIR": "/n/id/alloc"}
 	cases := map[string]struct {
 		path string
 		env  map[string]string

@@ -174,7 +174,8 @@ func Issued(path string, data map[string]any) (Certificate, error) {
 func issued(path string, data map[string]any) (dependency.PemEncoded, error) {
 	p := pems(data)
 	if p.Cert == "" {
-		return p, fmt.Errorf("no certificate in PEM form in Vault's answer for %q: use a path such as pki/issue/<role>, and no format argument", path)
+		return p, fmt.Errorf("no certificate in PEM form in Vault's answer for %q: use a path such as pki/issue/<role>, "+
+			"and no format argument", path)
 	}
 	return p, nil
 }
@@ -269,8 +270,8 @@ func (x *execution) readTaskFile(path string) ([]byte, error) {
 	return ReadFile(root, name)
 }
 
-// ReadFile returns all of a file of the task's own, which links may lead to within root: of a regular one with at most MaxOutput
-// bytes. Its error tells no path.
+// ReadFile returns all of a file of the task's own, which links may lead to within root: of a regular one with at most
+// MaxOutput bytes. Its error tells no path.
 func ReadFile(root *os.Root, name string) ([]byte, error) {
 	name, err := inode.Follow(root, name)
 	if err != nil {
@@ -305,7 +306,8 @@ func loop(args ...any) ([]int64, error) {
 	return numbers, nil
 }
 
-// scratch is consul-template's, without the methods of the lock that is part of that: a template that takes it waits for ever.
+// scratch is consul-template's, without the methods of the lock that is part of that: a template that takes it waits
+// for ever.
 type scratch struct{ of consul.Scratch }
 
 func (s *scratch) Key(k string) bool                           { return s.of.Key(k) }

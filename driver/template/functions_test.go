@@ -38,7 +38,8 @@ func TestEveryImpureFunctionIsReplaced(t *testing.T) {
 	must.Eq(t, len(ours), replaced, must.Sprint("some of our functions are not consul-template's"))
 	must.Greater(t, 90, len(src.funcMap), must.Sprint("the function map was not found"))
 	// The test itself must see what it is for.
-	for _, name := range []string{"secret", "file", "env", "plugin", "writeToFile", "spew_dump", "sockaddr", "loop", "executeTemplate"} {
+	for _, name := range []string{"secret", "file", "env", "plugin", "writeToFile", "spew_dump", "sockaddr", "loop",
+		"executeTemplate"} {
 		must.NotEq(t, "", src.impure(src.funcMap[name], make(map[string]bool)), must.Sprint(name))
 	}
 	must.Eq(t, "", src.impure(src.funcMap["toJSON"], make(map[string]bool)))
@@ -60,7 +61,8 @@ func TestEveryFunctionHasACost(t *testing.T) {
 	for name := range exist {
 		_, classified := classes[name]
 		refused := refusedFuncs[name] != ""
-		must.True(t, classified != refused, must.Sprintf("function %q: has a cost: %v, is refused: %v", name, classified, refused))
+		must.True(t, classified != refused, must.Sprintf("function %q: has a cost: %v, is refused: %v", name, classified,
+			refused))
 	}
 	count, seen := 0, make(map[string]bool)
 	for name, class := range classes {
@@ -96,7 +98,8 @@ func readLibrary(t *testing.T, path, function string) *librarySource {
 	must.NoError(t, err)
 	names, err := filepath.Glob(filepath.Join(pkg.Dir, "*.go"))
 	must.NoError(t, err)
-	src := &librarySource{make(map[string]ast.Expr), make(map[string]*ast.BlockStmt), make(map[string]*ast.FieldList), make(map[string]*ast.StructType)}
+	src := &librarySource{make(map[string]ast.Expr), make(map[string]*ast.BlockStmt), make(map[string]*ast.FieldList),
+		make(map[string]*ast.StructType)}
 	for _, name := range names {
 		if strings.HasSuffix(name, "_test.go") {
 			continue

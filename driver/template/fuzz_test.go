@@ -45,7 +45,8 @@ func FuzzExecute(f *testing.F) {
 
 // FuzzParseEnv looks for panics, and for a value in an error.
 func FuzzParseEnv(f *testing.F) {
-	for _, text := range []string{"A=1", "A=\"\\u00e9\\ud83d\\ude00\"", "export A='b' # c", "A=\xff\xfe # x", "=", "\x00"} {
+	for _, text := range []string{"A=1", "A=\"\\u00e9\\ud83d\\ude00\"", "export A='b' # c", "A=\xff\xfe # x", "=",
+		"\x00"} {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

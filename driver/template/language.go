@@ -15,8 +15,8 @@ import (
 //go:linkname funcMap github.com/hashicorp/consul-template/template.funcMap
 func funcMap(input unsafe.Pointer) template.FuncMap
 
-// language is those functions, and those of Go's own that print and that a package has for others. It has more room than
-// funcMapInput, all of it empty: functions_test.go looks at its size.
+// language is those functions, and those of Go's own that print and that a package has for others. It has more room
+// than funcMapInput, all of it empty: functions_test.go looks at its size.
 var language = func() template.FuncMap {
 	m := funcMap(unsafe.Pointer(new([funcMapInputWords]uintptr)))
 	for name, f := range map[string]any{

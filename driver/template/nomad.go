@@ -155,7 +155,8 @@ func (x *execution) nomadVarListSafe(prefix ...string) ([]*dependency.NomadVarMe
 	list, err := x.nomadVarList(prefix...)
 	if err == nil && len(list) == 0 {
 		under := strings.Join(prefix, "")
-		return nil, &failed{fmt.Errorf("any variable of Nomad under %q %w: create one, or use nomadVarList", under, ErrAbsent), under}
+		return nil, &failed{fmt.Errorf("any variable of Nomad under %q %w: create one, or use nomadVarList", under,
+			ErrAbsent), under}
 	}
 	return list, err
 }

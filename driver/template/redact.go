@@ -81,7 +81,8 @@ func (x *execution) copyHidden(v any) any {
 	return v
 }
 
-// failed is an error of a question to the Source, or of a bound: it is shown with no more left out of it than the hidden values.
+// failed is an error of a question to the Source, or of a bound: it is shown with no more left out of it than the
+// hidden values.
 type failed struct {
 	err   error
 	asked string // where it stands in the template's text it is the author's own, and no secret
@@ -113,7 +114,8 @@ func (x *execution) explain(err error, source string) error {
 	line, piece, function, why := m[1], counter.ReplaceAllString(m[2], ""), m[3], m[4]
 	switch hint := x.hint(why, piece); {
 	case function == "sprig_fail" && !strings.Contains(source, why):
-		return fmt.Errorf("line %s: sprig_fail: %s", line, failedWith) // it may have a secret in another form than it was read in
+		// it may have a secret in another form than it was read in
+		return fmt.Errorf("line %s: sprig_fail: %s", line, failedWith)
 	case missingKey.MatchString(why) || hint != "":
 		return fmt.Errorf("line %s: <%s>: %s%s", line, piece, why, hint)
 	case function != "":
@@ -198,7 +200,8 @@ func (x *execution) redact(msg, source string) string {
 
 func (x *execution) withoutHidden(msg string) string {
 	byLength := func(a, b string) int { return cmp.Compare(len(b), len(a)) }
-	pairs := []string{redacted, redacted} // with one pair alone, a Replacer takes a time that grows with the square of its length
+	// with one pair alone, a Replacer takes a time that grows with the square of its length
+	pairs := []string{redacted, redacted}
 	for _, v := range slices.SortedFunc(maps.Keys(x.hidden), byLength) {
 		if len(v) > short && len(v) <= len(msg) {
 			pairs = append(pairs, v, redacted)

@@ -94,20 +94,24 @@ func newSource() *fakeSource {
 	return &fakeSource{
 		secrets: map[string]*Secret{
 			"kv/data/app": {Data: map[string]any{
-				"data":     map[string]any{"password": "hunter2", "pin": "7", "odd": "-+", "half": `se"cret`, "multi": "line1\nline2"},
+				"data": map[string]any{"password": "hunter2", "pin": "7", "odd": "-+", "half": `se"cret`,
+					"multi": "line1\nline2"},
 				"metadata": map[string]any{"version": json.Number("3")},
 			}},
-			"kv1/app":      {Data: map[string]any{"user": "sam", "list": []any{"x-first", "x-second"}}},
-			"database/api": {LeaseID: "database/api/1", LeaseDuration: 20, Renewable: true, RequestID: "r1", Data: map[string]any{"username": "v-api-1"}, Warnings: []string{"w"}},
-			"auth/login":   {Auth: &SecretAuth{ClientToken: "hvs.token", LeaseDuration: 60}},
-			"kv1/written":  nil,
+			"kv1/app": {Data: map[string]any{"user": "sam", "list": []any{"x-first", "x-second"}}},
+			"database/api": {LeaseID: "database/api/1", LeaseDuration: 20, Renewable: true, RequestID: "r1",
+				Data: map[string]any{"username": "v-api-1"}, Warnings: []string{"w"}},
+			"auth/login":  {Auth: &SecretAuth{ClientToken: "hvs.token", LeaseDuration: 60}},
+			"kv1/written": nil,
 		},
 		services: []Service{
-			{Name: "web", Address: "10.0.0.1", Port: 80, Tags: []string{"v2", "blue"}, ID: "i1", Node: "n1", JobID: "j", AllocID: "a", Datacenter: "dc1"},
+			{Name: "web", Address: "10.0.0.1", Port: 80, Tags: []string{"v2", "blue"}, ID: "i1", Node: "n1", JobID: "j",
+				AllocID: "a", Datacenter: "dc1"},
 			{Name: "web", Address: "10.0.0.2", Port: 81, Tags: []string{"green"}},
 		},
 		variables: map[string]*Variable{
-			"nomad/jobs/app": {Namespace: "default", Path: "nomad/jobs/app", CreateIndex: 4, ModifyIndex: 9, Items: map[string]string{"user": "u1", "pass": "variable-secret"}},
+			"nomad/jobs/app": {Namespace: "default", Path: "nomad/jobs/app", CreateIndex: 4, ModifyIndex: 9,
+				Items: map[string]string{"user": "u1", "pass": "variable-secret"}},
 		},
 	}
 }

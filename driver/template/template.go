@@ -38,7 +38,8 @@ type Spec struct {
 	// it such a key renders as "<no value>", as in Nomad.
 	ErrorOnMissingKey bool
 
-	// Values are what may have been written into Data before it came here, by name. None of them may be a part of its code.
+	// Values are what may have been written into Data before it came here, by name. None of them may be a part of its
+	// code.
 	Values map[string]string
 
 	// Budget is that of all templates of the task; nil gives this one its own.
@@ -116,7 +117,8 @@ func (t *Template) parseError(err error) error {
 	if strings.HasSuffix(msg, "unexpected EOF") {
 		msg += ": an {{ end }} is missing"
 	}
-	return fmt.Errorf("parse template %q: line %s", t.spec.Name, strings.ReplaceAll(msg, " started at :", " started at line "))
+	return fmt.Errorf("parse template %q: line %s", t.spec.Name, strings.ReplaceAll(msg, " started at :",
+		" started at line "))
 }
 
 // checkNames notes the functions that are called, and returns an error for the

@@ -41,29 +41,37 @@ func TestExecute(t *testing.T) {
 		want  string
 		asked string // the questions, separated by ";"
 	}{
-		"an empty template is empty":                  {``, ``, ""},
-		"text alone needs nothing":                    {"plain\n", "plain\n", ""},
-		"a KV v2 field is under .Data.data":           {`{{ with secret "kv/data/app" }}{{ .Data.data.password }}{{ end }}`, "hunter2", "read kv/data/app "},
-		"slashes and spaces around a path are cut":    {`{{ with secret " /kv/data/app/ " }}{{ .Data.metadata.version }}{{ end }}`, "3", "read kv/data/app "},
-		"query parameters are not part of the path":   {`{{ with secret "kv/data/app?version=2" }}x{{ end }}`, "x", "read kv/data/app version=2"},
-		"the lease is visible":                        {`{{ with secret "database/api" }}{{ .LeaseID }} {{ .LeaseDuration }} {{ .Renewable }} {{ .RequestID }} {{ .Warnings }}{{ end }}`, "database/api/1 20 true r1 [w]", "read database/api "},
-		"arguments make a write":                      {`{{ with secret "auth/login" "role=api" " jwt = a=b" "" }}{{ .Auth.ClientToken }}{{ end }}`, "hvs.token", "write auth/login map[jwt:a=b role:api]"},
-		"an empty argument makes a write too":         {`{{ with secret "auth/login" "" }}{{ .Auth.LeaseDuration }}{{ end }}`, "60", "write auth/login map[]"},
-		"a write without an answer is false":          {`{{ with secret "kv1/written" "a=b" }}x{{ else }}nothing{{ end }}`, "nothing", "write kv1/written map[a:b]"},
-		"secret without arguments is nothing":         {`{{ if secret }}x{{ end }}`, "", ""},
-		"secrets lists in order":                      {`{{ range secrets "/kv/metadata/" }}{{ . }} {{ end }}{{ secrets "" }}`, "a b c/ []", "list kv/metadata"},
-		"nested secrets in one execution":             {`{{ with secret "kv1/app" }}{{ range .Data.list }}{{ . }},{{ end }}{{ end }}{{ (secret "database/api").Data.username }}`, "x-first,x-second,v-api-1", "read kv1/app ;read database/api "},
-		"a missing key renders as in consul-template": {`{{ with secret "kv1/app" }}{{ .Data.nope }}{{ end }}`, "<no value>", "read kv1/app "},
-		"env is the task's":                           {`{{ env "NAME" }}|{{ env "NOPE" }}|{{ mustEnv "NAME" }}`, "task-value||task-value", ""},
-		"envOrDefault keeps what is set to nothing":   {`{{ envOrDefault "NAME" "d" }}|{{ envOrDefault "EMPTY" "d" }}|{{ envOrDefault "NOPE" "d" }}`, "task-value||d", ""},
-		"loop is a list of numbers":                   {`{{ range loop 3 }}{{ . }}{{ end }} {{ range $i, $n := loop "5" 7 }}{{ $i }}{{ $n }}{{ end }}{{ range loop 2 1 }}x{{ end }}`, "012 0516", ""},
-		"helpers and sprig stay":                      {`{{ "a" | toUpper }}{{ sprig_upper "b" }}{{ scratch.Set "k" 1 }}{{ scratch.Get "k" }}{{ toJSON (explodeMap (parseJSON "{\"a/b\":1}")) }}`, `AB1{"a":{"b":1}}`, ""},
-		"the builtin template action works":           {`{{ define "x" }}[{{ . }}]{{ end }}{{ template "x" "y" }}`, "[y]", ""},
+		"an empty template is empty": {``, ``, ""},
+		"text alone needs nothing":   {"plain\n", "plain\n", ""},
+		"a KV v2 field is under .Data.data": {`{{ with secret "kv/data/app" }}{{ .Data.data.password }}{{ end }}`,
+			"hunter2", "read kv/data/app "},
+		"slashes and spaces around a path are cut": {`{{ with secret " /kv/data/app/ " }}{{ .Data.metadata.version }}{{ end }}`, "3", "read kv/data/app "},
+		"query parameters are not part of the path": {`{{ with secret "kv/data/app?version=2" }}x{{ end }}`, "x",
+			"read kv/data/app version=2"},
+		"the lease is visible":   {`{{ with secret "database/api" }}{{ .LeaseID }} {{ .LeaseDuration }} {{ .Renewable }} {{ .RequestID }} {{ .Warnings }}{{ end }}`, "database/api/1 20 true r1 [w]", "read database/api "},
+		"arguments make a write": {`{{ with secret "auth/login" "role=api" " jwt = a=b" "" }}{{ .Auth.ClientToken }}{{ end }}`, "hvs.token", "write auth/login map[jwt:a=b role:api]"},
+		"an empty argument makes a write too": {`{{ with secret "auth/login" "" }}{{ .Auth.LeaseDuration }}{{ end }}`,
+			"60", "write auth/login map[]"},
+		"a write without an answer is false": {`{{ with secret "kv1/written" "a=b" }}x{{ else }}nothing{{ end }}`,
+			"nothing", "write kv1/written map[a:b]"},
+		"secret without arguments is nothing": {`{{ if secret }}x{{ end }}`, "", ""},
+		"secrets lists in order":              {`{{ range secrets "/kv/metadata/" }}{{ . }} {{ end }}{{ secrets "" }}`, "a b c/ []", "list kv/metadata"},
+		"nested secrets in one execution":     {`{{ with secret "kv1/app" }}{{ range .Data.list }}{{ . }},{{ end }}{{ end }}{{ (secret "database/api").Data.username }}`, "x-first,x-second,v-api-1", "read kv1/app ;read database/api "},
+		"a missing key renders as in consul-template": {`{{ with secret "kv1/app" }}{{ .Data.nope }}{{ end }}`, "<no value>",
+			"read kv1/app "},
+		"env is the task's": {`{{ env "NAME" }}|{{ env "NOPE" }}|{{ mustEnv "NAME" }}`,
+			"task-value||task-value", ""},
+		"envOrDefault keeps what is set to nothing": {`{{ envOrDefault "NAME" "d" }}|{{ envOrDefault "EMPTY" "d" }}|{{ envOrDefault "NOPE" "d" }}`, "task-value||d", ""},
+		"loop is a list of numbers":                 {`{{ range loop 3 }}{{ . }}{{ end }} {{ range $i, $n := loop "5" 7 }}{{ $i }}{{ $n }}{{ end }}{{ range loop 2 1 }}x{{ end }}`, "012 0516", ""},
+		"helpers and sprig stay":                    {`{{ "a" | toUpper }}{{ sprig_upper "b" }}{{ scratch.Set "k" 1 }}{{ scratch.Get "k" }}{{ toJSON (explodeMap (parseJSON "{\"a/b\":1}")) }}`, `AB1{"a":{"b":1}}`, ""},
+		"the builtin template action works": {`{{ define "x" }}[{{ . }}]{{ end }}{{ template "x" "y" }}`, "[y]",
+			""},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			src := newSource()
-			out, err := render(t, Spec{Data: tc.text}, Input{Source: src, Env: map[string]string{"NAME": "task-value", "EMPTY": ""}})
+			out, err := render(t, Spec{Data: tc.text}, Input{Source: src, Env: map[string]string{"NAME": "task-value",
+				"EMPTY": ""}})
 			must.NoError(t, err)
 			must.Eq(t, tc.want, out)
 			must.Eq(t, tc.asked, strings.Join(src.asked, ";"))
@@ -88,18 +96,26 @@ func TestEnvironmentIsNeverThePlugins(t *testing.T) {
 
 func TestParseErrors(t *testing.T) {
 	cases := map[string]struct{ text, want string }{
-		"an action that is not closed":             {"a\n{{ secret \"x\"", "line 2: unclosed action"},
-		"an action that ends on another line":      {"a\n{{ secret \"x\"\n", "line 3: unclosed action started at line 2"},
-		"an if without an end":                     {"a\n{{ if true }}\n\n", "line 4: unexpected EOF: an {{ end }} is missing"},
-		"an unknown function":                      {"a\n\n{{ screte \"x\" }}", `line 3: function "screte" not defined`},
-		"sprig's functions that look at the host":  {`{{ sprig_env "HOME" }}`, `line 1: function "sprig_env" not defined`},
-		"a denied function":                        {"\n{{ plugin \"id\" }}", `line 2: function "plugin" is not available in nomad-driver-vault: it runs a program as root on the host; run it in the task`},
-		"a Consul function in a pipe":              {`{{ "a" | key }}`, `line 1: function "key" reads Consul, which nomad-driver-vault does not: use secret or nomadVar`},
-		"a Consul function in an unreached branch": {"{{ if false }}\n{{ else }}{{ range services }}{{ end }}{{ end }}", `line 2: function "services" reads Consul`},
-		"a denied function within a definition":    {"{{ define \"a\" }}\n{{ spew_dump . }}{{ end }}", `line 2: function "spew_dump" is not`},
-		"a denied function in a template's data":   {`{{ define "a" }}{{ end }}{{ template "a" (ls "x") }}`, `line 1: function "ls" reads`},
-		"a denied function's field":                {`{{ with $x := (node).Node }}{{ end }}`, `line 1: function "node" reads`},
-		"the first of several":                     {"{{ define \"a\" }}\n{{ ls \"\" }}{{ end }}\n{{ key \"\" }}", `line 2: function "ls"`},
+		"an action that is not closed":        {"a\n{{ secret \"x\"", "line 2: unclosed action"},
+		"an action that ends on another line": {"a\n{{ secret \"x\"\n", "line 3: unclosed action started at line 2"},
+		"an if without an end": {"a\n{{ if true }}\n\n",
+			"line 4: unexpected EOF: an {{ end }} is missing"},
+		"an unknown function":                     {"a\n\n{{ screte \"x\" }}", `line 3: function "screte" not defined`},
+		"sprig's functions that look at the host": {`{{ sprig_env "HOME" }}`, `line 1: function "sprig_env" not defined`},
+		"a denied function": {"\n{{ plugin \"id\" }}",
+			`line 2: function "plugin" is not available in nomad-driver-vault: it runs a program as root on the host; run it in the task`},
+		"a Consul function in a pipe": {`{{ "a" | key }}`,
+			`line 1: function "key" reads Consul, which nomad-driver-vault does not: use secret or nomadVar`},
+		"a Consul function in an unreached branch": {"{{ if false }}\n{{ else }}{{ range services }}{{ end }}{{ end }}",
+			`line 2: function "services" reads Consul`},
+		"a denied function within a definition": {"{{ define \"a\" }}\n{{ spew_dump . }}{{ end }}",
+			`line 2: function "spew_dump" is not`},
+		"a denied function in a template's data": {`{{ define "a" }}{{ end }}{{ template "a" (ls "x") }}`,
+			`line 1: function "ls" reads`},
+		"a denied function's field": {`{{ with $x := (node).Node }}{{ end }}`,
+			`line 1: function "node" reads`},
+		"the first of several": {"{{ define \"a\" }}\n{{ ls \"\" }}{{ end }}\n{{ key \"\" }}",
+			`line 2: function "ls"`},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -174,8 +190,10 @@ func TestMissingKey(t *testing.T) {
 			must.EqError(t, err, `execute template "secrets/app.conf": `+tc.want)
 		})
 	}
-	_, err := render(t, Spec{Data: `{{ with secret "kv/data/app" }}{{ .Data.password }}{{ end }}`}, Input{Source: newSource()})
-	must.EqError(t, err, `execute template "secrets/app.conf": `+cases["a KV v2 secret read as v1"].want, must.Sprint("it rendered <no value>"))
+	_, err := render(t, Spec{Data: `{{ with secret "kv/data/app" }}{{ .Data.password }}{{ end }}`},
+		Input{Source: newSource()})
+	must.EqError(t, err, `execute template "secrets/app.conf": `+cases["a KV v2 secret read as v1"].want,
+		must.Sprint("it rendered <no value>"))
 	_, err = render(t, Spec{Data: `{{ with secret "kv1/app" }}{{ .Data.data.user }}{{ end }}`}, Input{Source: newSource()})
 	must.EqError(t, err, `execute template "secrets/app.conf": line 1: <.Data.data.user>: nil pointer evaluating interface {}.user: "kv1/app" is not KV version 2: its fields are under .Data`)
 }
@@ -187,32 +205,57 @@ func TestErrorsShowNoSecret(t *testing.T) {
 		want   string
 		secret string
 	}{
-		"a function quotes its argument":        {with + `{{ .Data.data.password | parseInt }}{{ end }}`, `parseInt: strconv.ParseInt: parsing "[redacted]": invalid syntax`, "hunter2"},
-		"in another form":                       {with + `{{ .Data.data.password | toUpper | parseInt }}{{ end }}`, `parsing "[redacted]"`, "HUNTER2"},
-		"with quotation marks in it":            {with + `{{ .Data.data.half | parseInt }}{{ end }}`, `parsing "[redacted]"`, "cret\""},
-		"one character long":                    {with + `{{ .Data.data.pin | parseBool }}{{ end }}`, `parsing "[redacted]"`, `"7"`},
-		"a range prints its value":              {with + `{{ range .Data.data.password | parseYAML }}{{ end }}{{ end }}`, "line 1: range can't iterate over this value", "hunter2"},
-		"a range over a short string":           {with + `{{ range eq .Data.data.pin "7" }}{{ end }}{{ end }}`, "range can't iterate over this value", "over true"},
-		"a comparison prints both":              {with + `{{ if eq .Data .Data }}{{ end }}{{ end }}`, "eq: non-comparable type this value", "hunter2"},
-		"the author fails with it":              {with + `{{ sprig_fail (printf "bad %s" .Data.data.multi) }}{{ end }}`, "sprig_fail: with a text that is made of values, and not shown", "line2"},
-		"one character long, without quotation": {with + `{{ sprig_fail (printf "code %s" .Data.data.pin) }}{{ end }}`, "sprig_fail: with a text that is made of values, and not shown", "code 7"},
-		"short, and in the template as well":    {with + `{{/* -+ */}}{{ .Data.data.odd | parseInt }}{{ end }}`, `parsing "[redacted]"`, "-+"},
-		"a value in another form":               {with + `{{ sprig_fail (sprig_b64enc .Data.data.password) }}{{ end }}`, "sprig_fail: with a text that is made of values, and not shown", "aHVudGVyMg"},
-		"the author's own words":                {with + `{{ sprig_fail "no such color" }}{{ end }}`, "sprig_fail: no such color", "hunter2"},
-		"a path with a line of its own":         {`{{ secret "denied/%0a[ERROR]%1b[2J" }}`, `read "denied/\n[ERROR]\x1b[2J": permission denied`, "\x1b"},
-		"the token of a login":                  {`{{ with secret "auth/login" "a=b" }}{{ sprig_fail .Auth.ClientToken }}{{ end }}`, "sprig_fail: with a text that is made of values, and not shown", "hvs"},
-		"a Nomad variable":                      {`{{ with nomadVar "nomad/jobs/app" }}{{ sprig_fail .pass.Value }}{{ end }}`, "sprig_fail: with a text that is made of values, and not shown", "variable"},
-		"a long environment variable":           {`{{ sprig_fail (env "LONG") }}`, "sprig_fail: with a text that is made of values, and not shown", "env-secret"},
-		"an argument of ours":                   {with + `{{ secret "kv1/app" .Data.data.password }}{{ end }}`, "secret: argument 1 after the path is not key=value", "hunter2"},
-		"a service name of ours":                {with + `{{ nomadService (printf "%s!" .Data.data.password) }}{{ end }}`, `nomadService: argument "[redacted]" does not have the form`, "hunter2"},
-		"a loop of ours":                        {with + `{{ loop .Data.data.password }}{{ end }}`, "loop: an argument is a string but not a whole number", "hunter2"},
-		"a path":                                {with + `{{ secret (printf "kv/data/%s" .Data.data.password) }}{{ end }}`, `secret: read "kv/data/[redacted]": permission denied`, "hunter2"},
-		"a path to list":                        {with + `{{ secrets (print "denied/" .Data.data.password) }}{{ end }}`, `secrets: read "denied/[redacted]": permission denied`, "hunter2"},
-		"an argument that Vault quotes":         {with + `{{ secret "quoted" (printf "common_name=x-%s" .Data.data.password) }}{{ end }}`, `secret: common name x-[redacted] not allowed`, "hunter2"},
-		"one of a certificate":                  {with + `{{ pkiCert "quoted" (printf "common_name=%s" .Data.data.pin) }}{{ end }}`, `pkiCert: common name [redacted] not allowed`, "name 7"},
-		"a path to a Nomad variable":            {with + `{{ nomadVar (print "no/" .Data.data.password) }}{{ end }}`, `nomadVar: variable "no/[redacted]" of Nomad does not exist`, "hunter2"},
-		"a path to a file":                      {with + `{{ file (print "local/" .Data.data.password) }}{{ end }}`, `file: read file "local/[redacted]": `, "hunter2"},
-		"what the template itself quotes stays": {`{{ parseInt "author" }}`, `parseInt: strconv.ParseInt: parsing "author": invalid syntax`, "redacted"},
+		"a function quotes its argument": {with + `{{ .Data.data.password | parseInt }}{{ end }}`,
+			`parseInt: strconv.ParseInt: parsing "[redacted]": invalid syntax`, "hunter2"},
+		"in another form": {with + `{{ .Data.data.password | toUpper | parseInt }}{{ end }}`,
+			`parsing "[redacted]"`, "HUNTER2"},
+		"with quotation marks in it": {with + `{{ .Data.data.half | parseInt }}{{ end }}`, `parsing "[redacted]"`,
+			"cret\""},
+		"one character long": {with + `{{ .Data.data.pin | parseBool }}{{ end }}`, `parsing "[redacted]"`,
+			`"7"`},
+		"a range prints its value": {with + `{{ range .Data.data.password | parseYAML }}{{ end }}{{ end }}`,
+			"line 1: range can't iterate over this value", "hunter2"},
+		"a range over a short string": {with + `{{ range eq .Data.data.pin "7" }}{{ end }}{{ end }}`,
+			"range can't iterate over this value", "over true"},
+		"a comparison prints both": {with + `{{ if eq .Data .Data }}{{ end }}{{ end }}`,
+			"eq: non-comparable type this value", "hunter2"},
+		"the author fails with it": {with + `{{ sprig_fail (printf "bad %s" .Data.data.multi) }}{{ end }}`,
+			"sprig_fail: with a text that is made of values, and not shown", "line2"},
+		"one character long, without quotation": {with + `{{ sprig_fail (printf "code %s" .Data.data.pin) }}{{ end }}`,
+			"sprig_fail: with a text that is made of values, and not shown", "code 7"},
+		"short, and in the template as well": {with + `{{/* -+ */}}{{ .Data.data.odd | parseInt }}{{ end }}`,
+			`parsing "[redacted]"`, "-+"},
+		"a value in another form": {with + `{{ sprig_fail (sprig_b64enc .Data.data.password) }}{{ end }}`,
+			"sprig_fail: with a text that is made of values, and not shown", "aHVudGVyMg"},
+		"the author's own words": {with + `{{ sprig_fail "no such color" }}{{ end }}`,
+			"sprig_fail: no such color", "hunter2"},
+		"a path with a line of its own": {`{{ secret "denied/%0a[ERROR]%1b[2J" }}`,
+			`read "denied/\n[ERROR]\x1b[2J": permission denied`, "\x1b"},
+		"the token of a login": {`{{ with secret "auth/login" "a=b" }}{{ sprig_fail .Auth.ClientToken }}{{ end }}`, "sprig_fail: with a text that is made of values, and not shown", "hvs"},
+		"a Nomad variable": {`{{ with nomadVar "nomad/jobs/app" }}{{ sprig_fail .pass.Value }}{{ end }}`,
+			"sprig_fail: with a text that is made of values, and not shown", "variable"},
+		"a long environment variable": {`{{ sprig_fail (env "LONG") }}`,
+			"sprig_fail: with a text that is made of values, and not shown", "env-secret"},
+		"an argument of ours": {with + `{{ secret "kv1/app" .Data.data.password }}{{ end }}`,
+			"secret: argument 1 after the path is not key=value", "hunter2"},
+		"a service name of ours": {with + `{{ nomadService (printf "%s!" .Data.data.password) }}{{ end }}`,
+			`nomadService: argument "[redacted]" does not have the form`, "hunter2"},
+		"a loop of ours": {with + `{{ loop .Data.data.password }}{{ end }}`,
+			"loop: an argument is a string but not a whole number", "hunter2"},
+		"a path": {with + `{{ secret (printf "kv/data/%s" .Data.data.password) }}{{ end }}`,
+			`secret: read "kv/data/[redacted]": permission denied`, "hunter2"},
+		"a path to list": {with + `{{ secrets (print "denied/" .Data.data.password) }}{{ end }}`,
+			`secrets: read "denied/[redacted]": permission denied`, "hunter2"},
+		"an argument that Vault quotes": {with +
+			`{{ secret "quoted" (printf "common_name=x-%s" .Data.data.password) }}{{ end }}`, `secret: common name x-[redacted] not allowed`, "hunter2"},
+		"one of a certificate": {with +
+			`{{ pkiCert "quoted" (printf "common_name=%s" .Data.data.pin) }}{{ end }}`, `pkiCert: common name [redacted] not allowed`, "name 7"},
+		"a path to a Nomad variable": {with + `{{ nomadVar (print "no/" .Data.data.password) }}{{ end }}`,
+			`nomadVar: variable "no/[redacted]" of Nomad does not exist`, "hunter2"},
+		"a path to a file": {with + `{{ file (print "local/" .Data.data.password) }}{{ end }}`,
+			`file: read file "local/[redacted]": `, "hunter2"},
+		"what the template itself quotes stays": {`{{ parseInt "author" }}`,
+			`parseInt: strconv.ParseInt: parsing "author": invalid syntax`, "redacted"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -250,7 +293,8 @@ func TestTemplatesCannotChangeTheSource(t *testing.T) {
 	src := newSource()
 	_, err := render(t, Spec{Data: `{{ with secret "kv/data/app" }}{{ sprig_set .Data.data "password" "changed" }}{{ end }}`}, Input{Source: src})
 	must.NoError(t, err)
-	out, err := render(t, Spec{Data: `{{ with secret "kv/data/app" }}{{ .Data.data.password }}{{ end }}`}, Input{Source: src})
+	out, err := render(t, Spec{Data: `{{ with secret "kv/data/app" }}{{ .Data.data.password }}{{ end }}`},
+		Input{Source: src})
 	must.NoError(t, err)
 	must.Eq(t, "hunter2", out)
 }
@@ -270,15 +314,18 @@ func TestLimits(t *testing.T) {
 
 func TestNomadFunctions(t *testing.T) {
 	cases := map[string]struct{ text, want, asked string }{
-		"services are sorted, and so are their tags": {`{{ range nomadServices "@west" }}{{ .Name }}{{ .Tags }} {{ end }}`, "db[] web[a v2] ", "services west"},
-		"a service's instances":                      {`{{ range nomadService "web@west" }}{{ .ID }}{{ .Name }} {{ .Address }}:{{ .Port }} {{ .Node }} {{ .Datacenter }} {{ .JobID }} {{ .AllocID }} {{ .Tags }};{{ end }}`, "i1web 10.0.0.1:80 n1 dc1 j a [blue v2];web 10.0.0.2:81     [green];", "service {Name:web Region:west Choose:}"},
-		"instances with a tag":                       {`{{ range nomadService "green.web" }}{{ .Port }}{{ end }}`, "81", "service {Name:web Region: Choose:}"},
-		"chosen instances":                           {`{{ range nomadService 1 "me" "web" }}{{ .Port }} {{ end }}`, "80 81 ", "service {Name:web Region: Choose:1|me}"},
-		"instances by tag and port":                  {`{{ range $tag, $s := byTag (nomadService "web") }}{{ $tag }}={{ len $s }} {{ end }}{{ range $p, $_ := byPort (nomadService "web") }}{{ $p }} {{ end }}`, "blue=1 green=1 v2=1 80 81 ", "service {Name:web Region: Choose:};service {Name:web Region: Choose:}"},
-		"a variable's items":                         {`{{ with nomadVar "/nomad/jobs/app" }}{{ .user }} {{ .Keys }} {{ .Values }} {{ range .Tuples }}{{ .K }}{{ .V }}{{ end }} {{ .pass.Value }} {{ .Metadata.ModifyIndex }} {{ .Parent.Path }} {{ . | toJSON }}{{ end }}`, `u1 [pass user] [variable-secret u1] passvariable-secretuseru1 variable-secret 9 nomad/jobs/app {"pass":"variable-secret","user":"u1"}`, "variable {Path:nomad/jobs/app Namespace: Region:}"},
-		"a variable elsewhere":                       {`{{ nomadVarExists "nomad/jobs/app@prod.west" }}{{ nomadVarExists "nope" }}{{ nomadVarExists "" }}{{ nomadVar "" }}`, "truefalsefalsemap[]", "variable {Path:nomad/jobs/app Namespace:prod Region:west};variable {Path:nope Namespace: Region:}"},
-		"a list of variables":                        {`{{ range nomadVarList "a@*" }}{{ . }} {{ .Namespace }} {{ .ModifyIndex }} {{ .ModifyTime.Time.UnixNano }}{{ end }}`, "a/b default 7 1", "variables {Path:a Namespace:* Region:}"},
-		"all variables":                              {`{{ len nomadVarList }}{{ len (nomadVarList "//") }}{{ len (nomadVarList "none") }}{{ len (nomadVarListSafe "a") }}`, "1101", "variables {Path: Namespace: Region:};variables {Path: Namespace: Region:};variables {Path:none Namespace: Region:};variables {Path:a Namespace: Region:}"},
+		"services are sorted, and so are their tags": {`{{ range nomadServices "@west" }}{{ .Name }}{{ .Tags }} {{ end }}`,
+			"db[] web[a v2] ", "services west"},
+		"a service's instances": {`{{ range nomadService "web@west" }}{{ .ID }}{{ .Name }} {{ .Address }}:{{ .Port }} {{ .Node }} {{ .Datacenter }} {{ .JobID }} {{ .AllocID }} {{ .Tags }};{{ end }}`, "i1web 10.0.0.1:80 n1 dc1 j a [blue v2];web 10.0.0.2:81     [green];", "service {Name:web Region:west Choose:}"},
+		"instances with a tag": {`{{ range nomadService "green.web" }}{{ .Port }}{{ end }}`, "81",
+			"service {Name:web Region: Choose:}"},
+		"chosen instances": {`{{ range nomadService 1 "me" "web" }}{{ .Port }} {{ end }}`, "80 81 ",
+			"service {Name:web Region: Choose:1|me}"},
+		"instances by tag and port": {`{{ range $tag, $s := byTag (nomadService "web") }}{{ $tag }}={{ len $s }} {{ end }}{{ range $p, $_ := byPort (nomadService "web") }}{{ $p }} {{ end }}`, "blue=1 green=1 v2=1 80 81 ", "service {Name:web Region: Choose:};service {Name:web Region: Choose:}"},
+		"a variable's items":        {`{{ with nomadVar "/nomad/jobs/app" }}{{ .user }} {{ .Keys }} {{ .Values }} {{ range .Tuples }}{{ .K }}{{ .V }}{{ end }} {{ .pass.Value }} {{ .Metadata.ModifyIndex }} {{ .Parent.Path }} {{ . | toJSON }}{{ end }}`, `u1 [pass user] [variable-secret u1] passvariable-secretuseru1 variable-secret 9 nomad/jobs/app {"pass":"variable-secret","user":"u1"}`, "variable {Path:nomad/jobs/app Namespace: Region:}"},
+		"a variable elsewhere":      {`{{ nomadVarExists "nomad/jobs/app@prod.west" }}{{ nomadVarExists "nope" }}{{ nomadVarExists "" }}{{ nomadVar "" }}`, "truefalsefalsemap[]", "variable {Path:nomad/jobs/app Namespace:prod Region:west};variable {Path:nope Namespace: Region:}"},
+		"a list of variables":       {`{{ range nomadVarList "a@*" }}{{ . }} {{ .Namespace }} {{ .ModifyIndex }} {{ .ModifyTime.Time.UnixNano }}{{ end }}`, "a/b default 7 1", "variables {Path:a Namespace:* Region:}"},
+		"all variables":             {`{{ len nomadVarList }}{{ len (nomadVarList "//") }}{{ len (nomadVarList "none") }}{{ len (nomadVarListSafe "a") }}`, "1101", "variables {Path: Namespace: Region:};variables {Path: Namespace: Region:};variables {Path:none Namespace: Region:};variables {Path:a Namespace: Region:}"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -342,7 +389,8 @@ func certificate(t *testing.T, isCA bool) (cert, key string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must.NoError(t, err)
-	form := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "x"}, IsCA: isCA, BasicConstraintsValid: true}
+	form := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "x"}, IsCA: isCA,
+		BasicConstraintsValid: true}
 	der, err := x509.CreateCertificate(rand.Reader, form, form, private.Public(), private)
 	must.NoError(t, err)
 	raw, err := x509.MarshalECPrivateKey(private)
@@ -373,7 +421,8 @@ func TestFile(t *testing.T) {
 	alloc, err := os.OpenRoot(filepath.Join(host, "alloc"))
 	must.NoError(t, err)
 	defer alloc.Close()
-	in := Input{Root: root, Alloc: alloc, Env: map[string]string{"NOMAD_TASK_DIR": "/var/nomad/alloc/x/task/local", "NOMAD_ALLOC_DIR": "/alloc"}}
+	in := Input{Root: root, Alloc: alloc, Env: map[string]string{"NOMAD_TASK_DIR": "/var/nomad/alloc/x/task/local",
+		"NOMAD_ALLOC_DIR": "/alloc"}}
 
 	for path, want := range map[string]string{
 		`"local/a"`:                              "local-a",

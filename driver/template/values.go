@@ -10,16 +10,17 @@ import (
 	"strings"
 )
 
-// The agent replaces ${NAME} in a template's text before this plugin sees it (nomad/helper/pluginutils/hclutils), and the raw text is
-// nowhere to be had. So a value that somebody else has chosen, a dispatcher's meta for example, could write code into the template. The
-// values of the task's environment are known: where one of them stands in the text as a part of its code, the template is refused.
+// The agent replaces ${NAME} in a template's text before this plugin sees it (nomad/helper/pluginutils/hclutils), and
+// the raw text is nowhere to be had. So a value that somebody else has chosen, a dispatcher's meta for example, could
+// write code into the template. The values of the task's environment are known: where one of them stands in the text as
+// a part of its code, the template is refused.
 
 // maxCompared bounds how many bytes of text are searched for values.
 const maxCompared = 1 << 30
 
 var (
-	// innocent is what a value may be that stands in code, by chance or because the author wants it there: a word, or numbers and signs
-	// between them. To do anything it needs code of the author's own around it.
+	// innocent is what a value may be that stands in code, by chance or because the author wants it there: a word, or
+	// numbers and signs between them. To do anything it needs code of the author's own around it.
 	innocent = regexp.MustCompile(`^(\w+|[\s|,=:./0-9-]+)$`)
 	// signs are in delimiters for which no sign is innocent.
 	signs = regexp.MustCompile(`[|,=:./0-9-]`)

@@ -19,53 +19,62 @@ func interpolated(data string, values map[string]string) string {
 // Each value would have the template ask for another secret, if it could.
 func TestAValueIsNeverCode(t *testing.T) {
 	for name, c := range map[string]struct{ data, a, b, left, right string }{
-		"an action":                             {data: "user=${A}", a: `x {{ with secret "kv/admin" }}{{ .Data }}{{ end }}`},
-		"an action that is all of it":           {data: "${A}", a: `{{ secret "kv/admin" }}`},
-		"an action that trims":                  {data: "user= ${A}", a: `{{- secret "kv/admin" -}}`},
-		"on a line of its own":                  {data: "a\n\n${A}\n", a: "\n{{ secret \"kv/admin\" }}\n"},
-		"an action over two values":             {data: "${A} and ${B}", a: `{{ print "`, b: `" (secret "kv/admin") }}`},
-		"a comment over two values":             {data: "${A}{{ .x }}${B}", a: `{{/*`, b: `*/}}`},
-		"two halves of a delimiter":             {data: "${A}${B}", a: `{`, b: `{ secret "kv/admin" }}`},
-		"a half beside the author's":            {data: "{${A}", a: `{ secret "kv/admin" }}`},
-		"a half before the author's":            {data: "${A}{ .x }}", a: `x{`},
-		"other delimiters":                      {data: "<%/* x */%>${A}", a: `<% secret "kv/admin" %>`, left: "<%", right: "%>"},
-		"half of other delimiters":              {data: "<${A}", a: `% secret "kv/admin" %>`, left: "<%", right: "%>"},
-		"delimiters of letters":                 {data: "${A}", a: `BEGIN secret "kv/admin" END`, left: "BEGIN", right: "END"},
-		"delimiters that are signs":             {data: "|${A}| secret `kv/admin`||", a: "|", left: "||", right: "||"},
-		"the end of a string":                   {data: `{{ with secret "${A}" }}{{ end }}`, a: `kv/x" }}{{ secret "kv/admin`},
-		"the end of a string, and a pipe":       {data: `{{ print "${A}" }}`, a: `x" | print (secret "kv/admin") "`},
-		"the end of a raw string":               {data: "{{ print `${A}` }}", a: "` (secret `kv/admin`) `"},
-		"a backslash and another value":         {data: `{{ print "${A}" "${B}" }}`, a: `\`, b: ` (secret (env .x)) `},
-		"a backslash at the end":                {data: `{{ print "${A}" " (secret .x) " }}`, a: `kv\`},
-		"a quotation mark":                      {data: `{{ print "${A}" " (secret .x) " }}`, a: `"`},
-		"code within code":                      {data: `{{ print ${A} }}`, a: `(secret "kv/admin")`},
-		"the end of a comment":                  {data: `{{/* ${A} */}}`, a: `*/}}{{ secret "kv/admin" }}{{/*`},
-		"a delimiter within code":               {data: `{{ print ${A} }}`, a: `1}}{{ secrets`},
-		"letters made small":                    {data: strings.ToLower(`{{ SECRET "KV/ADMIN" }}`), a: `{{ SECRET "KV/ADMIN" }}`},
-		"letters made large":                    {data: `<{ . }>`, a: `{ . }`, left: "<{", right: "}>"},
-		"a part, cut out":                       {data: `user={{ secret "kv/admin" }}`, a: `xx{{ secret "kv/admin" }}`},
-		"a part, cut out and made small":        {data: `user={{ secret "kv/admin" }}`, a: `xx{{ Secret "kv/Admin" }}xx`},
-		"JSON, decoded":                         {data: `user={{ secret "kv/admin" }}`, a: `{"user":["{{ secret \"kv/admin\" }}"]}`},
-		"JSON, encoded":                         {data: "user={{ secret `kv/admin` `a\\\\b`}}", a: "{{ secret `kv/admin` `a\\b`}}"},
+		"an action":                   {data: "user=${A}", a: `x {{ with secret "kv/admin" }}{{ .Data }}{{ end }}`},
+		"an action that is all of it": {data: "${A}", a: `{{ secret "kv/admin" }}`},
+		"an action that trims":        {data: "user= ${A}", a: `{{- secret "kv/admin" -}}`},
+		"on a line of its own":        {data: "a\n\n${A}\n", a: "\n{{ secret \"kv/admin\" }}\n"},
+		"an action over two values":   {data: "${A} and ${B}", a: `{{ print "`, b: `" (secret "kv/admin") }}`},
+		"a comment over two values":   {data: "${A}{{ .x }}${B}", a: `{{/*`, b: `*/}}`},
+		"two halves of a delimiter":   {data: "${A}${B}", a: `{`, b: `{ secret "kv/admin" }}`},
+		"a half beside the author's":  {data: "{${A}", a: `{ secret "kv/admin" }}`},
+		"a half before the author's":  {data: "${A}{ .x }}", a: `x{`},
+		"other delimiters": {data: "<%/* x */%>${A}", a: `<% secret "kv/admin" %>`, left: "<%",
+			right: "%>"},
+		"half of other delimiters": {data: "<${A}", a: `% secret "kv/admin" %>`, left: "<%", right: "%>"},
+		"delimiters of letters": {data: "${A}", a: `BEGIN secret "kv/admin" END`, left: "BEGIN",
+			right: "END"},
+		"delimiters that are signs": {data: "|${A}| secret `kv/admin`||", a: "|", left: "||", right: "||"},
+		"the end of a string": {data: `{{ with secret "${A}" }}{{ end }}`,
+			a: `kv/x" }}{{ secret "kv/admin`},
+		"the end of a string, and a pipe": {data: `{{ print "${A}" }}`, a: `x" | print (secret "kv/admin") "`},
+		"the end of a raw string":         {data: "{{ print `${A}` }}", a: "` (secret `kv/admin`) `"},
+		"a backslash and another value":   {data: `{{ print "${A}" "${B}" }}`, a: `\`, b: ` (secret (env .x)) `},
+		"a backslash at the end":          {data: `{{ print "${A}" " (secret .x) " }}`, a: `kv\`},
+		"a quotation mark":                {data: `{{ print "${A}" " (secret .x) " }}`, a: `"`},
+		"code within code":                {data: `{{ print ${A} }}`, a: `(secret "kv/admin")`},
+		"the end of a comment":            {data: `{{/* ${A} */}}`, a: `*/}}{{ secret "kv/admin" }}{{/*`},
+		"a delimiter within code":         {data: `{{ print ${A} }}`, a: `1}}{{ secrets`},
+		"letters made small": {data: strings.ToLower(`{{ SECRET "KV/ADMIN" }}`),
+			a: `{{ SECRET "KV/ADMIN" }}`},
+		"letters made large":             {data: `<{ . }>`, a: `{ . }`, left: "<{", right: "}>"},
+		"a part, cut out":                {data: `user={{ secret "kv/admin" }}`, a: `xx{{ secret "kv/admin" }}`},
+		"a part, cut out and made small": {data: `user={{ secret "kv/admin" }}`, a: `xx{{ Secret "kv/Admin" }}xx`},
+		"JSON, decoded": {data: `user={{ secret "kv/admin" }}`,
+			a: `{"user":["{{ secret \"kv/admin\" }}"]}`},
+		"JSON, encoded": {data: "user={{ secret `kv/admin` `a\\\\b`}}",
+			a: "{{ secret `kv/admin` `a\\b`}}"},
 		"an action that the author has as well": {data: "{{ .x }} ${A}", a: "{{ .x }}"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			values := map[string]string{"A": c.a, "B": c.b}
-			spec := Spec{Name: "local/x", Data: interpolated(c.data, values), LeftDelim: c.left, RightDelim: c.right, Values: values}
+			spec := Spec{Name: "local/x", Data: interpolated(c.data, values), LeftDelim: c.left, RightDelim: c.right,
+				Values: values}
 			_, err := Parse(spec)
 			must.ErrorContains(t, err, `parse template "local/x": line `)
 			must.ErrorContains(t, err, "would be template code here: in place of ${")
 			must.StrNotContains(t, err.Error(), "admin")
 		})
 	}
-	_, err := Parse(Spec{Name: "x", Data: "a\nuser={{ secrets }}", Values: map[string]string{"NOMAD_META_user": "{{ secrets }}", "NOMAD_META_USER": "{{ secrets }}"}})
+	_, err := Parse(Spec{Name: "x", Data: "a\nuser={{ secrets }}",
+		Values: map[string]string{"NOMAD_META_user": "{{ secrets }}", "NOMAD_META_USER": "{{ secrets }}"}})
 	must.EqError(t, err, `parse template "x": line 2: the value of NOMAD_META_user would be template code here: in place of ${NOMAD_META_user} write `+
 		`{{ env "NOMAD_META_user" }}, or (env "NOMAD_META_user") within an action`)
 }
 
 // What jobs do every day goes on working.
 func TestValuesThatAreNoCode(t *testing.T) {
-	values := map[string]string{"NOMAD_ALLOC_ID": "4c2f0a7e-3d1b-9c55-8f0e-1a2b3c4d5e6f", "NOMAD_PORT_http": "8080", "NOMAD_REGION": "global",
+	values := map[string]string{"NOMAD_ALLOC_ID": "4c2f0a7e-3d1b-9c55-8f0e-1a2b3c4d5e6f", "NOMAD_PORT_http": "8080",
+		"NOMAD_REGION":    "global",
 		"NOMAD_TASK_NAME": "secret", "NOMAD_ADDR_http": "10.0.0.1:8080", "BASE": "/", "HERE": ".", "SEP": ", ", "PIPE": "|", "SPACE": " ", "NO": "-",
 		"EMPTY": "", "PATH": "/usr/bin:/bin", "NAME": `O'Neil "Jr" \o/`, "JSON": `{"a":{"b":"c}}d"}}`, "KV": "kv/data/web app", "LINES": "a\nb\n", "EQ": "=",
 		"TOKEN": "{{.Time}} {{.Level}}", "LAST": "x {"}
@@ -120,10 +129,12 @@ func skeleton(t *testing.T, s Spec) (string, bool) {
 
 // Whatever values are accepted, the code is that of a template with other values in their places.
 func FuzzValuesAreNoCode(f *testing.F) {
-	frames := []string{"a${A}b${B}c", "{${A}}${B}}", `{{ print "${A}" "${B}" }}`, "{{ print `${A}` \"${B}\" }}x${A}", `{{/* ${A} */}}${B}{{ .x }}`,
+	frames := []string{"a${A}b${B}c", "{${A}}${B}}", `{{ print "${A}" "${B}" }}`, "{{ print `${A}` \"${B}\" }}x${A}",
+		`{{/* ${A} */}}${B}{{ .x }}`,
 		`{{- with secret "kv/${A}" -}} ${B} {{- .x }}{{ end }}`, "${A}{{ print `x` }}${B}{{ \"x\" }}", `{{ "\\${A}" }} ${B}`}
 	for i := range frames {
-		for _, v := range []string{"{{", "}}", `"`, "`", `\`, "*/}}", "{{ secret }}", `" secret "`, "x", "{{/*", "- ", "{", `\"`, "\n"} {
+		for _, v := range []string{"{{", "}}", `"`, "`", `\`, "*/}}", "{{ secret }}", `" secret "`, "x", "{{/*", "- ", "{",
+			`\"`, "\n"} {
 			f.Add(uint8(i), v, "y")
 			f.Add(uint8(i), "y", v)
 			f.Add(uint8(i), v, v)

@@ -51,8 +51,8 @@ func main() {
 	}
 }
 
-// serve runs do now and at each SIGHUP, and between, unless it is nil, every half second, until another signal or an error ends
-// the program.
+// serve runs do now and at each SIGHUP, and between, unless it is nil, every half second, until another signal or an
+// error ends the program.
 func serve(signals <-chan os.Signal, do, between func() error) {
 	var tick <-chan time.Time
 	if between != nil {

@@ -1,5 +1,5 @@
-// Command dev is behind `make demo`, which tells in a minute what the plugin is for, on agents of its own, and `make dev`, which leaves
-// such agents running to work with.
+// Command dev is behind `make demo`, which tells in a minute what the plugin is for, on agents of its own, and `make
+// dev`, which leaves such agents running to work with.
 package main
 
 import (
@@ -80,7 +80,8 @@ func demo(ctx context.Context, s *stack.Stack) error {
 	d := &story{Stack: s, ctx: ctx}
 	d.tell("vault-exec: a secret in a file, and a signal when it changes", (*story).signal)
 	if s.Docker {
-		d.tell("vault-docker: the same in the environment of a container, which is restarted when it changes", (*story).restart)
+		d.tell("vault-docker: the same in the environment of a container, which is restarted when it changes",
+			(*story).restart)
 	} else {
 		note("(vault-docker needs Docker, which is not here)")
 	}

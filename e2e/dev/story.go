@@ -9,7 +9,8 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// A story is a part of the demo: it runs one job of example/ and shows what happens. After its first error it says no more.
+// A story is a part of the demo: it runs one job of example/ and shows what happens. After its first error it says no
+// more.
 type story struct {
 	*stack.Stack
 	ctx context.Context
@@ -102,7 +103,8 @@ func (d *story) users(n int) (string, error) {
 
 func (d *story) put(job, greeting string) {
 	d.act(fmt.Sprintf("vault kv put -mount=kv default/%s/config greeting=%q", job, greeting), func() error {
-		return d.Vault.Put(d.ctx, "kv/data/default/"+job+"/config", map[string]any{"data": map[string]any{"greeting": greeting}})
+		return d.Vault.Put(d.ctx, "kv/data/default/"+job+"/config",
+			map[string]any{"data": map[string]any{"greeting": greeting}})
 	})
 }
 

@@ -20,8 +20,8 @@ import (
 	"syscall"
 )
 
-// Image is what the examples and tests run under Docker. Where the engine does not have it, one is made of this machine's static
-// busybox, since a test asks no registry, and removed again by Close.
+// Image is what the examples and tests run under Docker. Where the engine does not have it, one is made of this
+// machine's static busybox, since a test asks no registry, and removed again by Close.
 const Image = "busybox:1.36"
 
 // pauseImage is for the container that Nomad's docker driver has hold the network of a group in bridge mode open.
@@ -85,9 +85,9 @@ func (s *Stack) startDocker(ctx context.Context) error {
 	})
 }
 
-// importImages makes Image of the machine's busybox, and of that the one whose container holds a bridge network open, unless the engine
-// has them. Several stacks may run on one machine: each holds a shared lock while it needs the images, and the last one to leave
-// removes them.
+// importImages makes Image of the machine's busybox, and of that the one whose container holds a bridge network open,
+// unless the engine has them. Several stacks may run on one machine: each holds a shared lock while it needs the
+// images, and the last one to leave removes them.
 func (s *Stack) importImages(ctx context.Context) error {
 	lock, err := lockImage(syscall.LOCK_SH)
 	if err != nil {
@@ -99,7 +99,8 @@ func (s *Stack) importImages(ctx context.Context) error {
 	if err := errors.Join(w.AddFS(os.DirFS(s.path("root"))), w.Close()); err != nil {
 		return fmt.Errorf("pack image: %w", err)
 	}
-	return errors.Join(importImage(ctx, Image, root.Bytes()), importImage(ctx, pauseImage, root.Bytes(), `CMD ["sleep", "infinity"]`))
+	return errors.Join(importImage(ctx, Image, root.Bytes()), importImage(ctx, pauseImage, root.Bytes(),
+		`CMD ["sleep", "infinity"]`))
 }
 
 func importImage(ctx context.Context, image string, root []byte, changes ...string) error {
@@ -107,7 +108,8 @@ func importImage(ctx context.Context, image string, root []byte, changes ...stri
 		return nil
 	}
 	repo, tag, _ := strings.Cut(image, ":")
-	q := url.Values{"fromSrc": {"-"}, "repo": {repo}, "tag": {tag}, "changes": append(changes, "LABEL "+imageLabel+"=1", `ENV PATH=/bin`)}
+	q := url.Values{"fromSrc": {"-"}, "repo": {repo}, "tag": {tag}, "changes": append(changes, "LABEL "+imageLabel+"=1",
+		`ENV PATH=/bin`)}
 	if _, err := docker(ctx, http.MethodPost, "/images/create?"+q.Encode(), bytes.NewReader(root)); err != nil {
 		return fmt.Errorf("import %s: %w", image, err)
 	}
@@ -148,7 +150,8 @@ func removeImage(ctx context.Context, name string) error {
 	return err
 }
 
-// makeRoot makes the smallest root file system that runs a shell: busybox, a link for each of its applets, and two users.
+// makeRoot makes the smallest root file system that runs a shell: busybox, a link for each of its applets, and two
+// users.
 func (s *Stack) makeRoot(ctx context.Context) error {
 	busybox, err := staticBusybox()
 	if err != nil {
@@ -197,11 +200,13 @@ func staticBusybox() (string, error) {
 	return "", errors.New("find busybox: no static one on this machine (Debian's package busybox-static)")
 }
 
-// removeContainers removes every container of the agent whose folder is dir: those of its allocations, by the label that Nomad's docker
-// driver gives each of them, and those with a mount from below the folder, whose allocation may be gone.
+// removeContainers removes every container of the agent whose folder is dir: those of its allocations, by the label
+// that Nomad's docker driver gives each of them, and those with a mount from below the folder, whose allocation may be
+// gone.
 func removeContainers(ctx context.Context, dir string, allocs []string) error {
 	const label = "com.hashicorp.nomad.alloc_id"
-	b, err := docker(ctx, http.MethodGet, "/containers/json?all=true&filters="+url.QueryEscape(`{"label":["`+label+`"]}`), nil)
+	b, err := docker(ctx, http.MethodGet, "/containers/json?all=true&filters="+url.QueryEscape(`{"label":["`+label+`"]}`),
+		nil)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// A silent connection stays open and answers nobody until the fault is taken back; what is opened anew works, unless every packet is lost.
+// A silent connection stays open and answers nobody until the fault is taken back; what is opened anew works, unless
+// every packet is lost.
 func TestSilence(t *testing.T) {
 	for name, secure := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {

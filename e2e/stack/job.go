@@ -32,14 +32,15 @@ func (n *Nomad) RunFile(ctx context.Context, name string, vars map[string]string
 	return n.Run(ctx, string(spec), vars)
 }
 
-// Run registers the job that the jobspec (HCL, with values for its variables) describes, and returns when all of it is placed. It is an
-// error when the scheduler finds no place for a part of it; the message says why not.
+// Run registers the job that the jobspec (HCL, with values for its variables) describes, and returns when all of it is
+// placed. It is an error when the scheduler finds no place for a part of it; the message says why not.
 func (n *Nomad) Run(ctx context.Context, spec string, vars map[string]string) (*Job, error) {
 	var values strings.Builder
 	for name, value := range vars {
 		fmt.Fprintf(&values, "%s = %q\n", name, value)
 	}
-	parsed, err := n.API.Jobs().ParseHCLOpts(&nomad.JobsParseRequest{JobHCL: spec, Variables: values.String(), Canonicalize: true})
+	parsed, err := n.API.Jobs().ParseHCLOpts(&nomad.JobsParseRequest{JobHCL: spec, Variables: values.String(),
+		Canonicalize: true})
 	if err != nil {
 		return nil, fmt.Errorf("parse jobspec: %w", err)
 	}
@@ -72,7 +73,8 @@ func (j *Job) placed(ctx context.Context, evalID string) error {
 			return false, meta, err
 		}
 		for group, failed := range eval.FailedTGAllocs {
-			return false, meta, fmt.Errorf("no place for group %s: filtered by %v, exhausted %v", group, failed.ConstraintFiltered, failed.DimensionExhausted)
+			return false, meta, fmt.Errorf("no place for group %s: filtered by %v, exhausted %v", group,
+				failed.ConstraintFiltered, failed.DimensionExhausted)
 		}
 		return eval.Status != nomad.EvalStatusPending, meta, nil
 	})
@@ -111,7 +113,8 @@ func (j *Job) Stop(ctx context.Context) error {
 	}
 	return poll(ctx, "end of job "+j.ID, func(q *nomad.QueryOptions) (bool, *nomad.QueryMeta, error) {
 		allocs, meta, err := j.nomad.API.Jobs().Allocations(j.ID, true, q)
-		return err == nil && !slices.ContainsFunc(allocs, func(a *nomad.AllocationListStub) bool { return !ended(a.ClientStatus) }), meta, err
+		return err == nil && !slices.ContainsFunc(allocs,
+			func(a *nomad.AllocationListStub) bool { return !ended(a.ClientStatus) }), meta, err
 	})
 }
 
@@ -135,8 +138,8 @@ type Alloc struct {
 	nomad *Nomad
 }
 
-// Wait returns the allocation as soon as done says so of it; it looks at every change. The error of a ctx that ends first names what was
-// waited for and what the allocation looks like instead.
+// Wait returns the allocation as soon as done says so of it; it looks at every change. The error of a ctx that ends
+// first names what was waited for and what the allocation looks like instead.
 func (a *Alloc) Wait(ctx context.Context, what string, done func(*nomad.Allocation) bool) (*nomad.Allocation, error) {
 	var last *nomad.Allocation
 	err := poll(ctx, what, func(q *nomad.QueryOptions) (bool, *nomad.QueryMeta, error) {
@@ -170,7 +173,8 @@ func (a *Alloc) Ended(ctx context.Context) (*nomad.Allocation, error) {
 	return a.Wait(ctx, "end of allocation", func(alloc *nomad.Allocation) bool { return ended(alloc.ClientStatus) })
 }
 
-// Event waits until the task has an event whose message contains text, and returns the message. Nomad keeps the last ten.
+// Event waits until the task has an event whose message contains text, and returns the message. Nomad keeps the last
+// ten.
 func (a *Alloc) Event(ctx context.Context, task, text string) (string, error) {
 	var message string
 	_, err := a.Wait(ctx, fmt.Sprintf("event %q of task %s", text, task), func(alloc *nomad.Allocation) bool {
@@ -194,8 +198,8 @@ func (a *Alloc) Logs(ctx context.Context, task, stream string) (string, error) {
 	return out.String(), err
 }
 
-// Log follows what the task writes to "stdout" or "stderr", from its first line on, until pattern has matched n times. It returns the matches:
-// of each the text of the first group, or all of it where the pattern has no group.
+// Log follows what the task writes to "stdout" or "stderr", from its first line on, until pattern has matched n times.
+// It returns the matches: of each the text of the first group, or all of it where the pattern has no group.
 func (a *Alloc) Log(ctx context.Context, task, stream, pattern string, n int) ([]string, error) {
 	re, err := regexp.Compile(pattern)
 	if err != nil {
@@ -218,7 +222,8 @@ func (a *Alloc) Log(ctx context.Context, task, stream, pattern string, n int) ([
 			found = re.FindAllSubmatch(all[:bytes.LastIndexByte(all, '\n')+1], n)
 			return len(found) == n
 		})
-		if failed != nil && strings.Contains(failed.Error(), "not started yet") { // A busy client knows it later than the server.
+		// A busy client knows it later than the server.
+		if failed != nil && strings.Contains(failed.Error(), "not started yet") {
 			return failed
 		}
 		return nil
@@ -237,7 +242,8 @@ func (a *Alloc) Log(ctx context.Context, task, stream, pattern string, n int) ([
 func (a *Alloc) logs(ctx context.Context, follow bool, task, stream string, take func([]byte) bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	frames, errs := a.nomad.API.AllocFS().Logs(a.info(), follow, task, stream, nomad.OriginStart, 0, ctx.Done(), reading(ctx))
+	frames, errs := a.nomad.API.AllocFS().Logs(a.info(), follow, task, stream, nomad.OriginStart, 0, ctx.Done(),
+		reading(ctx))
 	for {
 		select {
 		case frame, ok := <-frames:
@@ -258,9 +264,10 @@ func (a *Alloc) logs(ctx context.Context, follow bool, task, stream string, take
 	}
 }
 
-// Exec runs a command in the task, as `nomad alloc exec` does, with a terminal of 24 lines and 80 columns if tty says so, and returns
-// what it wrote and its exit code.
-func (a *Alloc) Exec(ctx context.Context, task string, tty bool, stdin string, command ...string) (stdout, stderr string, code int, err error) {
+// Exec runs a command in the task, as `nomad alloc exec` does, with a terminal of 24 lines and 80 columns if tty says
+// so, and returns what it wrote and its exit code.
+func (a *Alloc) Exec(ctx context.Context, task string, tty bool, stdin string, command ...string) (stdout,
+	stderr string, code int, err error) {
 	var out, errs bytes.Buffer
 	var input io.Reader = strings.NewReader(stdin)
 	var sizes chan nomad.TerminalSize
@@ -325,7 +332,8 @@ func (a *Alloc) Unpause(ctx context.Context, task string) error {
 	return err
 }
 
-// Report tells a person what became of the allocation: its tasks, their events and output, and what the agent's log says of it.
+// Report tells a person what became of the allocation: its tasks, their events and output, and what the agent's log
+// says of it.
 func (a *Alloc) Report(ctx context.Context) string {
 	alloc, _, err := a.nomad.API.Allocations().Info(a.ID, reading(ctx))
 	if err != nil {
@@ -343,12 +351,14 @@ func (a *Alloc) Report(ctx context.Context) string {
 		}
 	}
 	fmt.Fprintf(&b, "the agent's log:\n%s", a.nomad.Tail(40, func(line string) bool {
-		return strings.Contains(line, a.ID) && !strings.Contains(line, "http: request complete") && !strings.Contains(line, "task_hook.logmon")
+		return strings.Contains(line, a.ID) && !strings.Contains(line, "http: request complete") &&
+			!strings.Contains(line, "task_hook.logmon")
 	}))
 	return b.String()
 }
 
-// info is what the API's client wants of an allocation. Without a node in it, it asks the agent itself, which is the node.
+// info is what the API's client wants of an allocation. Without a node in it, it asks the agent itself, which is the
+// node.
 func (a *Alloc) info() *nomad.Allocation { return &nomad.Allocation{ID: a.ID} }
 
 func describe(alloc *nomad.Allocation) string {
@@ -375,10 +385,12 @@ func states(alloc *nomad.Allocation) []*nomad.TaskState {
 }
 
 func ended(clientStatus string) bool {
-	return slices.Contains([]string{nomad.AllocClientStatusComplete, nomad.AllocClientStatusFailed, nomad.AllocClientStatusLost}, clientStatus)
+	return slices.Contains([]string{nomad.AllocClientStatusComplete, nomad.AllocClientStatusFailed,
+		nomad.AllocClientStatusLost}, clientStatus)
 }
 
-// poll calls look with blocking queries until it says that it is done. A ctx that ends first makes an error that names what was waited for.
+// poll calls look with blocking queries until it says that it is done. A ctx that ends first makes an error that names
+// what was waited for.
 func poll(ctx context.Context, what string, look func(*nomad.QueryOptions) (bool, *nomad.QueryMeta, error)) error {
 	q := reading(ctx)
 	for {

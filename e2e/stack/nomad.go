@@ -17,19 +17,20 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 )
 
-// allocDir is the folder of the allocations in the folder of the stack; its name is short for the sake of task sockets in it.
+// allocDir is the folder of the allocations in the folder of the stack; its name is short for the sake of task sockets
+// in it.
 const allocDir = "a"
 
-// AppPath is where a task that mounts the host volume "app" at /opt/app finds the test application. A raw_exec task, which mounts
-// nothing, runs HostAppPath: Nomad puts the path on the host there.
+// AppPath is where a task that mounts the host volume "app" at /opt/app finds the test application. A raw_exec task,
+// which mounts nothing, runs HostAppPath: Nomad puts the path on the host there.
 const (
 	AppPath     = "/opt/app/app"
 	HostAppPath = "${meta.app}"
 )
 
-// A Nomad is a cluster of two agents with ACLs on: a server, and a client, which is what Stop, Kill and Start act on. Neither is in dev
-// mode, so that tasks survive the end of the client. Beside the plugins the client has Nomad's own drivers; the chroot that it makes
-// for exec is small, the same as Image.
+// A Nomad is a cluster of two agents with ACLs on: a server, and a client, which is what Stop, Kill and Start act on.
+// Neither is in dev mode, so that tasks survive the end of the client. Beside the plugins the client has Nomad's own
+// drivers; the chroot that it makes for exec is small, the same as Image.
 type Nomad struct {
 	Process
 	Addr  string        // of the server, http://127.0.0.1:<port>
@@ -41,7 +42,8 @@ type Nomad struct {
 	ports  map[string]int
 }
 
-// startNomad starts the server first: a client that comes before the server has made its keys tries again only after half a minute.
+// startNomad starts the server first: a client that comes before the server has made its keys tries again only after
+// half a minute.
 func (s *Stack) startNomad(ctx context.Context) error {
 	n := &Nomad{stack: s, Token: uuid(), ports: map[string]int{"HTTP": 4646, "RPC": 4647, "Serf": 4648, "ClientHTTP": 0}}
 	n.Process = Process{Name: "nomad client", LogFile: s.path("client.log"), quit: syscall.SIGINT}
@@ -242,9 +244,10 @@ func (s *Stack) linkPlugins(plugins []Plugin) error {
 	return nil
 }
 
-// agentConfig has the agents' files: one that both read, and one for each. Cloud probes are off because some of them fail where
-// AWS_CA_BUNDLE is set, java because looking for it takes seconds. "lo" as the network interface makes 127.0.0.1 the address of every
-// service. Nomad's own docker must not remove containers that are ours, and nothing is collected that a test may still want to read.
+// agentConfig has the agents' files: one that both read, and one for each. Cloud probes are off because some of them
+// fail where AWS_CA_BUNDLE is set, java because looking for it takes seconds. "lo" as the network interface makes
+// 127.0.0.1 the address of every service. Nomad's own docker must not remove containers that are ours, and nothing is
+// collected that a test may still want to read.
 var agentConfig = template.Must(template.New("agent.hcl").Parse(`
 bind_addr            = "127.0.0.1"
 log_level            = "DEBUG"
@@ -391,7 +394,8 @@ plugin "{{.Name}}" {
 {{end}}
 {{end}}`))
 
-// cniPath is the folder of the CNI plugins: Debian's, or the one that Nomad's documentation installs them in. Empty: there are none.
+// cniPath is the folder of the CNI plugins: Debian's, or the one that Nomad's documentation installs them in. Empty:
+// there are none.
 func cniPath() string {
 	for _, dir := range []string{"/usr/lib/cni", "/opt/cni/bin"} {
 		if _, err := os.Stat(filepath.Join(dir, "bridge")); err == nil {

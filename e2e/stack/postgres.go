@@ -64,7 +64,8 @@ func (s *Stack) initDB(ctx context.Context, data, password string) error {
 		return fmt.Errorf("write password of PostgreSQL: %w", err)
 	}
 	defer os.Remove(secret)
-	initdb, err := s.asPostgres("initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256", "--pwfile="+secret, "--no-sync", "--locale=C")
+	initdb, err := s.asPostgres("initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256", "--pwfile="+secret,
+		"--no-sync", "--locale=C")
 	if err != nil {
 		return err
 	}
@@ -137,7 +138,8 @@ func HavePostgres() bool {
 	return err == nil
 }
 
-// postgresTool finds a program of PostgreSQL: the newest version in Debian's folder, which is not on PATH, or what is on PATH.
+// postgresTool finds a program of PostgreSQL: the newest version in Debian's folder, which is not on PATH, or what is
+// on PATH.
 func postgresTool(name string) (string, error) {
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
 	if len(found) > 0 {

@@ -59,7 +59,8 @@ func (p *Process) launch(cmd *exec.Cmd) error {
 	return nil
 }
 
-// Stop ends the server in good order, by force after half a minute, and returns when it has ended. Stopping twice does nothing.
+// Stop ends the server in good order, by force after half a minute, and returns when it has ended. Stopping twice does
+// nothing.
 func (p *Process) Stop() error {
 	if p.cmd == nil {
 		return nil
@@ -130,7 +131,8 @@ func (p *Process) await(ctx context.Context, ready func() error) error {
 	return nil
 }
 
-// Eventually calls check until it returns nil. Where ctx ends first, it returns the last error of check and why ctx ended.
+// Eventually calls check until it returns nil. Where ctx ends first, it returns the last error of check and why ctx
+// ended.
 func Eventually(ctx context.Context, check func() error) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -165,8 +167,8 @@ func answers(ctx context.Context, url string) error {
 	return nil
 }
 
-// freePort returns a loopback port that nobody listens on. It lies below the ports that the kernel (32768 and up) and Nomad
-// (20000 and up) hand out, so that it is still free when a server that was stopped starts again.
+// freePort returns a loopback port that nobody listens on. It lies below the ports that the kernel (32768 and up) and
+// Nomad (20000 and up) hand out, so that it is still free when a server that was stopped starts again.
 func freePort() (int, error) {
 	for range 100 {
 		port := 10000 + rand.IntN(10000)
@@ -178,7 +180,8 @@ func freePort() (int, error) {
 	return 0, errors.New("find free port: none of a hundred is free")
 }
 
-// clean is our environment without what would lead the servers elsewhere, and with the mark that sweep finds their children by.
+// clean is our environment without what would lead the servers elsewhere, and with the mark that sweep finds their
+// children by.
 func clean(dir string) []string {
 	env := []string{mark(dir), "HOME=" + dir, "TMPDIR=" + filepath.Join(dir, "tmp")}
 	for _, kv := range os.Environ() {

@@ -27,9 +27,10 @@ import (
 	"time"
 )
 
-// A Proxy stands between the plugins and the Vault of the cluster "default", and does with their requests what a network, a load balancer
-// and a Vault in trouble do. A test lays faults with Break and takes them back with Mend; by itself the proxy passes everything on. To the
-// plugins it is a cluster of its own name: one Vault can be in trouble in many ways at once, each for the tasks of one name.
+// A Proxy stands between the plugins and the Vault of the cluster "default", and does with their requests what a
+// network, a load balancer and a Vault in trouble do. A test lays faults with Break and takes them back with Mend; by
+// itself the proxy passes everything on. To the plugins it is a cluster of its own name: one Vault can be in trouble in
+// many ways at once, each for the tasks of one name.
 type Proxy struct {
 	Addr string // what the plugins' configuration has for an address
 	CA   string // file with the certificate that it is trusted by; empty: it speaks plain HTTP/1.1, otherwise HTTP/2 too
@@ -44,8 +45,8 @@ type Proxy struct {
 	hush   atomic.Pointer[hush]
 }
 
-// hush is the silence of connections while it lasts. It is not guarded by the proxy's mu, which who ends connections holds while they pass on their
-// last words.
+// hush is the silence of connections while it lasts. It is not guarded by the proxy's mu, which who ends connections
+// holds while they pass on their last words.
 type hush struct {
 	silence silence
 	since   time.Time
@@ -86,19 +87,24 @@ type exchange struct {
 var (
 	Refused = Fault{}              // nobody listens
 	Expired = Fault{expired: true} // the certificate has, a year ago
-	Silent  = Fault{silent: old}   // what is open is never heard of again, as behind a firewall that has forgotten it; new connections work
-	Dropped = Fault{silent: all}   // every packet is lost
+	// what is open is never heard of again, as behind a firewall that has forgotten it; new connections work
+	Silent  = Fault{silent: old}
+	Dropped = Fault{silent: all} // every packet is lost
 )
 
-// Faults of Vault and of what may stand before it: the request does not reach Vault. The bodies are those of Vault 1.21.
+// Faults of Vault and of what may stand before it: the request does not reach Vault. The bodies are those of Vault
+// 1.21.
 var (
-	Sealed  = fails(http.StatusServiceUnavailable, `{"errors":["Vault is sealed"]}`+"\n")
-	Standby = fails(http.StatusServiceUnavailable, `{"errors":["no active Vault instance found"]}`+"\n") // http/handler.go, respondStandby
+	Sealed = fails(http.StatusServiceUnavailable, `{"errors":["Vault is sealed"]}`+"\n")
+	// http/handler.go, respondStandby
+	Standby = fails(http.StatusServiceUnavailable, `{"errors":["no active Vault instance found"]}`+"\n")
 	Broken  = fails(http.StatusInternalServerError, `{"errors":["1 error occurred:\n\t* internal error\n\n"]}`+"\n")
-	Limited = fails(http.StatusTooManyRequests, `{"errors":["request path \"kv\": rate limit quota exceeded"]}`+"\n", "Retry-After", "1")
-	Gateway = fails(http.StatusBadGateway, "<html><body><h1>502 Bad Gateway</h1></body></html>\n", "Content-Type", "text/html")
-	Hung    = Fault{answer: exchange.hang} // the request is taken, and never answered
-	Held    = Fault{answer: exchange.hold} // it is passed on when the fault is taken back, if its client still waits
+	Limited = fails(http.StatusTooManyRequests, `{"errors":["request path \"kv\": rate limit quota exceeded"]}`+"\n",
+		"Retry-After", "1")
+	Gateway = fails(http.StatusBadGateway, "<html><body><h1>502 Bad Gateway</h1></body></html>\n", "Content-Type",
+		"text/html")
+	Hung = Fault{answer: exchange.hang} // the request is taken, and never answered
+	Held = Fault{answer: exchange.hold} // it is passed on when the fault is taken back, if its client still waits
 )
 
 // Faults of answers: Vault has done what was asked.
@@ -133,8 +139,9 @@ func Third(f Fault) Fault {
 	}}
 }
 
-// Break lays a fault; of several that concern a request, that meets the first. where are the beginnings of the requests that it concerns,
-// as in "PUT /v1/sys/leases/"; none: all. A fault of connections concerns all, and ends those that are open, unless it is their silence.
+// Break lays a fault; of several that concern a request, that meets the first. where are the beginnings of the requests
+// that it concerns, as in "PUT /v1/sys/leases/"; none: all. A fault of connections concerns all, and ends those that
+// are open, unless it is their silence.
 func (p *Proxy) Break(f Fault, where ...string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -161,7 +168,10 @@ func (p *Proxy) Break(f Fault, where ...string) error {
 func (p *Proxy) Mend() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	connections := slices.ContainsFunc(p.faults, func(l laid) bool { return l.fault.answer == nil && l.fault.silent == none })
+	connections := slices.ContainsFunc(p.faults, func(l laid) bool {
+		return l.fault.answer == nil &&
+			l.fault.silent == none
+	})
 	p.faults = nil
 	p.speak()
 	close(p.mended)
@@ -361,8 +371,8 @@ func (x exchange) truncate() {
 	_, _ = x.w.Write(half)
 }
 
-// reset promises more than it sends. Of HTTP/2 the stream is reset, by the server when the handler panics; of HTTP/1.1 it is the
-// connection, where it does not linger.
+// reset promises more than it sends. Of HTTP/2 the stream is reset, by the server when the handler panics; of HTTP/1.1
+// it is the connection, where it does not linger.
 func (x exchange) reset() {
 	half := x.half()
 	x.w.Header().Set("Content-Type", "application/json")
@@ -398,15 +408,16 @@ func (s *said) Header() http.Header         { return s.header }
 func (s *said) WriteHeader(int)             {}
 func (s *said) Write(b []byte) (int, error) { return s.body.Write(b) }
 
-// certificates makes a certificate of 127.0.0.1 that is good and one that has expired, by whether that is so, both signed by what it
-// writes to the file ca.
+// certificates makes a certificate of 127.0.0.1 that is good and one that has expired, by whether that is so, both
+// signed by what it writes to the file ca.
 func certificates(ca string) (map[bool]tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make key: %w", err)
 	}
 	now := time.Now()
-	root := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "proxy"}, NotBefore: now.AddDate(-2, 0, 0), NotAfter: now.AddDate(1, 0, 0),
+	root := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "proxy"},
+		NotBefore: now.AddDate(-2, 0, 0), NotAfter: now.AddDate(1, 0, 0),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	sign := func(c *x509.Certificate) ([]byte, error) {
 		return x509.CreateCertificate(rand.Reader, c, root, key.Public(), key)

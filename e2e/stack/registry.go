@@ -18,9 +18,9 @@ import (
 	"sync"
 )
 
-// A Registry hands out one image, by whatever name it is asked for, to whoever knows its user and password: as much of Docker's
-// registry API (https://distribution.github.io/distribution/spec/api/) as a pull takes. What Docker has pulled from it the stack
-// removes in the end.
+// A Registry hands out one image, by whatever name it is asked for, to whoever knows its user and password: as much of
+// Docker's registry API (https://distribution.github.io/distribution/spec/api/) as a pull takes. What Docker has pulled
+// from it the stack removes in the end.
 type Registry struct {
 	Addr string // 127.0.0.1:<port>, which Docker takes for a registry without TLS
 
@@ -60,7 +60,8 @@ func (s *Stack) StartRegistry(user, password string) (*Registry, error) {
 	return r, nil
 }
 
-// describe makes the manifest and the configuration of the image (https://distribution.github.io/distribution/spec/manifest-v2-2/).
+// describe makes the manifest and the configuration of the image
+// (https://distribution.github.io/distribution/spec/manifest-v2-2/).
 func (r *Registry) describe(dir, diffID string, layer []byte) error {
 	config, err := json.Marshal(map[string]any{"architecture": runtime.GOARCH, "os": "linux",
 		"config": map[string]any{"Env": []string{"PATH=/bin"}, "Labels": map[string]string{registryLabel: dir}},
@@ -135,7 +136,8 @@ func removePulled(ctx context.Context, dir string) error {
 	if !dockerAnswers(ctx) {
 		return nil
 	}
-	b, err := docker(ctx, http.MethodGet, "/images/json?filters="+url.QueryEscape(fmt.Sprintf(`{"label":[%q]}`, registryLabel+"="+dir)), nil)
+	b, err := docker(ctx, http.MethodGet, "/images/json?filters="+url.QueryEscape(fmt.Sprintf(`{"label":[%q]}`,
+		registryLabel+"="+dir)), nil)
 	if err != nil {
 		return err
 	}

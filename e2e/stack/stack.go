@@ -1,6 +1,7 @@
-// Package stack starts the real parts that the end-to-end tests and `make demo` run on: Vault, a Nomad agent that serves the plugin,
-// and on request PostgreSQL, all on free loopback ports and in a temporary folder of their own. Docker is the machine's own engine.
-// What Start has started, Close stops and removes; where the process dies without a Close, a guard process does it.
+// Package stack starts the real parts that the end-to-end tests and `make demo` run on: Vault, a Nomad agent that
+// serves the plugin, and on request PostgreSQL, all on free loopback ports and in a temporary folder of their own.
+// Docker is the machine's own engine. What Start has started, Close stops and removes; where the process dies without a
+// Close, a guard process does it.
 package stack
 
 import (
@@ -22,16 +23,16 @@ type Options struct {
 	Postgres bool     // start PostgreSQL too, and Vault's database engine for it
 	App      bool     // build the test application (package e2e/app), which tasks find at AppPath
 
-	// Proxies are put before the Vault of the cluster "default" (see Proxy), by the name of a cluster in the plugin's configuration: a name
-	// of their own, or "default" itself. It says whether the proxy speaks TLS.
+	// Proxies are put before the Vault of the cluster "default" (see Proxy), by the name of a cluster in the plugin's
+	// configuration: a name of their own, or "default" itself. It says whether the proxy speaks TLS.
 	Proxies map[string]bool
 
-	// Blocks are more vault blocks of the plugins' configuration, for the Vault of the cluster "default": by name, what stands in the block
-	// beside the address.
+	// Blocks are more vault blocks of the plugins' configuration, for the Vault of the cluster "default": by name, what
+	// stands in the block beside the address.
 	Blocks map[string]string
 
-	// NomadsOwn lets the vault and template blocks of Nomad itself work beside ours: the agents' Vault is the plugins' cluster "default", and
-	// so the proxy of that name where there is one.
+	// NomadsOwn lets the vault and template blocks of Nomad itself work beside ours: the agents' Vault is the plugins'
+	// cluster "default", and so the proxy of that name where there is one.
 	NomadsOwn bool
 
 	// Faults builds the plugin in the way that lets Fault end it.
@@ -40,8 +41,8 @@ type Options struct {
 	// OnlyDocker starts no more than the Docker engine, for a test that needs Image in it.
 	OnlyDocker bool
 
-	// AsInExamples puts Vault on 8200 and Nomad on 4646 to 4648, and configures the plugins by example/agent.hcl as it stands, in place
-	// of Plugins: for a stack that a person works with.
+	// AsInExamples puts Vault on 8200 and Nomad on 4646 to 4648, and configures the plugins by example/agent.hcl as it
+	// stands, in place of Plugins: for a stack that a person works with.
 	AsInExamples bool
 
 	// Log is told each step; nil is nobody.
@@ -73,7 +74,8 @@ type Stack struct {
 	madeRun   bool // runDir is ours to remove
 }
 
-// runDir is where the plugins keep their state unless the agent's configuration says otherwise; ours does, example/agent.hcl does not.
+// runDir is where the plugins keep their state unless the agent's configuration says otherwise; ours does,
+// example/agent.hcl does not.
 const runDir = "/run/nomad-driver-vault"
 
 // Missing names what this machine lacks to start a whole stack: nothing where it is empty.
@@ -97,7 +99,8 @@ func Missing() []string {
 	return missing
 }
 
-// Start starts everything, and returns when the agent can place jobs. The error says which part did not come up, with the end of its log.
+// Start starts everything, and returns when the agent can place jobs. The error says which part did not come up, with
+// the end of its log.
 func Start(ctx context.Context, o Options) (_ *Stack, err error) {
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
@@ -161,7 +164,8 @@ func (s *Stack) startEngine(ctx context.Context) error {
 	return s.importImages(ctx)
 }
 
-// Close stops the jobs, then what Start has started, and removes every trace of it. It reports what did not go well, and goes on.
+// Close stops the jobs, then what Start has started, and removes every trace of it. It reports what did not go well,
+// and goes on.
 func (s *Stack) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()

@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a Nomad agent starts is made to outlive it: executors, containers, mounts, network namespaces. sweep removes what belongs
-// to one stack, and a guard, a child process of ours, sweeps when we die without a Close.
+// What a Nomad agent starts is made to outlive it: executors, containers, mounts, network namespaces. sweep removes
+// what belongs to one stack, and a guard, a child process of ours, sweeps when we die without a Close.
 
 // guardVar names the folder that a process is the guard of.
 const guardVar = "NOMAD_DRIVER_VAULT_GUARD"
@@ -68,7 +68,8 @@ func sweep(dir string) error {
 	if err := killMarked(dir); err != nil {
 		return err
 	}
-	return errors.Join(sweepAllocs(ctx, dir), removePulled(ctx, dir), removeImages(ctx), unmountBelow(dir), os.RemoveAll(dir))
+	return errors.Join(sweepAllocs(ctx, dir), removePulled(ctx, dir), removeImages(ctx), unmountBelow(dir),
+		os.RemoveAll(dir))
 }
 
 // killMarked kills until there is nobody left to kill: a process may start another one just before it dies.

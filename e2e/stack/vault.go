@@ -16,10 +16,11 @@ import (
 	vault "github.com/hashicorp/vault/api"
 )
 
-// A Vault is one Vault server in dev mode, set up for the stack's Nomad by `nomad-driver-vault setup`: the auth method jwt-nomad with the
-// role and the policy nomad-workloads, and a KV v2 engine at kv/ beside dev mode's own at secret/; and with the CA of
-// example/pki.sh, the engine pki/ and the role and the policy "hello-pki". Where the stack has PostgreSQL it has what
-// example/database.sh adds: the engine database/ with the connection "postgres", and the role and the policy "database".
+// A Vault is one Vault server in dev mode, set up for the stack's Nomad by `nomad-driver-vault setup`: the auth method
+// jwt-nomad with the role and the policy nomad-workloads, and a KV v2 engine at kv/ beside dev mode's own at secret/;
+// and with the CA of example/pki.sh, the engine pki/ and the role and the policy "hello-pki". Where the stack has
+// PostgreSQL it has what example/database.sh adds: the engine database/ with the connection "postgres", and the role
+// and the policy "database".
 type Vault struct {
 	Process
 	Addr  string        // http://127.0.0.1:<port>
@@ -93,8 +94,8 @@ func (v *Vault) run(ctx context.Context) error {
 	return v.await(ctx, func() error { return answers(ctx, v.Addr+"/v1/sys/health") })
 }
 
-// Start starts the server again after Stop or Kill, at the same address, and sets it up. Dev mode keeps nothing: every token and
-// secret of before is gone.
+// Start starts the server again after Stop or Kill, at the same address, and sets it up. Dev mode keeps nothing: every
+// token and secret of before is gone.
 func (v *Vault) Start(ctx context.Context) error {
 	if err := v.run(ctx); err != nil {
 		return err
@@ -139,7 +140,8 @@ func (v *Vault) command(ctx context.Context, name string, args ...string) error 
 	if err != nil {
 		return err
 	}
-	env := []string{"VAULT_ADDR=" + v.Addr, "VAULT_TOKEN=" + v.Token, "NOMAD_ADDR=" + v.stack.Nomad.Addr, "NOMAD_TOKEN=" + v.stack.Nomad.Token, "PATH=" + path}
+	env := []string{"VAULT_ADDR=" + v.Addr, "VAULT_TOKEN=" + v.Token, "NOMAD_ADDR=" + v.stack.Nomad.Addr,
+		"NOMAD_TOKEN=" + v.stack.Nomad.Token, "PATH=" + path}
 	if pg := v.stack.Postgres; pg != nil {
 		env = append(env, pg.env()...)
 	}
@@ -173,8 +175,8 @@ func (v *Vault) Put(ctx context.Context, path string, data map[string]any) error
 	return nil
 }
 
-// DatabaseRole makes the role of the database engine whose credentials, at database/creds/<name>, live for ttl at a time and for
-// maxTTL in all.
+// DatabaseRole makes the role of the database engine whose credentials, at database/creds/<name>, live for ttl at a
+// time and for maxTTL in all.
 func (v *Vault) DatabaseRole(ctx context.Context, name string, ttl, maxTTL time.Duration) error {
 	return v.DatabaseRoleAt(ctx, "database", name, ttl, maxTTL)
 }
@@ -189,8 +191,9 @@ func (v *Vault) DatabaseRoleAt(ctx context.Context, mount, name string, ttl, max
 	})
 }
 
-// Role makes a role of the auth method jwt-nomad as nomad-workloads is, for tokens with the given policy (its rules, HCL), and
-// changes it as more says: token_ttl, bound_claims and the like (Vault's JWT auth API). The policy gets the role's name.
+// Role makes a role of the auth method jwt-nomad as nomad-workloads is, for tokens with the given policy (its rules,
+// HCL), and changes it as more says: token_ttl, bound_claims and the like (Vault's JWT auth API). The policy gets the
+// role's name.
 func (v *Vault) Role(ctx context.Context, name, policy string, more map[string]any) error {
 	if err := v.API.Sys().PutPolicyWithContext(ctx, name, policy); err != nil {
 		return fmt.Errorf("write policy %s: %w", name, err)
