@@ -52,7 +52,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		"":         {"internal/sigpipe", "operator", "plugin"},
 		"operator": {"driver/config", "driver/render", "internal/logtext", "driver/vault", "plugin"},
 		"plugin":   {"driver", "driver/config", "internal/inode", "driver/vault"}, // vault for the type of a cluster's configuration
-		"driver": {"driver/config", "driver/credentials", "driver/render", "driver/identity", "driver/logpipe", "driver/sched", "driver/state",
+		"driver": {"internal/faults", "driver/config", "driver/credentials", "driver/render", "driver/identity", "driver/logpipe", "driver/sched", "driver/state",
 			"driver/taskapi", "driver/template", "driver/vault", "driver/vault/session", "internal/logtext"},
 
 		"driver/config": {"driver/template", "driver/vault"}, // for Fields and Cluster
@@ -70,6 +70,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		"driver/vault/session":   {"driver/sched", "driver/vault", "driver/vault/tokenrole", "internal/logtext"},
 		"driver/vault/tokenrole": {"driver/sched", "driver/vault"},
 
+		"internal/faults":  nil,
 		"internal/inode":   nil,
 		"internal/logtext": nil,
 		"internal/sigpipe": nil,

@@ -13,6 +13,7 @@ import (
 	"nomad-driver-vault/driver/sched"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/internal/faults"
 )
 
 const (
@@ -224,9 +225,9 @@ func (p *parking) removeFiles(l *parkedRun) {
 		}
 		root.Close()
 	}
-	reached(l.record.Key, "cleared")
+	faults.Point(l.record.Key, "cleared")
 	p.setAside(l)
-	reached(l.record.Key, "set-aside")
+	faults.Point(l.record.Key, "set-aside")
 	if store := p.d.kept(); store != nil {
 		store.Remove(state.FileOf(l.record.Key))
 	}
@@ -294,7 +295,7 @@ func (p *parking) tryRevoke(ctx context.Context, l *parkedRun) bool {
 		p.d.logger.Info("revoked at last, or ended by its TTL", "task", l.record.Key)
 	}
 	if store := p.d.kept(); store != nil && l.record.File != "" {
-		reached(l.record.Key, "revoked")
+		faults.Point(l.record.Key, "revoked")
 		store.Remove(l.record.File)
 	}
 	return true

@@ -87,9 +87,9 @@ func (t *task) handleRendered(r rendered) {
 	// After trouble it is written in any case: a part of the generation that failed may be there, and the secrets be
 	// the old ones again.
 	if r.err == nil && (t.problem.is() || !maps.Equal(r.next.Sums, t.current.Sums)) {
-		t.reached("rendered")
+		t.failpoint("rendered")
 		r.err = t.write(r.next)
-		t.reached("written")
+		t.failpoint("written")
 	}
 	if r.err != nil {
 		t.save() // a new secret may have been read all the same
@@ -116,7 +116,7 @@ func (t *task) handleRendered(r rendered) {
 		}
 		t.commitDelivered(t.pending.Grace())
 	}
-	t.reached("planned")
+	t.failpoint("planned")
 }
 
 // keepLastGood keeps the generation in use and tries again later. The same error is reported once.
@@ -144,9 +144,9 @@ func (t *task) commitDelivered(grace time.Duration) {
 		grace = -1
 	}
 	t.pending, t.actTimer, t.noReaderSince, t.undelivered = render.Change{}, nil, time.Time{}, problem{}
-	t.reached("told")
+	t.failpoint("told")
 	t.current.Snapshot.Commit(grace)
-	t.reached("committed")
+	t.failpoint("committed")
 	t.remember(func(r *state.Record) { use(r, t.current) })
 }
 
@@ -302,7 +302,7 @@ func (t *task) restart() stateFunc {
 		return t.ended(result)
 	default:
 	}
-	t.reached("restarting")
+	t.failpoint("restarting")
 	return t.halt()
 }
 
@@ -348,7 +348,7 @@ func (t *task) halt() stateFunc {
 			exit = t.exit
 			return t.halted(err, halting)
 		case result := <-exit:
-			t.reached("halted")
+			t.failpoint("halted")
 			return t.startAgain(result)
 		}
 	}
@@ -396,7 +396,7 @@ func (t *task) relaunch() error {
 	if err := ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)); err != nil {
 		return err
 	}
-	t.reached("destroyed")
+	t.failpoint("destroyed")
 	_, err := t.launch()
 	return err
 }

@@ -19,6 +19,7 @@ import (
 	"nomad-driver-vault/driver/template"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
+	"nomad-driver-vault/internal/faults"
 )
 
 const (
@@ -144,12 +145,12 @@ func (t *task) running() stateFunc {
 	return t.running
 }
 
-// reached is for tests: see fault.go.
-func (t *task) reached(step string) { reached(t.record.Key, step) }
+// failpoint marks a step of the task's life for tests: see package faults.
+func (t *task) failpoint(step string) { faults.Point(t.record.Key, step) }
 
 // stopping does what Nomad asked. After an error the task stays in the state that it was in, and Nomad asks again.
 func (t *task) stopping(request stopRequest, back stateFunc) stateFunc {
-	t.reached("stopping")
+	t.failpoint("stopping")
 	err := ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, request.timeout, request.signal))
 	if err != nil {
 		request.reply <- err
@@ -196,7 +197,7 @@ func (t *task) fail(err error) stateFunc {
 // log collector sees the end of the log. The credentials are parked for the next run.
 func (t *task) finish() {
 	defer close(t.done)
-	t.reached("ended")
+	t.failpoint("ended")
 	t.credentials.Pause()
 	t.removeMoved()
 	t.pipes.Close()
@@ -208,7 +209,7 @@ func (t *task) finish() {
 		linger = min(linger, stopLinger)
 	}
 	t.d.parking.park(t.parkedRun(), linger)
-	t.reached("left")
+	t.failpoint("left")
 }
 
 // removeMoved removes the files that Nomad may move to the next allocation as soon as this one has ended: local/ and,

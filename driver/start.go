@@ -112,11 +112,11 @@ func (t *task) firstGeneration() error {
 	if err != nil {
 		return err
 	}
-	t.reached("rendered")
+	t.failpoint("rendered")
 	if err := t.write(first); err != nil {
 		return err
 	}
-	t.reached("written")
+	t.failpoint("written")
 	t.current = first
 	if len(first.Sums) > 0 || len(t.conf.Blocks()) > 0 || first.Auth != nil {
 		summary := first.Describe() + first.Auth.Describe() + t.credentials.Describe()
@@ -186,7 +186,7 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 // loggedIn saves a new session, which a crash must not lose.
 func (t *task) loggedIn() {
 	t.save()
-	t.reached("logged-in")
+	t.failpoint("logged-in")
 }
 
 // admit permits the task, registers it as the only run of its task, and claims what the run before has left. An
@@ -317,9 +317,9 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 		return nil, err
 	}
 	t.remember(func(r *state.Record) { r.Launching = true })
-	t.reached("launching")
+	t.failpoint("launching")
 	inner, network, err := t.d.inner.StartTask(cfg)
-	t.reached("launched")
+	t.failpoint("launched")
 	if err != nil {
 		t.remember(func(r *state.Record) { r.Launching = false })
 		return nil, err
@@ -328,7 +328,7 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 		r.Launching, r.InnerVersion, r.Inner = false, inner.Version, inner.DriverState
 		use(r, t.current) // with which it was started: nobody has to tell it after a crash
 	})
-	t.reached("known")
+	t.failpoint("known")
 	return network, t.watch()
 }
 

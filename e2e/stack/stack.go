@@ -217,7 +217,7 @@ func (s *Stack) buildApp(ctx context.Context) error {
 	return nil
 }
 
-// faultDir is where the plugin looks for faults (driver/fault_on.go).
+// faultDir is where the plugin looks for faults (package faults).
 const faultDir = "faults"
 
 // plugin is the binary under test.
