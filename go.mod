@@ -13,6 +13,7 @@ require (
 	github.com/hashicorp/nomad/api v0.0.0-20260410071528-9e6d492b59a8
 	github.com/hashicorp/vault/api v1.23.0
 	github.com/lib/pq v1.12.3
+	github.com/moby/sys/mountinfo v0.7.2
 	github.com/shoenig/test v1.12.2
 	github.com/zclconf/go-cty v1.18.0
 	golang.org/x/sys v0.46.0
@@ -133,7 +134,6 @@ require (
 	github.com/moby/sys/atomicwriter v0.1.0 // indirect
 	github.com/moby/sys/capability v0.4.0 // indirect
 	github.com/moby/sys/mount v0.3.4 // indirect
-	github.com/moby/sys/mountinfo v0.7.2 // indirect
 	github.com/moby/sys/sequential v0.6.0 // indirect
 	github.com/moby/sys/user v0.4.0 // indirect
 	github.com/moby/sys/userns v0.1.0 // indirect

@@ -5,6 +5,8 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/nomad/plugins/base"
@@ -12,12 +14,14 @@ import (
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/plugin/wrapped"
 )
 
-// pluginOptions is our part of a plugin "vault-exec" { config {} } block. The wrapped driver decodes its own part from the same
-// bytes; each ignores the other's keys.
+// pluginOptions is our part of a plugin "vault-exec" { config {} } block. The wrapped driver decodes its own part
+// from the same bytes; each ignores the other's keys.
 type pluginOptions struct {
-	Vault           map[string]*cluster `codec:"vault"` // pointers: the decoder has one value for all that a map is to hold
+	// Vault has pointers: the decoder reuses one value for all that a map is to hold.
+	Vault           map[string]*cluster `codec:"vault"`
 	StateDir        string              `codec:"state_dir"`
 	StartTimeout    string              `codec:"start_timeout"`
 	Linger          string              `codec:"linger"`
@@ -25,17 +29,17 @@ type pluginOptions struct {
 	MinPollInterval string              `codec:"min_poll_interval"`
 	DeniedUsers     []string            `codec:"denied_users"`
 
-	Filesystem     string   `codec:"filesystem"`      // exec only, see execConfig
+	Filesystem     string   `codec:"filesystem"`      // exec only: for the fingerprint
 	AuthRegistries []string `codec:"auth_registries"` // docker only
 }
 
-// ConfigSpec returns the options that this plugin adds to those of the driver it wraps when it is published as name: what
-// an operator writes in the config block of a plugin block.
+// ConfigSpec returns the options that this plugin adds to those of the driver it wraps when it is published as name:
+// what an operator writes in the config block of a plugin block.
 func ConfigSpec(wraps, name string) map[string]*hclspec.Spec {
-	in := inners[wraps]
-	denied := in.deniedUsers
-	if denied == "" || wraps == name {
-		denied = "[]"
+	d, beside := wrapped.Find(wraps), wraps != name
+	var denied []string
+	if beside {
+		denied = d.DeniedUsers
 	}
 	spec := map[string]*hclspec.Spec{
 		"vault":             hclspec.NewBlockMap("vault", []string{"name"}, hclspec.NewObject(clusterSpec)),
@@ -44,27 +48,30 @@ func ConfigSpec(wraps, name string) map[string]*hclspec.Spec {
 		"linger":            text("linger", "60s"),
 		"poll_interval":     text("poll_interval", "30s"),
 		"min_poll_interval": text("min_poll_interval", "5s"),
-		"denied_users": hclspec.NewDefault(
-			hclspec.NewAttr("denied_users", "list(string)", false), hclspec.NewLiteral(denied)),
+		"denied_users":      list("denied_users", denied),
 	}
-	if in.options != nil {
-		maps.Copy(spec, in.options(wraps != name))
+	if d.Options != nil {
+		maps.Copy(spec, d.Options(beside))
+	}
+	if d.PullsImages {
+		spec["auth_registries"] = list("auth_registries", nil)
 	}
 	return spec
 }
 
-// TaskConfigSpec returns the options that this plugin adds to a task's config block for the driver it wraps. Of a block that
-// the driver has too, these are the options that ours has beside the driver's.
+// TaskConfigSpec returns the options that this plugin adds to a task's config block for the driver it wraps. Where the
+// driver has a block of the same name, these are the options that we add to that block.
 func TaskConfigSpec(wraps string) map[string]*hclspec.Spec {
 	spec := config.TaskSpec()
-	if in := inners[wraps]; in.task != nil {
-		maps.Copy(spec, in.task())
+	if wrapped.Find(wraps).PullsImages {
+		maps.Copy(spec, config.ImageAuthSpec())
 	}
 	return spec
 }
 
-// joined returns our option, and of a block that the wrapped driver has too a copy of the driver's with ours in it.
-func joined(theirs, ours *hclspec.Spec) *hclspec.Spec {
+// merge returns our option or, where the wrapped driver has a block of the same name, a copy of that block with our
+// options in it.
+func merge(theirs, ours *hclspec.Spec) *hclspec.Spec {
 	block := theirs.GetBlockValue()
 	if block == nil {
 		return ours
@@ -123,6 +130,16 @@ func text(name, value string) *hclspec.Spec {
 	return hclspec.NewDefault(hclspec.NewAttr(name, "string", false), hclspec.NewLiteral(fmt.Sprintf("%q", value)))
 }
 
+// list is an optional list of strings with a default.
+func list(name string, values []string) *hclspec.Spec {
+	var quoted []string
+	for _, v := range values {
+		quoted = append(quoted, strconv.Quote(v))
+	}
+	return hclspec.NewDefault(hclspec.NewAttr(name, "list(string)", false),
+		hclspec.NewLiteral("["+strings.Join(quoted, ", ")+"]"))
+}
+
 // decode reads our part of the configuration. An error names the field.
 func decode(raw []byte) (pluginOptions, error) {
 	var c pluginOptions
@@ -163,7 +180,8 @@ func (c pluginOptions) clusters() []vault.Cluster {
 		v := c.Vault[name]
 		all = append(all, vault.Cluster{Name: name, Address: v.Address, Namespace: v.Namespace, AuthPath: v.AuthPath,
 			Role: v.Role, CAFile: v.CAFile, CAPath: v.CAPath, CertFile: v.CertFile, KeyFile: v.KeyFile,
-			TLSServerName: v.TLSServerName, TLSSkipVerify: v.TLSSkipVerify, RateLimit: v.RateLimit, Token: v.Token, TokenFile: v.TokenFile})
+			TLSServerName: v.TLSServerName, TLSSkipVerify: v.TLSSkipVerify,
+			RateLimit: v.RateLimit, Token: v.Token, TokenFile: v.TokenFile})
 	}
 	return all
 }

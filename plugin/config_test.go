@@ -9,15 +9,14 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/nomad/helper/pluginutils/hclspecutils"
-	"github.com/hashicorp/nomad/helper/pluginutils/hclutils"
 	"github.com/hashicorp/nomad/plugins/base"
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 	"github.com/shoenig/test/must"
-	"github.com/zclconf/go-cty/cty/msgpack"
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/plugin/drivertest"
+	"nomad-driver-vault/plugin/execroot"
 )
 
 func newPlugin(t *testing.T, wraps, name string) *Plugin {
@@ -27,23 +26,11 @@ func newPlugin(t *testing.T, wraps, name string) *Plugin {
 	return New(ctx, hclog.NewNullLogger(), wraps, name)
 }
 
-// encoded takes the body of a config block the way of an agent's configuration: HCL, the plugin's schema, msgpack.
-func encoded(t *testing.T, schema *hclspec.Spec, body string) ([]byte, error) {
-	t.Helper()
-	spec, diagnostics := hclspecutils.Convert(schema)
-	must.False(t, diagnostics.HasErrors(), must.Sprint(diagnostics))
-	value, diagnostics, _ := hclutils.ParseHclInterface(hclutils.HclConfigToInterface(t, "config {"+body+"\n}"), spec, nil)
-	if diagnostics.HasErrors() {
-		return nil, diagnostics
-	}
-	return msgpack.Marshal(value, value.Type())
-}
-
 func configure(t *testing.T, p *Plugin, body string) error {
 	t.Helper()
 	schema, err := p.ConfigSchema()
 	must.NoError(t, err)
-	raw, err := encoded(t, schema, body)
+	raw, err := drivertest.Encode(t, schema, body)
 	if err != nil {
 		return err
 	}
@@ -55,7 +42,7 @@ func options(t *testing.T, p *Plugin, body string) map[string]any {
 	t.Helper()
 	schema, err := p.ConfigSchema()
 	must.NoError(t, err)
-	raw, err := encoded(t, schema, body)
+	raw, err := drivertest.Encode(t, schema, body)
 	must.NoError(t, err)
 	var all map[string]any
 	must.NoError(t, base.MsgPackDecode(raw, &all))
@@ -66,7 +53,7 @@ func decoded(t *testing.T, p *Plugin, body string) config.Operator {
 	t.Helper()
 	schema, err := p.ConfigSchema()
 	must.NoError(t, err)
-	raw, err := encoded(t, schema, body)
+	raw, err := drivertest.Encode(t, schema, body)
 	must.NoError(t, err)
 	own, err := decode(raw)
 	must.NoError(t, err)
@@ -162,7 +149,7 @@ func TestEveryOptionIsDecoded(t *testing.T) {
 		spec map[string]*hclspec.Spec
 		into []any
 	}{
-		"the options of drivers": {all, []any{pluginOptions{}, execConfig{}}},
+		"the options of drivers": {all, []any{pluginOptions{}, execroot.Config{}}},
 		"those of a vault block": {clusterSpec, []any{cluster{}}},
 	} {
 		t.Run(sentence, func(t *testing.T) {
@@ -265,7 +252,7 @@ func TestAuthOfImagesHasDockersFieldsAndOurs(t *testing.T) {
 		`auth { vault_path = "kv/x" }`: map[string]any{"username": nil, "password": nil, "email": nil, "server_address": nil,
 			"vault_path": "kv/x", "username_key": "username", "password_key": "password", "vault": "default"},
 	} {
-		raw, err := encoded(t, schema, "image = \"x\"\n"+body)
+		raw, err := drivertest.Encode(t, schema, "image = \"x\"\n"+body)
 		must.NoError(t, err)
 		var config map[string]any
 		must.NoError(t, base.MsgPackDecode(raw, &config))

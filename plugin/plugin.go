@@ -1,6 +1,6 @@
-// Package plugin is what the Nomad agent is told: who we are, what can be configured, what the node can do. The life of a
-// task is in package driver, which Plugin embeds for the task RPCs. The wrapped driver is one of Nomad's own, each with
-// the few changes that make it work outside of the agent: see inner.go and execroot.go.
+// Package plugin is what the Nomad agent is told: who we are, what can be configured, what the node can do. The life
+// of a task is in package driver, which Plugin embeds for the task RPCs. The wrapped driver is one of Nomad's own, as
+// package wrapped changes it.
 package plugin
 
 import (
@@ -18,6 +18,7 @@ import (
 
 	"nomad-driver-vault/driver"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/plugin/wrapped"
 )
 
 // Version is this program's version. The agent parses it, and prefers its built-in driver to one of the same name and a
@@ -27,9 +28,9 @@ const Version = "0.1.0"
 // Plugin is a driver plugin as the agent sees it: drivers.DriverPlugin with raw exec streaming and network management.
 type Plugin struct {
 	*driver.Driver
-	name  string // as published
-	wraps string // as Nomad names it
-	inner drivers.DriverPlugin
+	name  string               // as published
+	wraps string               // as Nomad names it
+	inner drivers.DriverPlugin // the wrapped driver
 
 	// facts are the fingerprint attributes that are ours, without the "driver.<name>." prefix. SetConfig replaces them;
 	// the agent asks for the fingerprint afterwards only (client/pluginmanager/drivermanager/instance.go).
@@ -37,11 +38,14 @@ type Plugin struct {
 	configured *base.Config // what SetConfig has last accepted
 }
 
+// Drivers returns the names of the drivers that can be wrapped, sorted.
+func Drivers() []string { return wrapped.Names() }
+
 // New wraps one of Drivers and publishes it under name, which may be the wrapped driver's own. It starts nothing that
 // outlives ctx. The environment is read once: what should not reach a task must be gone from it.
 func New(ctx context.Context, logger hclog.Logger, wraps, name string) *Plugin {
-	wrapped := inners[wraps].new(ctx, logger)
-	return &Plugin{Driver: driver.New(ctx, logger, name, wrapped), name: name, wraps: wraps, inner: wrapped}
+	inner := wrapped.Find(wraps).New(ctx, logger)
+	return &Plugin{Driver: driver.New(ctx, logger, name, inner), name: name, wraps: wraps, inner: inner}
 }
 
 // PluginInfo returns the published name and Version.
@@ -61,8 +65,8 @@ func (p *Plugin) ConfigSchema() (*hclspec.Spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read config schema of %s: %w", p.wraps, err)
 	}
-	if beside := inners[p.wraps].beside; beside != nil && p.name != p.wraps {
-		beside(attrs)
+	if change := wrapped.Find(p.wraps).ChangeDefaults; change != nil && p.name != p.wraps {
+		change(attrs)
 	}
 	maps.Copy(attrs, ConfigSpec(p.wraps, p.name))
 	return hclspec.NewObject(attrs), nil
@@ -75,7 +79,7 @@ func (p *Plugin) TaskConfigSchema() (*hclspec.Spec, error) {
 		return nil, fmt.Errorf("read task config schema of %s: %w", p.wraps, err)
 	}
 	for name, spec := range TaskConfigSpec(p.wraps) {
-		attrs[name] = joined(attrs[name], spec)
+		attrs[name] = merge(attrs[name], spec)
 	}
 	return hclspec.NewObject(attrs), nil
 }
@@ -85,10 +89,10 @@ func attributes(spec *hclspec.Spec, err error) (map[string]*hclspec.Spec, error)
 	return maps.Clone(spec.GetObject().GetAttributes()), err
 }
 
-// SetConfig configures the wrapped driver and the embedded one from the same bytes. It needs no network and can be called
-// any number of times: the agent validates with it in processes of their own, without AgentConfig.Driver, and refuses to
-// start when it fails. An error names the field. The same configuration again changes nothing: Nomad's docker would start
-// another set of goroutines.
+// SetConfig configures the wrapped driver and the embedded one from the same bytes. It needs no network and can be
+// called any number of times: the agent validates with it in processes of their own, without AgentConfig.Driver, and
+// refuses to start when it fails. An error names the field. The same configuration again changes nothing: Nomad's
+// docker would start another set of goroutines.
 func (p *Plugin) SetConfig(c *base.Config) error {
 	if reflect.DeepEqual(c, p.configured) {
 		return nil
@@ -102,7 +106,7 @@ func (p *Plugin) SetConfig(c *base.Config) error {
 	if err != nil {
 		return err
 	}
-	conf.DefaultUser = inners[p.wraps].user
+	conf.DefaultUser = wrapped.Find(p.wraps).User
 	if err := p.inner.SetConfig(c); err != nil {
 		return fmt.Errorf("configure %s: %w", p.wraps, err)
 	}
@@ -118,7 +122,7 @@ func (p *Plugin) SetConfig(c *base.Config) error {
 		p.facts["filesystem"] = own.Filesystem
 	}
 	for i := range conf.Clusters {
-		for field, value := range told(&conf.Clusters[i]) {
+		for field, value := range clusterAttributes(&conf.Clusters[i]) {
 			if *value != "" {
 				p.facts["vault."+conf.Clusters[i].Name+"."+field] = *value
 			}
@@ -128,23 +132,29 @@ func (p *Plugin) SetConfig(c *base.Config) error {
 	return nil
 }
 
-// Capabilities returns the wrapped driver's. The agent asks after SetConfig: a driver is configured when it is dispensed
-// (helper/pluginutils/loader/loader.go), before a task runner reads them.
+// Capabilities returns the wrapped driver's. The agent asks after SetConfig: a driver is configured when it is
+// dispensed (helper/pluginutils/loader/loader.go), before a task runner reads them.
 func (p *Plugin) Capabilities() (*drivers.Capabilities, error) { return p.inner.Capabilities() }
 
-// told are the settings of a cluster that clients tell as attributes of their nodes, by the names that they have in its vault block. They are
-// not below "cluster.<name>", which is the status of a cluster that makes tokens: in a task's config block an attribute with others below it
-// has no value of its own (addNestedKey in Nomad's client/taskenv/util.go).
-func told(c *vault.Cluster) map[string]*string {
-	return map[string]*string{"address": &c.Address, "jwt_auth_backend_path": &c.AuthPath, "create_from_role": &c.Role, "namespace": &c.Namespace}
+// clusterAttributes are the settings of a cluster that clients publish as attributes of their nodes, by the names
+// that they have in its vault block. They are not below "cluster.<name>", which is the status of a cluster that makes
+// tokens: in a task's config block, an attribute with others below it has no value of its own (addNestedKey in
+// Nomad's client/taskenv/util.go).
+func clusterAttributes(c *vault.Cluster) map[string]*string {
+	return map[string]*string{
+		"address":               &c.Address,
+		"jwt_auth_backend_path": &c.AuthPath,
+		"create_from_role":      &c.Role,
+		"namespace":             &c.Namespace,
+	}
 }
 
-// Fingerprint passes on what the wrapped driver reports, under our name and with our facts, and the status of clusters that make tokens. Health is the wrapped
-// driver's alone: with Vault away running tasks keep what they have and a start says what it waits for, while an unhealthy
-// driver would only move the same start to another node.
+// Fingerprint passes on what the wrapped driver reports, under our name, with our facts and with the status of
+// clusters that make tokens. Health is the wrapped driver's alone: with Vault away, running tasks keep what they have
+// and a start says what it waits for, while an unhealthy driver would only move the same start to another node.
 //
-// It is also how a plugin learns that it is the one to serve the agent's tasks, of the several processes that the agent
-// starts: what a crashed one left is looked after from here on, also when no task is ever started.
+// The agent starts several processes. A call of Fingerprint tells this one that it serves the agent's tasks: from now
+// on it looks after what a crashed process has left, even if no task is ever started.
 func (p *Plugin) Fingerprint(ctx context.Context) (<-chan *drivers.Fingerprint, error) {
 	p.Serve() // first: it can mount a tmpfs on state_dir, which the wrapped exec uses
 	reports, err := p.inner.Fingerprint(ctx)
@@ -179,9 +189,9 @@ func (p *Plugin) relay(ctx context.Context, reports <-chan *drivers.Fingerprint,
 	}
 }
 
-// rename moves the attributes of the wrapped driver to our name, so that they do not collide with those of the built-in
-// driver on the same node. The plain "driver.<name>" is left to the agent, which sets it for every driver it detects. The
-// engine's "version" keeps its name for docker; ours is "plugin_version".
+// rename moves the attributes of the wrapped driver to our name, so that they do not collide with those of the
+// built-in driver on the same node. The plain "driver.<name>" is left to the agent, which sets it for every driver it
+// detects. The engine's "version" keeps its name for docker; ours is "plugin_version".
 func (p *Plugin) rename(in *drivers.Fingerprint, clusters map[string]string) *drivers.Fingerprint {
 	out := *in
 	out.Attributes = make(map[string]*structs.Attribute, len(in.Attributes)+len(p.facts)+len(clusters))

@@ -17,6 +17,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/plugin/drivertest"
 )
 
 var (
@@ -43,7 +44,7 @@ func TestConfigureAsTheAgentDoes(t *testing.T) {
 			h := testutils.NewDriverHarness(t, newPlugin(t, wraps, "vault-"+wraps))
 			schema, err := h.ConfigSchema()
 			must.NoError(t, err)
-			raw, err := encoded(t, schema, `
+			raw, err := drivertest.Encode(t, schema, `
 				state_dir = "`+t.TempDir()+`"
 				vault "default" { address = "http://127.0.0.1:1" }`)
 			must.NoError(t, err)
@@ -74,17 +75,6 @@ func TestCapabilities(t *testing.T) {
 			must.True(t, caps.Exec && caps.SendSignals)
 		})
 	}
-}
-
-// TestCapabilitiesOfNomadsExecStay guards the variable of Nomad's package behind the returned pointer.
-func TestCapabilitiesOfNomadsExecStay(t *testing.T) {
-	p := newPlugin(t, "exec", "vault-exec")
-	must.NoError(t, configure(t, p, `state_dir = "`+t.TempDir()+`"`))
-	_, err := p.Capabilities()
-	must.NoError(t, err)
-	caps, err := p.inner.(*execRoot).processDriver.Capabilities()
-	must.NoError(t, err)
-	must.Eq(t, fsisolation.Chroot, caps.FSIsolation)
 }
 
 // reporter is a wrapped driver that sends one fingerprint.
@@ -225,33 +215,6 @@ func TestFingerprintOfExecSaysHowTheRootIsMade(t *testing.T) {
 	}
 }
 
-func TestRawExecRefusesMounts(t *testing.T) {
-	_, _, err := newPlugin(t, "raw_exec", "vault-raw_exec").inner.StartTask(&drivers.TaskConfig{
-		Mounts: []*drivers.MountConfig{{TaskPath: "/data", HostPath: "/srv"}}})
-	must.ErrorContains(t, err, `volume_mount "/data"`)
-}
-
-// parented is a docker driver that notes what it is asked to start.
-type parented struct {
-	containerDriver
-	started *drivers.TaskConfig
-}
-
-func (d *parented) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
-	d.started = cfg
-	return nil, nil, nil
-}
-
-func TestDockerLearnsTheParentJob(t *testing.T) {
-	requireRoot(t)
-	inner, cfg := &parented{}, testTask(t, "")
-	cfg.Env["NOMAD_JOB_PARENT_ID"] = "nightly"
-	_, _, err := dockerDriver{containerDriver: inner}.StartTask(cfg)
-	must.NoError(t, err)
-	must.Eq(t, "nightly", inner.started.ParentJobID)
-	must.Eq(t, "", cfg.ParentJobID)
-}
-
 func TestTaskThatNamesNoUserIsJudgedByWhoRunsIt(t *testing.T) {
 	me, err := user.Current()
 	must.NoError(t, err)
@@ -261,7 +224,7 @@ func TestTaskThatNamesNoUserIsJudgedByWhoRunsIt(t *testing.T) {
 			must.NoError(t, configure(t, p, `
 				state_dir    = "`+stateDir(t)+`"
 				denied_users = ["`+denied+`"]`))
-			cfg := testTask(t, "")
+			cfg := drivertest.Allocation(t, "")
 			must.NoError(t, cfg.EncodeConcreteDriverConfig(map[string]any{"command": "/bin/true", "kill_timeout": "5s"}))
 			_, _, err := p.StartTask(cfg)
 			must.ErrorContains(t, err, `the task names no user and would run as "`+denied+`"`)

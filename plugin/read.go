@@ -21,8 +21,8 @@ import (
 
 // What follows reads configuration outside of an agent, as the agent and a plugin do it.
 
-// ReadConfig reads the config block of a plugin that wraps a driver and is published as name. It is the configuration of an
-// agent on this machine: the files that it names must be here.
+// ReadConfig reads the config block of a plugin that wraps a driver and is published as name. It is the configuration
+// of an agent on this machine: the files that it names must exist here.
 func ReadConfig(ctx context.Context, wraps, name string, block map[string]any) (config.Operator, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -42,14 +42,15 @@ func ReadConfig(ctx context.Context, wraps, name string, block map[string]any) (
 	return conf, err
 }
 
-// ReadFingerprint reads what a client tells of a driver that is published as name: what it wraps, empty where it is none of ours, and its
-// clusters as far as another machine may know them. One that makes tokens by a token role has a TokenFile, which cannot be read.
+// ReadFingerprint reads the attributes of a node that has a driver published as name. It returns which driver that one
+// wraps, empty where it is none of ours, and its clusters as far as another machine may know them. A cluster that makes
+// tokens by a token role has a TokenFile, which cannot be read.
 func ReadFingerprint(name string, attributes map[string]string) (wraps string, clusters map[string]vault.Cluster) {
 	fact := func(of string) string { return attributes["driver."+name+"."+of] }
 	clusters = map[string]vault.Cluster{}
 	for _, cluster := range strings.FieldsFunc(fact("clusters"), func(r rune) bool { return r == ',' }) {
 		c := vault.Cluster{Name: cluster}
-		for field, value := range told(&c) {
+		for field, value := range clusterAttributes(&c) {
 			*value = fact("vault." + cluster + "." + field)
 		}
 		if fact("cluster."+cluster) != "" { // its status, which no other cluster has
@@ -60,8 +61,10 @@ func ReadFingerprint(name string, attributes map[string]string) (wraps string, c
 	return fact("wraps"), clusters
 }
 
-// ReadTask reads our part of the config block of a task whose driver wraps that one. vars are what the block may refer to.
-func ReadTask(ctx context.Context, wraps string, block map[string]any, vars map[string]cty.Value) (conf config.Task, err error) {
+// ReadTask reads our part of the config block of a task whose driver wraps that one. vars are the variables that the
+// block may refer to.
+func ReadTask(ctx context.Context, wraps string, block map[string]any, vars map[string]cty.Value) (
+	conf config.Task, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	raw, err := encode(New(ctx, hclog.NewNullLogger(), wraps, wraps).TaskConfigSchema, block, vars)
@@ -71,8 +74,8 @@ func ReadTask(ctx context.Context, wraps string, block map[string]any, vars map[
 	return conf, err
 }
 
-// RemovesForeign reports whether a docker driver with that config block, published as name, removes the containers of other
-// docker drivers on its engine; see keepForeignContainers.
+// RemovesForeign reports whether a docker driver with that config block, published as name, removes the containers of
+// other docker drivers on its engine; see package wrapped.
 func RemovesForeign(ctx context.Context, name string, block map[string]any) (bool, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

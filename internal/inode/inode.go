@@ -1,9 +1,9 @@
 // Package inode opens files in directories that a task can write to.
 //
-// The plugin is root and to open is to act: a named pipe waits for its other end, a tape rewinds, a watchdog reboots the host
-// when it is closed again, and containers may make devices (CAP_MKNOD is among those that Docker gives). So a name is first
-// looked up without opening anything (O_PATH, open(2)), and what was looked at is what is opened, whatever the task has put
-// in its place since.
+// The plugin is root and to open is to act: a named pipe waits for its other end, a tape rewinds, a watchdog reboots
+// the host when it is closed again, and containers may make devices (CAP_MKNOD is among those that Docker gives). So
+// a name is first looked up without opening anything (O_PATH, open(2)), and what was looked at is what is opened,
+// whatever the task has put in its place since.
 package inode
 
 import (
@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -31,8 +32,9 @@ func (e *TypeError) Error() string {
 // linksMost is how many links are followed, as the kernel does (path_resolution(7)).
 const linksMost = 40
 
-// Read returns all of the regular file of that name below root, and what it was before it was read. The last element of name
-// may not be a link. More than most bytes are ErrLarge, anything but a file is a *TypeError; no error tells a path.
+// Read returns all of the regular file of that name below root, and what it was before it was read. The last element
+// of name may not be a link. More than most bytes are ErrLarge, anything but a file is a *TypeError; no error tells a
+// path.
 func Read(root *os.Root, name string, most int64) ([]byte, fs.FileInfo, error) {
 	file, info, err := Open(root, name)
 	if err != nil {
@@ -66,7 +68,8 @@ func Pipe(root *os.Root, name string) (*os.File, error) {
 	return at, err
 }
 
-// OpenPipe opens for writing what Pipe has returned, without waiting for a reader: where there is none, the error is ENXIO.
+// OpenPipe opens for writing what Pipe has returned, without waiting for a reader: where there is none, the error is
+// ENXIO.
 func OpenPipe(pipe *os.File) (*os.File, error) {
 	file, err := os.OpenFile(Path(pipe), os.O_WRONLY|syscall.O_NONBLOCK, 0)
 	return file, Cause(err)
@@ -79,26 +82,58 @@ func Socket(root *os.Root, name string) (*os.File, error) {
 }
 
 func look(root *os.Root, name string, wanted fs.FileMode) (*os.File, fs.FileInfo, error) {
-	at, err := root.OpenFile(name, unix.O_PATH|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, nil, Cause(err)
-	}
-	info, err := at.Stat()
+	at, info, err := OpenName(root, name)
 	if err == nil && info.Mode().Type() != wanted {
+		at.Close()
 		err = &TypeError{Found: info.Mode().Type(), Wanted: wanted}
 	}
 	if err != nil {
-		at.Close()
 		return nil, nil, Cause(err)
 	}
 	return at, info, nil
 }
 
+// OpenName returns a descriptor that is good for naming what has that name below root, and what that is. Nothing is
+// done to it: a link is not followed, a pipe is not opened.
+func OpenName(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
+	at, err := root.OpenFile(name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := at.Stat()
+	if err != nil {
+		at.Close()
+		return nil, nil, err
+	}
+	return at, info, nil
+}
+
+// Bind mounts the file or directory that is open, for its name alone or not, with what is mounted below it, at a path
+// where nothing is yet.
+func Bind(file *os.File, at string) error {
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		err = os.Mkdir(at, 0o700)
+	} else {
+		err = os.WriteFile(at, nil, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("mount", unix.Mount(Path(file), at, "", unix.MS_BIND|unix.MS_REC, ""))
+}
+
+// Within reports whether path is dir or below it. Both are clean; links are not looked at.
+func Within(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+
 // Path is a name for what is open, which no rename changes.
 func Path(file *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", file.Fd()) }
 
-// Follow returns the name below root at which the links end that name leads to. Where nothing is, or a link leads out of
-// root, it is an error.
+// Follow returns the name below root at which the links end that name leads to. Where nothing is, or a link leads out
+// of root, it is an error.
 func Follow(root *os.Root, name string) (string, error) {
 	if _, err := root.Stat(name); err != nil { // refuses what leads out
 		return "", Cause(err)
@@ -134,7 +169,8 @@ func Kind(mode fs.FileMode) string {
 	}
 }
 
-// Cause strips the system call and the paths of this host, which a job's author does not know, from an error of the file system.
+// Cause strips the system call and the paths of this host, which a job's author does not know, from an error of the
+// file system.
 func Cause(err error) error {
 	var p *fs.PathError
 	if errors.As(err, &p) {

@@ -14,8 +14,8 @@ import (
 // patience is for what ends by itself a moment after its test, on a busy machine.
 const patience = 15 * time.Second
 
-// Main runs the tests, for a TestMain. Goroutines whose stack has one of the words may stay: those of libraries that start theirs
-// once and for all.
+// Main runs the tests, for a TestMain. Goroutines whose stack has one of the words may stay: those of libraries that
+// start theirs once and for all.
 func Main(m *testing.M, stay ...string) {
 	before := stacks(nil)
 	code := m.Run()

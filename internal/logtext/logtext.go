@@ -28,7 +28,8 @@ func Line(text string) string {
 
 func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
-// Panic is what a panic says: the message of an error of the Go runtime, and of any other value its type only, since the value could hold a secret.
+// Panic is what a panic says: the message of an error of the Go runtime, and of any other value its type only, since
+// the value could hold a secret.
 func Panic(p any) string {
 	if err, ok := p.(runtime.Error); ok {
 		return err.Error()

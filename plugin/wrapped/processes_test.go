@@ -1,10 +1,11 @@
-package plugin
+package wrapped
 
 import (
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,44 +17,52 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver"
+	"nomad-driver-vault/plugin/drivertest"
 )
+
+// inCgroup reports whether a process with that /proc/<pid>/cgroup is in a cgroup of that name.
+func inCgroup(cgroups, name string) bool { return slices.Contains(cgroupNames(cgroups), name) }
 
 func TestGroupsAndMountsOfTasksAreFound(t *testing.T) {
 	v1 := "12:cpuset:/nomad/share/1f.web\n1:name=systemd:/nomad/1f.web\n"
 	v2 := "0::/nomad.slice/share.slice/1f.web.scope\n"
 	for _, groups := range []string{v1, v2} {
-		must.True(t, inGroup(groups, "1f.web"))
-		must.False(t, inGroup(groups, "1f.we"))
-		must.False(t, inGroup(groups, "f.web"))
+		must.True(t, inCgroup(groups, "1f.web"))
+		must.False(t, inCgroup(groups, "1f.we"))
+		must.False(t, inCgroup(groups, "f.web"))
 	}
-	must.True(t, inGroup("0::/nomad.slice/share.slice/1f.a b.scope\n", "1f.a b"))
-	must.Eq(t, []string{"/local", "/a b"}, mounted(
+	must.True(t, inCgroup("0::/nomad.slice/share.slice/1f.a b.scope\n", "1f.a b"))
+	table := filepath.Join(t.TempDir(), "mountinfo")
+	must.NoError(t, os.WriteFile(table, []byte(
 		"36 35 98:0 /nomad/alloc/1f/web/local /local rw,noatime master:1 - ext3 /dev/root rw\n"+
-			"37 35 98:0 /nomad/alloc/1f/a\\040b/local /a\\040b rw,noatime master:1 - ext3 /dev/root rw\n38 35 98:0 /1 / rw - x x x\nshort\n"))
+			"37 35 98:0 /nomad/alloc/1f/a\\040b/local /a\\040b rw,noatime master:1 - ext3 /dev/root rw\n"+
+			"38 35 98:0 /1 / rw - x x x\n"), 0o600))
+	must.Eq(t, []string{"/local", "/a b"}, localMounts(table))
+	must.SliceEmpty(t, localMounts("/proc/none/mountinfo"))
 }
 
-// TestTaskIsFoundInACgroupOfAnotherName starts a raw_exec task in the cgroup that it asks for, as an operator's job may.
+// TestTaskIsFoundInACgroupOfAnotherName starts a raw_exec task in the cgroup that it asks for, as an operator's job
+// may.
 func TestTaskIsFoundInACgroupOfAnotherName(t *testing.T) {
-	requireRoot(t)
-	t.Setenv("TMPDIR", t.TempDir())
-	h := wrapped(t, "raw_exec")
-	cfg := shell(t, h, "raw_exec", "(sleep 600 &)\n"+stays)
+	drivertest.RequireRoot(t)
+	h := serve(t, "raw_exec", "")
+	cfg := drivertest.Shell(t, h, "raw_exec", "(sleep 600 &)\n"+drivertest.Stays)
 	options := map[string]any{}
 	must.NoError(t, cfg.DecodeDriverConfig(&options))
 	for option, value := range anotherCgroup(t) {
 		options[option] = value
 	}
 	must.NoError(t, cfg.EncodeConcreteDriverConfig(options))
-	ready(t, h, cfg)
-	groups := read(t, fmt.Sprintf("/proc/%d/cgroup", pidOf(t, cfg)))
-	must.False(t, inGroup(groups, cfg.AllocID+"."+cfg.Name), must.Sprint(groups))
+	drivertest.StartReady(t, h, cfg)
+	groups := drivertest.Read(t, fmt.Sprintf("/proc/%d/cgroup", pidOf(t, cfg)))
+	must.False(t, inCgroup(groups, cfg.AllocID+"."+cfg.Name), must.Sprint(groups))
 
 	known := &drivers.TaskConfig{ID: cfg.ID, AllocID: cfg.AllocID, Name: cfg.Name, AllocDir: cfg.AllocDir} // to the next plugin
-	inner := h.Impl().(*Plugin).inner.(driver.Sweeper)
+	inner := h.Impl().(driver.Sweeper)
 	must.True(t, inner.Runs(known))
 	must.False(t, inner.Runs(&drivers.TaskConfig{AllocID: cfg.AllocID, Name: "other", AllocDir: cfg.AllocDir}))
 	must.NoError(t, inner.Sweep(known))
-	must.SliceEmpty(t, running(cfg))
+	must.SliceEmpty(t, drivertest.Processes(cfg))
 	must.False(t, inner.Runs(known))
 }
 
@@ -88,7 +97,7 @@ func makeCgroup(t *testing.T, dir string) {
 // pidOf is a process of the task.
 func pidOf(t *testing.T, cfg *drivers.TaskConfig) int {
 	t.Helper()
-	for _, process := range running(cfg) {
+	for _, process := range drivertest.Processes(cfg) {
 		if strings.Contains(process, "sleep 600") || strings.Contains(process, "sleep\x00600") {
 			pid, err := strconv.Atoi(strings.TrimPrefix(strings.Fields(process)[0], "/proc/"))
 			must.NoError(t, err)
@@ -101,47 +110,46 @@ func pidOf(t *testing.T, cfg *drivers.TaskConfig) int {
 
 // TestContainerOfAnotherTaskIsNotTheTasks mounts a directory that is named like another task's local one.
 func TestContainerOfAnotherTaskIsNotTheTasks(t *testing.T) {
-	requireRoot(t)
-	requireDocker(t)
-	t.Setenv("TMPDIR", t.TempDir())
-	h := wrapped(t, "docker")
+	drivertest.RequireRoot(t)
+	drivertest.RequireDocker(t)
+	h := serve(t, "docker", "")
 	victim := &drivers.TaskConfig{AllocID: "1f", Name: "web", AllocDir: filepath.Join(t.TempDir(), "1f")}
 	must.NoError(t, os.MkdirAll(victim.TaskDir().LocalDir, 0o755))
-	cfg := shell(t, h, "docker", stays)
+	cfg := drivertest.Shell(t, h, "docker", drivertest.Stays)
 	options := map[string]any{}
 	must.NoError(t, cfg.DecodeDriverConfig(&options))
 	options["volumes"] = []string{"../alloc/data/1f/web/local:/v"}
 	must.NoError(t, cfg.EncodeConcreteDriverConfig(options))
-	ready(t, h, cfg)
-	inner := h.Impl().(*Plugin).inner.(driver.Sweeper)
+	drivertest.StartReady(t, h, cfg)
+	inner := h.Impl().(driver.Sweeper)
 	must.True(t, inner.Runs(cfg))
 	must.False(t, inner.Runs(victim))
 }
 
 // Those who ask while somebody looks share the next look, and none gets an answer that is older than its question.
 func TestOneLookAtTheProcessesAnswersMany(t *testing.T) {
-	var c census
+	var p processTable
 	looks := map[time.Time]bool{}
 	cfg := &drivers.TaskConfig{AllocID: "none", Name: "web", AllocDir: "/none"}
-	c.mu.Lock()
+	p.mu.Lock()
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	for range 100 {
 		all.Go(func() {
 			asked := time.Now()
-			must.False(t, c.has(cfg))
-			c.mu.Lock()
-			began := c.began
-			c.mu.Unlock()
+			must.False(t, p.has(cfg))
+			p.mu.Lock()
+			began := p.began
+			p.mu.Unlock()
 			must.True(t, began.After(asked))
 			mu.Lock()
 			looks[began] = true
 			mu.Unlock()
 		})
 	}
-	for stacks := make([]byte, 1<<20); strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "(*census).has(") < 100; {
+	for stacks := make([]byte, 1<<20); strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "(*processTable).has(") < 100; {
 	}
-	c.mu.Unlock()
+	p.mu.Unlock()
 	all.Wait()
 	must.MapLen(t, 1, looks)
 }

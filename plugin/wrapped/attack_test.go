@@ -1,4 +1,4 @@
-package plugin
+package wrapped
 
 import (
 	"errors"
@@ -9,79 +9,54 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/drivers/testutils"
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
-	"nomad-driver-vault/driver"
-	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/plugin/drivertest"
 )
 
-// What a task, a sibling of its allocation or a user of the host does to have root write, make, open or mount what it may not.
-
-// canary is a file of root's that nobody else may read, alone in its directory.
-type canary struct{ path string }
-
-const canarySays = "of root"
-
-func newCanary(t *testing.T) canary {
-	t.Helper()
-	c := canary{filepath.Join(t.TempDir(), "canary")}
-	must.NoError(t, os.WriteFile(c.path, []byte(canarySays), 0o600))
-	return c
-}
-
-// lives says that the file is what it was, and that nothing came beside it.
-func (c canary) lives(t *testing.T) {
-	t.Helper()
-	must.Eq(t, canarySays, read(t, c.path))
-	info, err := os.Lstat(c.path)
-	must.NoError(t, err)
-	must.Eq(t, 0o600, info.Mode())
-	must.Zero(t, info.Sys().(*syscall.Stat_t).Uid)
-	beside, err := os.ReadDir(filepath.Dir(c.path))
-	must.NoError(t, err)
-	must.SliceLen(t, 1, beside)
-}
+// What a task, a sibling of its allocation or a user of the host does to have root write, make, open or mount what it
+// may not.
 
 // plants are what can be put in the place of a file that root opens.
-var plants = map[string]func(t *testing.T, c canary, at string){
-	"a link to a file":   func(t *testing.T, c canary, at string) { must.NoError(t, os.Symlink(c.path, at)) },
-	"a link to no file":  func(t *testing.T, c canary, at string) { must.NoError(t, os.Symlink(c.path+"-new", at)) },
-	"a link to a parent": func(t *testing.T, c canary, at string) { must.NoError(t, os.Symlink(filepath.Dir(c.path), at)) },
-	"a pipe":             func(t *testing.T, _ canary, at string) { must.NoError(t, unix.Mkfifo(at, 0o666)) },
-	"a directory":        func(t *testing.T, _ canary, at string) { must.NoError(t, os.MkdirAll(at+"/a/b", 0o777)) },
-	"another name of a file": func(t *testing.T, c canary, at string) {
-		must.NoError(t, os.WriteFile(at+"-linked", []byte(canarySays), 0o600))
+var plants = map[string]func(t *testing.T, c drivertest.Canary, at string){
+	"a link to a file":  func(t *testing.T, c drivertest.Canary, at string) { must.NoError(t, os.Symlink(c.Path, at)) },
+	"a link to no file": func(t *testing.T, c drivertest.Canary, at string) { must.NoError(t, os.Symlink(c.Path+"-new", at)) },
+	"a link to a parent": func(t *testing.T, c drivertest.Canary, at string) {
+		must.NoError(t, os.Symlink(filepath.Dir(c.Path), at))
+	},
+	"a pipe":      func(t *testing.T, _ drivertest.Canary, at string) { must.NoError(t, unix.Mkfifo(at, 0o666)) },
+	"a directory": func(t *testing.T, _ drivertest.Canary, at string) { must.NoError(t, os.MkdirAll(at+"/a/b", 0o777)) },
+	"another name of a file": func(t *testing.T, c drivertest.Canary, at string) {
+		must.NoError(t, os.WriteFile(at+"-linked", []byte(drivertest.CanarySays), 0o600))
 		must.NoError(t, os.Link(at+"-linked", at))
 	},
 }
 
-// TestRootOpensNothingThatIsNotItsOwn starts a task, and starts it again, with something in the place of what root opens by name.
+// TestRootOpensNothingThatIsNotItsOwn starts a task, and starts it again, with something in the place of what root
+// opens by name.
 func TestRootOpensNothingThatIsNotItsOwn(t *testing.T) {
-	requireRoot(t)
+	drivertest.RequireRoot(t)
 	for _, d := range []string{"exec", "raw_exec", "docker"} {
 		t.Run(d, func(t *testing.T) {
 			if d == "docker" {
-				requireDocker(t)
+				drivertest.RequireDocker(t)
 			}
-			t.Setenv("TMPDIR", t.TempDir())
 			for sentence, plant := range plants {
 				if d != "docker" || sentence == "a link to a file" { // a container takes seconds, and the mend is the same
-					t.Run(sentence, func(t *testing.T) { rootOpens(t, wrapped(t, d), d, plant) })
+					t.Run(sentence, func(t *testing.T) { rootOpens(t, serve(t, d, ""), d, plant) })
 				}
 			}
 		})
 	}
 }
 
-func rootOpens(t *testing.T, h *testutils.DriverHarness, d string, plant func(*testing.T, canary, string)) {
-	c := newCanary(t)
-	cfg := shell(t, h, d, "exit 4")
+func rootOpens(t *testing.T, h *testutils.DriverHarness, d string, plant func(*testing.T, drivertest.Canary, string)) {
+	c := drivertest.NewCanary(t)
+	cfg := drivertest.Shell(t, h, d, "exit 4")
 	dir := cfg.TaskDir().Dir
 	names := map[string][]string{"exec": {"executor.out", "resolv.conf", "../alloc/container"}, "raw_exec": {"executor.out"}, "docker": {"resolv.conf"}}[d]
 	if d != "raw_exec" {
@@ -96,19 +71,19 @@ func rootOpens(t *testing.T, h *testutils.DriverHarness, d string, plant func(*t
 		}
 		_, _, err := h.StartTask(cfg)
 		must.NoError(t, err)
-		must.Eq(t, 4, (<-waiting(t, h, cfg)).ExitCode)
-		must.NoError(t, h.DestroyTask(cfg.ID, false))
-		c.lives(t)
+		must.Eq(t, 4, (<-drivertest.Result(t, h, cfg)).ExitCode)
+		must.NoError(t, h.DestroyTask(cfg.ID, true))
+		c.Lives(t)
 		for _, name := range names {
 			if linked, err := os.ReadFile(filepath.Join(dir, name+"-linked")); err == nil {
-				must.Eq(t, canarySays, string(linked))
+				must.Eq(t, drivertest.CanarySays, string(linked))
 			}
 		}
 	}
 }
 
-// moves are what a task or a user of the host tries in a task's directories, which are $task and $alloc to it, to have root open something else
-// at its next start, or the log collector at once.
+// moves are what a task or a user of the host tries in a task's directories, which are $task and $alloc to it, to
+// have root open something else at its next start, or the log collector at once.
 const moves = `
 try() { if "$@" 2>/dev/null; then echo "done: $*"; fi; }
 try rm -f $task/executor.out
@@ -121,18 +96,17 @@ try ln -s /etc/passwd $alloc/logs/app.stdout.2
 try rmdir $alloc/container
 `
 
-// TestNobodyReplacesWhatRootOpens tries it as each of them: a task with the capabilities of Nomad's exec, as root too; a container's root; a user
-// of the host, which a raw_exec task can be.
+// TestNobodyReplacesWhatRootOpens tries it as each of them: a task with the capabilities of Nomad's exec, as root
+// too; a container's root; a user of the host, which a raw_exec task can be.
 func TestNobodyReplacesWhatRootOpens(t *testing.T) {
-	requireRoot(t)
+	drivertest.RequireRoot(t)
 	for _, d := range []string{"exec", "docker", "raw_exec"} {
 		t.Run(d, func(t *testing.T) {
 			if d == "docker" {
-				requireDocker(t)
+				drivertest.RequireDocker(t)
 			}
-			t.Setenv("TMPDIR", t.TempDir())
-			h := wrapped(t, d)
-			cfg := shell(t, h, d, stays)
+			h := serve(t, d, "")
+			cfg := drivertest.Shell(t, h, d, drivertest.Stays)
 			t.Cleanup(func() { _ = h.DestroyTask(cfg.ID, true) })
 			if d == "docker" {
 				body := map[string]any{}
@@ -140,9 +114,9 @@ func TestNobodyReplacesWhatRootOpens(t *testing.T) {
 				body["volumes"] = []string{"../alloc:/also"}
 				must.NoError(t, cfg.EncodeConcreteDriverConfig(body))
 			}
-			ready(t, h, cfg)
+			drivertest.StartReady(t, h, cfg)
 			inside := func(prefix, task, alloc string) string {
-				return run(t, h, cfg, prefix+" sh -c 'task="+task+"; alloc="+alloc+"\n"+moves+"'")
+				return drivertest.Exec(t, h, cfg, prefix+" sh -c 'task="+task+"; alloc="+alloc+"\n"+moves+"'")
 			}
 			switch d {
 			case "exec":
@@ -184,24 +158,24 @@ func (d meanwhile) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 	return d.processDriver.StartTask(cfg)
 }
 
-// TestCommandIsNotAnotherFileLater exchanges a command that was found for a link to a key, where the executor would make the key executable for
-// everyone.
+// TestCommandIsNotAnotherFileLater exchanges a command that was found for a link to a key, where the executor would
+// make the key executable for everyone.
 func TestCommandIsNotAnotherFileLater(t *testing.T) {
 	for name, at := range map[string]string{"local/run": "app/local/run", "/alloc/data/run": "alloc/data/run", "/local/run": "app/local/local/run"} {
 		t.Run(name, func(t *testing.T) {
-			h := execDriver(t, "")
-			c := newCanary(t)
-			cfg := execTask(t, h, map[string]any{"command": name, "args": []string{}})
+			h := serve(t, "exec", "")
+			c := drivertest.NewCanary(t)
+			cfg := drivertest.Task(t, h, map[string]any{"command": name, "args": []string{}})
 			file := filepath.Join(cfg.AllocDir, strings.Replace(at, "local/local", "local", 1))
 			must.NoError(t, os.WriteFile(file, []byte("#!/bin/sh\nexec sleep 600\n"), 0o600))
-			r := h.Impl().(*execRoot)
-			r.processDriver = meanwhile{r.processDriver, func() {
+			d := h.Impl().(*execDriver)
+			d.processDriver = meanwhile{d.processDriver, func() {
 				info, err := os.Stat(file)
 				must.NoError(t, err)
 				must.Eq(t, 0o755, info.Mode().Perm())
 				late := filepath.Join(cfg.AllocDir, at)
 				must.NoError(t, os.MkdirAll(filepath.Dir(late), 0o777))
-				must.NoError(t, os.Symlink(c.path, late+"-link"))
+				must.NoError(t, os.Symlink(c.Path, late+"-link"))
 				if late == file {
 					must.NoError(t, unix.Renameat2(unix.AT_FDCWD, late, unix.AT_FDCWD, late+"-link", unix.RENAME_EXCHANGE))
 				} else {
@@ -211,44 +185,43 @@ func TestCommandIsNotAnotherFileLater(t *testing.T) {
 			_, _, err := h.StartTask(cfg)
 			t.Cleanup(func() { _ = h.DestroyTask(cfg.ID, true) })
 			must.Eq(t, at == "app/local/local/run", err == nil, must.Sprint(err))
-			c.lives(t)
+			c.Lives(t)
 		})
 	}
 }
 
 // TestCommandIsNoOtherNameOfAHostsFile: a hard link is as good as the file.
 func TestCommandIsNoOtherNameOfAHostsFile(t *testing.T) {
-	h := execDriver(t, "")
-	c := newCanary(t)
-	cfg := execTask(t, h, map[string]any{"command": "local/run"})
-	must.NoError(t, os.Link(c.path, filepath.Join(cfg.TaskDir().LocalDir, "run")))
+	h := serve(t, "exec", "")
+	c := drivertest.NewCanary(t)
+	cfg := drivertest.Task(t, h, map[string]any{"command": "local/run"})
+	must.NoError(t, os.Link(c.Path, filepath.Join(cfg.TaskDir().LocalDir, "run")))
 	_, _, err := h.StartTask(cfg)
 	must.ErrorContains(t, err, "not the task's own file")
-	c.lives(t)
+	c.Lives(t)
 }
 
 // TestRawExecTaskOfAUserOpensNoFileOfOthers: root changes the mode of what the job names, for a user who could not.
 func TestRawExecTaskOfAUserOpensNoFileOfOthers(t *testing.T) {
-	requireRoot(t)
-	t.Setenv("TMPDIR", t.TempDir())
+	drivertest.RequireRoot(t)
 	for sentence, c := range map[string]struct {
 		user    string
-		command func(key canary, cfg *drivers.TaskConfig) string
+		command func(key drivertest.Canary, cfg *drivers.TaskConfig) string
 		err     string
 	}{
-		"a key":               {"nobody", func(key canary, _ *drivers.TaskConfig) string { return key.path }, "not the task's own file"},
-		"a key, by a number":  {"65534", func(key canary, _ *drivers.TaskConfig) string { return key.path }, "not the task's own file"},
+		"a key":               {"nobody", func(key drivertest.Canary, _ *drivers.TaskConfig) string { return key.Path }, "not the task's own file"},
+		"a key, by a number":  {"65534", func(key drivertest.Canary, _ *drivers.TaskConfig) string { return key.Path }, "not the task's own file"},
 		"a link to a key":     {"nobody", linked(os.Symlink), "not the task's own file"},
 		"another name of one": {"nobody", linked(os.Link), "not the task's own file"},
-		"a program":           {"nobody", func(canary, *drivers.TaskConfig) string { return "/bin/true" }, ""},
-		"a program by name":   {"nobody", func(canary, *drivers.TaskConfig) string { return "true" }, ""},
+		"a program":           {"nobody", func(drivertest.Canary, *drivers.TaskConfig) string { return "/bin/true" }, ""},
+		"a program by name":   {"nobody", func(drivertest.Canary, *drivers.TaskConfig) string { return "true" }, ""},
 		"the task's own":      {"nobody", own(0), ""},
 		"the user's own":      {"nobody", own(65534), ""},
 		"root":                {"root", own(0), ""},
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			h, key := wrapped(t, "raw_exec"), newCanary(t)
-			cfg := command(t, h, "raw_exec", "true")
+			h, key := serve(t, "raw_exec", ""), drivertest.NewCanary(t)
+			cfg := drivertest.Command(t, h, "raw_exec", "true")
 			cfg.User = c.user
 			options := map[string]any{}
 			must.NoError(t, cfg.DecodeDriverConfig(&options))
@@ -262,10 +235,10 @@ func TestRawExecTaskOfAUserOpensNoFileOfOthers(t *testing.T) {
 				must.ErrorContains(t, err, c.err)
 			} else {
 				must.NoError(t, err)
-				must.Zero(t, (<-waiting(t, h, cfg)).ExitCode)
-				must.NoError(t, h.DestroyTask(cfg.ID, false))
+				must.Zero(t, (<-drivertest.Result(t, h, cfg)).ExitCode)
+				must.NoError(t, h.DestroyTask(cfg.ID, true))
 			}
-			info, err := os.Stat(key.path)
+			info, err := os.Stat(key.Path)
 			must.NoError(t, err)
 			must.Eq(t, 0o600, info.Mode())
 		})
@@ -273,9 +246,9 @@ func TestRawExecTaskOfAUserOpensNoFileOfOthers(t *testing.T) {
 }
 
 // linked makes the command another name of a key.
-func linked(link func(string, string) error) func(canary, *drivers.TaskConfig) string {
-	return func(key canary, cfg *drivers.TaskConfig) string {
-		if err := link(key.path, filepath.Join(cfg.TaskDir().LocalDir, "run")); err != nil {
+func linked(link func(string, string) error) func(drivertest.Canary, *drivers.TaskConfig) string {
+	return func(key drivertest.Canary, cfg *drivers.TaskConfig) string {
+		if err := link(key.Path, filepath.Join(cfg.TaskDir().LocalDir, "run")); err != nil {
 			panic(err) // Not in a directory of the test's own.
 		}
 		return "run"
@@ -283,8 +256,8 @@ func linked(link func(string, string) error) func(canary, *drivers.TaskConfig) s
 }
 
 // own makes the command a file in the task's directory, of that user's.
-func own(uid int) func(canary, *drivers.TaskConfig) string {
-	return func(_ canary, cfg *drivers.TaskConfig) string {
+func own(uid int) func(drivertest.Canary, *drivers.TaskConfig) string {
+	return func(_ drivertest.Canary, cfg *drivers.TaskConfig) string {
 		file := filepath.Join(cfg.TaskDir().LocalDir, "run")
 		if err := errors.Join(os.WriteFile(file, []byte("#!/bin/sh\nexit 0\n"), 0o600), os.Chown(file, uid, uid)); err != nil {
 			panic(err) // Not in a directory of the test's own.
@@ -293,11 +266,11 @@ func own(uid int) func(canary, *drivers.TaskConfig) string {
 	}
 }
 
-// TestDockerMountsOfAnAllocation is about what a job mounts of its allocation, where an earlier container of it has left links.
+// TestDockerMountsOfAnAllocation is about what a job mounts of its allocation, where an earlier container of it has
+// left links.
 func TestDockerMountsOfAnAllocation(t *testing.T) {
-	requireRoot(t)
-	requireDocker(t)
-	t.Setenv("TMPDIR", t.TempDir())
+	drivertest.RequireRoot(t)
+	drivertest.RequireDocker(t)
 	for sentence, c := range map[string]struct {
 		volume string // source and mode
 		err    string
@@ -319,12 +292,12 @@ func TestDockerMountsOfAnAllocation(t *testing.T) {
 		"the host, without volumes.enabled": {volume: "/etc:/v", err: "volumes are not enabled"},
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			key, h := newCanary(t), wrapped(t, "docker")
-			cfg := shell(t, h, "docker", "(cat /v || ls -A /v) > /local/seen")
+			key, h := drivertest.NewCanary(t), serve(t, "docker", "")
+			cfg := drivertest.Shell(t, h, "docker", "(cat /v || ls -A /v) > /local/seen")
 			must.NoError(t, os.Mkdir(filepath.Join(cfg.AllocDir, "db"), 0o755))
 			local := cfg.TaskDir().LocalDir
-			write(t, local, map[string]string{"file": "mine", "dir/file": "mine", "inside": "->dir", "up": "->../..", "out": "->" + filepath.Dir(key.path)})
-			write(t, cfg.TaskDir().SharedAllocDir, map[string]string{"data/shared": "ours"})
+			drivertest.Write(t, local, map[string]string{"file": "mine", "dir/file": "mine", "inside": "->dir", "up": "->../..", "out": "->" + filepath.Dir(key.Path)})
+			drivertest.Write(t, cfg.TaskDir().SharedAllocDir, map[string]string{"data/shared": "ours"})
 			source, mode, _ := strings.Cut(c.volume, ":/v")
 			for option, value := range map[string]any{
 				"volumes": []string{c.volume},
@@ -340,12 +313,12 @@ func TestDockerMountsOfAnAllocation(t *testing.T) {
 					must.ErrorContains(t, err, c.err)
 				} else {
 					must.NoError(t, err)
-					must.Zero(t, (<-waiting(t, h, task)).ExitCode)
-					must.Eq(t, c.shows, strings.TrimSpace(read(t, local+"/seen")))
+					must.Zero(t, (<-drivertest.Result(t, h, task)).ExitCode)
+					must.Eq(t, c.shows, strings.TrimSpace(drivertest.Read(t, local+"/seen")))
 					must.NoError(t, h.DestroyTask(task.ID, true))
 				}
-				key.lives(t)
-				must.SliceEmpty(t, glob(t, filepath.Join(cfg.AllocDir, stagePrefix+"*")))
+				key.Lives(t)
+				must.SliceEmpty(t, glob(t, filepath.Join(cfg.AllocDir, allocMountsPrefix+"*")))
 			}
 		})
 	}
@@ -362,47 +335,43 @@ func (d meanwhileDocker) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle
 	return d.containerDriver.StartTask(cfg)
 }
 
-// TestMountsAreNotOtherDirectoriesLater exchanges what was looked at for links to a directory of root's, as a sibling of Nomad's own docker or
-// exec does it that is root in the allocation's directory.
+// TestMountsAreNotOtherDirectoriesLater exchanges what was looked at for links to a directory of root's, as a sibling
+// of Nomad's own docker or exec does it that is root in the allocation's directory.
 func TestMountsAreNotOtherDirectoriesLater(t *testing.T) {
-	requireRoot(t)
-	for _, d := range []string{"exec", "docker"} {
-		t.Run(d, func(t *testing.T) {
-			if d == "docker" {
-				requireDocker(t)
+	drivertest.RequireRoot(t)
+	for _, wraps := range []string{"exec", "docker"} {
+		t.Run(wraps, func(t *testing.T) {
+			if wraps == "docker" {
+				drivertest.RequireDocker(t)
 			}
-			t.Setenv("TMPDIR", t.TempDir())
-			h, key := wrapped(t, d), newCanary(t)
-			cfg := shell(t, h, d, "(cd /v && ls -A; cd /alloc/logs && ls -A) > /local/seen 2>/dev/null; :")
+			var exchange func()
+			d, want := newDriver(t, wraps), ""
+			switch inner := d.(type) {
+			case *execDriver:
+				inner.processDriver = meanwhile{inner.processDriver, func() { exchange() }}
+			case dockerDriver:
+				inner.containerDriver = meanwhileDocker{inner.containerDriver, func() { exchange() }}
+				d, want = inner, "file"
+			}
+			h, key := serveDriver(t, wraps, d, ""), drivertest.NewCanary(t)
+			cfg := drivertest.Shell(t, h, wraps, "(cd /v && ls -A; cd /alloc/logs && ls -A) > /local/seen 2>/dev/null; :")
+			if wraps == "docker" {
+				drivertest.SetOptions(t, cfg, map[string]any{"volumes": []string{"local/dir:/v"}})
+			}
 			local := cfg.TaskDir().LocalDir
-			write(t, local, map[string]string{"dir/file": "mine"})
-			exchange := func() {
+			drivertest.Write(t, local, map[string]string{"dir/file": "mine"})
+			exchange = func() {
 				for _, dir := range []string{filepath.Join(local, "dir"), filepath.Join(cfg.TaskDir().SharedAllocDir, "logs")} {
-					must.NoError(t, os.Symlink(filepath.Dir(key.path), dir+"-link"))
+					must.NoError(t, os.Symlink(filepath.Dir(key.Path), dir+"-link"))
 					must.NoError(t, unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, dir+"-link", unix.RENAME_EXCHANGE))
 				}
 			}
-			want := ""
-			switch p := h.Impl().(*Plugin); inner := p.inner.(type) {
-			case *execRoot:
-				inner.processDriver = meanwhile{inner.processDriver, exchange}
-			case dockerDriver:
-				inner.containerDriver, want = meanwhileDocker{inner.containerDriver, exchange}, "file"
-				state := t.TempDir()
-				t.Cleanup(func() { _ = unix.Unmount(state, unix.MNT_DETACH) })
-				p.inner, p.Driver = inner, driver.New(t.Context(), hclog.NewNullLogger(), p.name, inner)
-				must.NoError(t, p.Configure(config.Operator{Name: p.name, StateDir: state, StartTimeout: time.Minute, PollInterval: time.Minute, MinPollInterval: time.Second}))
-				options := map[string]any{}
-				must.NoError(t, cfg.DecodeDriverConfig(&options))
-				options["volumes"] = []string{"local/dir:/v"}
-				must.NoError(t, cfg.EncodeConcreteDriverConfig(options))
-			}
 			if _, _, err := h.StartTask(cfg); err == nil {
-				must.NotNil(t, <-waiting(t, h, cfg))
+				must.NotNil(t, <-drivertest.Result(t, h, cfg))
 				must.NoError(t, h.DestroyTask(cfg.ID, true))
-				must.Eq(t, want, strings.TrimSpace(read(t, local+"/seen")))
+				must.Eq(t, want, strings.TrimSpace(drivertest.Read(t, local+"/seen")))
 			}
-			key.lives(t)
+			key.Lives(t)
 		})
 	}
 }
@@ -412,70 +381,4 @@ func glob(t *testing.T, pattern string) []string {
 	found, err := filepath.Glob(pattern)
 	must.NoError(t, err)
 	return found
-}
-
-// late starts a task with a wrapped driver a moment after something else has happened.
-type late struct {
-	drivers.DriverPlugin
-	do func()
-}
-
-func (d late) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
-	d.do()
-	return d.DriverPlugin.StartTask(cfg)
-}
-
-// TestLogPipeIsNotAnotherFileLater exchanges the pipes of a task's log for links to a key, where the executor or the docker logger would write the
-// task's output into it.
-func TestLogPipeIsNotAnotherFileLater(t *testing.T) {
-	requireRoot(t)
-	for _, d := range []string{"exec", "raw_exec", "docker"} {
-		t.Run(d, func(t *testing.T) {
-			if d == "docker" {
-				requireDocker(t)
-			}
-			h, key := wrapped(t, d), newCanary(t)
-			cfg := shell(t, h, d, "echo spoken; sleep 600")
-			logs := filepath.Join(cfg.TaskDir().SharedAllocDir, "logs")
-			must.NoError(t, os.MkdirAll(logs, 0o777))
-			cfg.StdoutPath, cfg.StderrPath = filepath.Join(logs, ".app.stdout.fifo"), filepath.Join(logs, ".app.stderr.fifo")
-			spoken := make(chan string, 2)
-			for _, pipe := range []string{cfg.StdoutPath, cfg.StderrPath} {
-				must.NoError(t, unix.Mkfifo(pipe, 0o600))
-				collect(t, pipe, spoken)
-			}
-			state := t.TempDir()
-			t.Cleanup(func() { _ = unix.Unmount(state, unix.MNT_DETACH) })
-			p := h.Impl().(*Plugin)
-			p.Driver = driver.New(t.Context(), hclog.NewNullLogger(), p.name, late{p.inner, func() {
-				for _, pipe := range []string{cfg.StdoutPath, cfg.StderrPath} {
-					must.NoError(t, os.Symlink(key.path, pipe+"-link"))
-					must.NoError(t, unix.Renameat2(unix.AT_FDCWD, pipe, unix.AT_FDCWD, pipe+"-link", unix.RENAME_EXCHANGE))
-				}
-			}})
-			must.NoError(t, p.Configure(config.Operator{Name: p.name, StateDir: state, StartTimeout: time.Minute, PollInterval: time.Minute, MinPollInterval: time.Second}))
-			start(t, h, cfg)
-			select {
-			case text := <-spoken:
-				must.Eq(t, "spoken\n", text)
-			case <-time.After(30 * time.Second):
-				t.Error("the log is lost")
-			}
-			must.NoError(t, h.DestroyTask(cfg.ID, true))
-			key.lives(t)
-		})
-	}
-}
-
-// collect reads a pipe as Nomad's log collector does, and hands on what it reads first.
-func collect(t *testing.T, pipe string, text chan<- string) {
-	reader, err := os.OpenFile(pipe, os.O_RDWR, 0) // which waits for nobody and has no end
-	must.NoError(t, err)
-	t.Cleanup(func() { reader.Close() })
-	go func() {
-		data := make([]byte, 1<<10)
-		if n, err := reader.Read(data); err == nil {
-			text <- string(data[:n])
-		}
-	}()
 }

@@ -1,7 +1,6 @@
-package plugin
+package wrapped
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -14,12 +13,12 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// leftoverPatience is how long killed processes may take to be gone.
-const leftoverPatience = 5 * time.Second
+// sweepTimeout is how long killed processes may take to be gone.
+const sweepTimeout = 5 * time.Second
 
-// Sweep removes the container of a start that nobody knows the outcome of. Nomad's docker names a container after its task
-// and allocation, and takes a running one of that name for the one it was asked for (drivers/docker/driver.go, StartTask):
-// the task would go on with the environment of a generation that has gone.
+// Sweep removes the container of a start that nobody knows the outcome of. Nomad's docker names a container after its
+// task and allocation, and takes a running one of that name for the one it was asked for (drivers/docker/driver.go,
+// StartTask): the task would go on with the environment of a generation that has gone.
 func (d dockerDriver) Sweep(cfg *drivers.TaskConfig) error {
 	handle := drivers.NewTaskHandle(1)
 	handle.Config = &drivers.TaskConfig{
@@ -43,13 +42,14 @@ func (d dockerDriver) Sweep(cfg *drivers.TaskConfig) error {
 	if err != nil {
 		return fmt.Errorf("remove a lost container: %w", err)
 	}
-	if err := strikeStage(cfg); err != nil {
+	if err := removeAllocMounts(cfg); err != nil {
 		return err
 	}
 	return sweepProcesses(cfg)
 }
 
-// containerName is the name that Nomad's docker gives a container (drivers/docker/driver.go, createContainerConfig).
+// containerName returns the name that Nomad's docker gives a container (drivers/docker/driver.go,
+// createContainerConfig).
 func containerName(cfg *drivers.TaskConfig) string {
 	return strings.ReplaceAll(cfg.Name, "/", "_") + "-" + cfg.AllocID
 }
@@ -58,26 +58,26 @@ func containerName(cfg *drivers.TaskConfig) string {
 func (d rawExecDriver) Sweep(cfg *drivers.TaskConfig) error { return sweepProcesses(cfg) }
 
 // Sweep ends the processes of a start that nobody knows the outcome of.
-func (r *execRoot) Sweep(cfg *drivers.TaskConfig) error { return sweepProcesses(cfg) }
+func (d *execDriver) Sweep(cfg *drivers.TaskConfig) error { return sweepProcesses(cfg) }
 
 // sweepProcesses kills what Nomad's drivers have started for a task, and returns when it is gone.
 func sweepProcesses(cfg *drivers.TaskConfig) error {
-	deadline := time.Now().Add(leftoverPatience)
+	deadline := time.Now().Add(sweepTimeout)
 	for {
-		left, err := killLeftovers(cfg)
-		if err != nil || len(left) == 0 {
+		killed, err := killProcesses(cfg)
+		if err != nil || len(killed) == 0 {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("processes %v of an earlier start do not end", left)
+			return fmt.Errorf("processes %v of an earlier start do not end", killed)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 }
 
-// killLeftovers kills each process of the task that it finds, and returns which they are. A process is opened before it is
-// looked at, so that no other one that has got its number since can be killed in its place.
-func killLeftovers(cfg *drivers.TaskConfig) (killed []int, err error) {
+// killProcesses kills each process of the task that it finds, and returns which they are. A process is opened before
+// it is looked at, so that no other one that has got its ID since can be killed in its place.
+func killProcesses(cfg *drivers.TaskConfig) (killed []int, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
@@ -91,7 +91,7 @@ func killLeftovers(cfg *drivers.TaskConfig) (killed []int, err error) {
 		if err != nil {
 			continue
 		}
-		if leftover(pid, cfg) {
+		if belongsTo(pid, cfg) {
 			if err := process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 				return killed, fmt.Errorf("kill process %d of an earlier start: %w", pid, err)
 			}
@@ -102,12 +102,12 @@ func killLeftovers(cfg *drivers.TaskConfig) (killed []int, err error) {
 	return killed, nil
 }
 
-// leftover reports whether a process is the task's, its executor, or the reader of its container's output. What cannot be
-// read has ended.
-func leftover(pid int, cfg *drivers.TaskConfig) bool {
+// belongsTo reports whether a process is the task's, its executor, or the reader of its container's output. A process
+// that cannot be read has ended.
+func belongsTo(pid int, cfg *drivers.TaskConfig) bool {
 	proc := filepath.Join("/proc", strconv.Itoa(pid))
-	status, err := os.ReadFile(proc + "/stat")
-	if err != nil || zombie(status) {
+	stat, err := os.ReadFile(proc + "/stat")
+	if err != nil || hasEnded(stat) {
 		return false
 	}
 	cmdline, err := os.ReadFile(proc + "/cmdline")
@@ -118,41 +118,19 @@ func leftover(pid int, cfg *drivers.TaskConfig) bool {
 	case len(argv) > 2 && argv[1] == "executor":
 		return strings.Contains(argv[2], strconv.Quote(filepath.Join(cfg.TaskDir().Dir, "executor.out")))
 	case len(argv) > 1 && argv[1] == "docker_logger":
-		logs := filepath.Join(cfg.AllocDir, "alloc/logs/."+cfg.Name) // as Nomad names its pipes (client/allocrunner/taskrunner/logmon_hook.go)
+		// The names are Nomad's (client/allocrunner/taskrunner/logmon_hook.go).
+		logs := filepath.Join(cfg.AllocDir, "alloc/logs/."+cfg.Name)
 		return hasOpen(proc+"/fd", logs+".stdout.fifo", logs+".stderr.fifo")
 	}
-	groups, err := os.ReadFile(proc + "/cgroup")
-	if err == nil && inGroup(string(groups), cfg.AllocID+"."+cfg.Name) {
+	cgroups, err := os.ReadFile(proc + "/cgroup")
+	if err == nil && slices.Contains(cgroupNames(string(cgroups)), cgroupOf(cfg)) {
 		return true
 	}
 	environ, err := os.ReadFile(proc + "/environ")
 	return err == nil && localDir(environ) == cfg.TaskDir().LocalDir
 }
 
-// zombie reports that a process has ended and waits for its parent to notice (proc_pid_stat(5): the state follows the
-// name, which is in parentheses and can have any character).
-func zombie(stat []byte) bool {
-	state := stat[bytes.LastIndexByte(stat, ')')+1:]
-	return bytes.HasPrefix(state, []byte(" Z")) || bytes.HasPrefix(state, []byte(" X"))
-}
-
-// inGroup reports whether one of a process's cgroups is that of a task: Nomad names it <allocation>.<task>, with .scope
-// behind it under cgroup v2 (client/lib/cgroupslib/init.go).
-func inGroup(groups, task string) bool { return slices.Contains(groupNames(groups), task) }
-
-// groupNames are the names of the cgroups that a process is in, and of those above them (cgroups(7): /proc/pid/cgroup).
-func groupNames(groups string) (names []string) {
-	for line := range strings.Lines(groups) {
-		if _, path, ok := strings.Cut(line[strings.Index(line, ":")+1:], ":"); ok {
-			for part := range strings.SplitSeq(strings.Trim(path, "/\n"), "/") {
-				names = append(names, part, strings.TrimSuffix(part, ".scope"))
-			}
-		}
-	}
-	return names
-}
-
-// hasOpen reports whether one of the open files in fds is one of those.
+// hasOpen reports whether one of those files is among the open files of a process, whose /proc/<pid>/fd is fds.
 func hasOpen(fds string, files ...string) bool {
 	entries, err := os.ReadDir(fds)
 	if err != nil {

@@ -1,7 +1,6 @@
-package plugin
+package execroot
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,35 +9,37 @@ import (
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/internal/inode"
+	"nomad-driver-vault/plugin/drivertest"
 )
 
-// TestOwnerlessShowsWhatEveryoneMayRead reads as root, whom no mode keeps out elsewhere.
-func TestOwnerlessShowsWhatEveryoneMayRead(t *testing.T) {
-	requireRoot(t)
+// TestIDMappedMountsShowWhatEveryoneMayRead reads as root, whom no mode keeps out elsewhere.
+func TestIDMappedMountsShowWhatEveryoneMayRead(t *testing.T) {
+	drivertest.RequireRoot(t)
 	host := t.TempDir()
-	write(t, host, map[string]string{"etc/passwd": "x", "etc/shadow": "x", "etc/group": "x", "etc/ssl/private/key": "x", "etc/link": "->shadow",
+	drivertest.Write(t, host, map[string]string{"etc/passwd": "x", "etc/shadow": "x", "etc/group": "x", "etc/ssl/private/key": "x", "etc/link": "->shadow",
 		"etc/absolute": "->" + host + "/etc/passwd", "etc/mounted/": "", "etc/other/": "", "etc/user/own": "x"})
 	for name, mode := range map[string]os.FileMode{"etc": 0o755, "etc/passwd": 0o644, "etc/shadow": 0o640, "etc/group": 0o666,
 		"etc/ssl": 0o755, "etc/ssl/private": 0o710, "etc/ssl/private/key": 0o644, "etc/mounted": 0o755, "etc/user": 0o755, "etc/user/own": 0o600} {
 		must.NoError(t, os.Chmod(filepath.Join(host, name), mode))
 	}
-	must.NoError(t, os.Chown(host+"/etc/user/own", noOne-1, noOne-1))
+	must.NoError(t, os.Chown(host+"/etc/user/own", unmappedID-1, unmappedID-1))
 	for dir, fs := range map[string]string{"mounted": "tmpfs", "other": "sysfs"} { // the one has idmapped mounts, the other has not
 		must.NoError(t, unix.Mount("none", filepath.Join(host, "etc", dir), fs, 0, ""))
 		t.Cleanup(func() { must.NoError(t, unix.Unmount(filepath.Join(host, "etc", dir), 0)) })
 	}
-	write(t, host, map[string]string{"etc/mounted/open": "x", "etc/mounted/closed": "x"})
+	drivertest.Write(t, host, map[string]string{"etc/mounted/open": "x", "etc/mounted/closed": "x"})
 	must.NoError(t, os.Chmod(host+"/etc/mounted/closed", 0o600))
 
-	o := &ownerless{stateDir: t.TempDir(), logger: hclog.NewNullLogger()}
-	at, err := o.mount([]string{host + "/etc", host + "/etc/ssl"}, []string{"/", host + "/etc/mounted", host + "/etc/other"})
+	m := &idmapMounts{stateDir: t.TempDir(), logger: hclog.NewNullLogger()}
+	at, err := m.stage([]string{host + "/etc", host + "/etc/ssl"}, []string{"/", host + "/etc/mounted", host + "/etc/other"})
 	must.NoError(t, err)
-	defer o.remove(at)
+	defer m.remove(at)
 	// What a host does while tasks run: a file is renamed over another one, and files come.
-	write(t, host, map[string]string{"etc/new": "x", "etc/late": "x", "etc/open": "x"})
+	drivertest.Write(t, host, map[string]string{"etc/new": "x", "etc/late": "x", "etc/open": "x"})
 	must.NoError(t, os.Chmod(host+"/etc/new", 0o600))
 	must.NoError(t, os.Chmod(host+"/etc/late", 0o640))
 	must.NoError(t, os.Rename(host+"/etc/new", host+"/etc/shadow"))
@@ -58,8 +59,8 @@ func TestOwnerlessShowsWhatEveryoneMayRead(t *testing.T) {
 	must.ErrorIs(t, os.WriteFile(at+host+"/etc/group", nil, 0o644), unix.EROFS)
 }
 
-func TestOwnerlessLeavesNothingBehind(t *testing.T) {
-	requireRoot(t)
+func TestIDMappedMountsLeaveNothingBehind(t *testing.T) {
+	drivertest.RequireRoot(t)
 	host, state := t.TempDir(), t.TempDir()
 	ended := exec.Command("true")
 	must.NoError(t, ended.Run())
@@ -69,12 +70,12 @@ func TestOwnerlessLeavesNothingBehind(t *testing.T) {
 		must.NoError(t, os.Mkdir(filepath.Join(state, dir), 0o700))
 	}
 	must.NoError(t, unix.Mount("none", dead, "tmpfs", 0, ""))
-	o := &ownerless{stateDir: state, logger: hclog.NewNullLogger()}
+	m := &idmapMounts{stateDir: state, logger: hclog.NewNullLogger()}
 	for _, dirs := range [][]string{{host}, {"/sys/kernel"}} {
-		at, err := o.mount(dirs, nil)
+		at, err := m.stage(dirs, nil)
 		must.Eq(t, dirs[0] == host, err == nil)
 		if err == nil {
-			o.remove(at)
+			m.remove(at)
 		}
 	}
 	left, err := os.ReadDir(state)
@@ -83,40 +84,7 @@ func TestOwnerlessLeavesNothingBehind(t *testing.T) {
 	for _, entry := range left {
 		must.SliceContains(t, others, entry.Name())
 	}
-	points, err := submounts()
+	points, err := mountPoints()
 	must.NoError(t, err)
-	must.False(t, slices.ContainsFunc(points, func(p string) bool { return below(p, state) }))
-}
-
-// reported is a reporter that looks like an exec driver.
-type reported struct {
-	drivers.DriverPlugin
-	drivers.ExecTaskStreamingRawDriver
-}
-
-// TestHostWithoutIdmappedMounts has a path on sysfs, which has none.
-func TestHostWithoutIdmappedMounts(t *testing.T) {
-	const says = `mount /sys/kernel of paths without the owners of its files: mount_setattr: invalid argument: it takes Linux 5.12`
-	r := bound(t, &recorder{}, "/etc", "/sys/kernel")
-	for sentence, c := range map[string]struct {
-		filesystem string
-		inner      drivers.HealthState
-		want       drivers.Fingerprint
-	}{
-		"is not healthy":                 {"bind", drivers.HealthStateHealthy, drivers.Fingerprint{Health: drivers.HealthStateUnhealthy, HealthDescription: says}},
-		"is with Nomad's own chroot":     {"chroot", drivers.HealthStateHealthy, drivers.Fingerprint{Health: drivers.HealthStateHealthy}},
-		"is undetected where Nomad's is": {"bind", drivers.HealthStateUndetected, drivers.Fingerprint{Health: drivers.HealthStateUndetected}},
-	} {
-		t.Run(sentence, func(t *testing.T) {
-			r.Filesystem, r.processDriver = c.filesystem, reported{DriverPlugin: reporter{report: &drivers.Fingerprint{Health: c.inner}}}
-			reports, err := r.Fingerprint(context.Background())
-			must.NoError(t, err)
-			report := <-reports
-			must.Eq(t, c.want.Health, report.Health)
-			must.StrHasPrefix(t, c.want.HealthDescription, report.HealthDescription)
-		})
-	}
-	r.Filesystem, r.processDriver = "bind", &recorder{}
-	_, _, err := r.StartTask(testTask(t, "sh"))
-	must.ErrorContains(t, err, says)
+	must.False(t, slices.ContainsFunc(points, func(p string) bool { return inode.Within(p, state) }))
 }

@@ -1,4 +1,4 @@
-package plugin
+package wrapped
 
 import (
 	"errors"
@@ -9,16 +9,18 @@ import (
 	"syscall"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
-	"golang.org/x/sys/unix"
 
 	"nomad-driver-vault/internal/inode"
 )
 
-// guard makes a task's directories ones in which only root renames and removes what root has put there, and takes away what a task, or a user
-// of the host, has put in the place of a file that Nomad opens there as root: the executor opens its log, a dns block writes a resolv.conf, the
-// container library makes a directory of its own, and the log collector opens its files, all by path and through any link
-// (drivers/exec/driver.go, drivers/shared/resolvconf, drivers/shared/executor, client/lib/logrotator). It is for the moment before a start,
-// when no process of the task runs. Nomad opens the directories to everyone again when the agent restarts (client/allocdir, Build).
+// guard takes from a task what root opens by name in its directories. It makes them directories in which only root
+// renames and removes what root has put there, and removes what a task, or a user of the host, has put in the place
+// of a file that Nomad opens there as root, by path and through any link: the executor opens its log, a dns block
+// writes a resolv.conf, the container library makes a directory of its own, and the log collector opens its files
+// (drivers/exec/driver.go, drivers/shared/resolvconf, drivers/shared/executor, client/lib/logrotator).
+//
+// It is for the moment before a start, when no process of the task runs. Nomad opens the directories to everyone
+// again when the agent restarts (client/allocdir, Build).
 func guard(cfg *drivers.TaskConfig) error {
 	root, err := os.OpenRoot(cfg.AllocDir)
 	if err != nil {
@@ -30,7 +32,8 @@ func guard(cfg *drivers.TaskConfig) error {
 		name string
 		mode os.FileMode
 	}{
-		{cfg.Name, sticky}, {filepath.Join(cfg.Name, "local"), 0o777}, // whose owner may rename it, whatever it is in
+		{cfg.Name, sticky},
+		{filepath.Join(cfg.Name, "local"), 0o777}, // its owner may rename it, whatever directory it is in
 		{"alloc", sticky}, {"alloc/logs", 0o755}, {"alloc/container", 0o700},
 	} {
 		if err := ownDirectory(root, dir.name, dir.mode); err != nil {
@@ -49,7 +52,7 @@ func guard(cfg *drivers.TaskConfig) error {
 	return nil
 }
 
-// ownDirectory makes sure of a directory of root's with that mode.
+// ownDirectory makes the name a directory of root's with that mode.
 func ownDirectory(root *os.Root, name string, mode os.FileMode) error {
 	info, err := root.Lstat(name)
 	if err == nil && !info.IsDir() {
@@ -61,7 +64,7 @@ func ownDirectory(root *os.Root, name string, mode os.FileMode) error {
 	if err := root.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	dir, info, err := openName(root, name)
+	dir, info, err := inode.OpenName(root, name)
 	if err != nil {
 		return err
 	}
@@ -75,7 +78,7 @@ func ownDirectory(root *os.Root, name string, mode os.FileMode) error {
 	return os.Chmod(inode.Path(dir), mode)
 }
 
-// ownFile makes sure of a regular file of root's that has no other name.
+// ownFile makes the name a regular file of root's that has no other name.
 func ownFile(root *os.Root, name string) error {
 	info, err := root.Lstat(name)
 	if err == nil && isOwn(info) {
@@ -94,38 +97,8 @@ func ownFile(root *os.Root, name string) error {
 	return file.Close()
 }
 
+// isOwn reports whether it is a regular file of this process's user that has no other name.
 func isOwn(info fs.FileInfo) bool {
 	stat := info.Sys().(*syscall.Stat_t)
 	return info.Mode().IsRegular() && stat.Nlink == 1 && int(stat.Uid) == os.Geteuid()
-}
-
-// openName opens a name below root for that alone (O_PATH in open(2)): nothing is done to what has it, not even to a link.
-func openName(root *os.Root, name string) (*os.File, fs.FileInfo, error) {
-	file, err := root.OpenFile(name, unix.O_PATH, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	info, err := file.Stat()
-	if err != nil {
-		file.Close()
-		return nil, nil, err
-	}
-	return file, info, nil
-}
-
-// bindAt mounts what is open, which can be open for its name alone, at a place that does not exist yet.
-func bindAt(file *os.File, at string) error {
-	info, err := file.Stat()
-	if err != nil {
-		return err
-	}
-	if info.IsDir() {
-		err = os.Mkdir(at, 0o700)
-	} else {
-		err = os.WriteFile(at, nil, 0o600)
-	}
-	if err != nil {
-		return err
-	}
-	return os.NewSyscallError("mount", unix.Mount(inode.Path(file), at, "", unix.MS_BIND|unix.MS_REC, ""))
 }
