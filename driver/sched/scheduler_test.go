@@ -49,7 +49,8 @@ func TestSchedulerWithRandomWakesAndEnds(t *testing.T) {
 			var busy atomic.Int32
 			var probes []*probe
 			for range 12 {
-				p := &probe{t: t, busy: &busy, takes: time.Duration(rnd.IntN(3)) * time.Second, repeat: time.Duration(rnd.IntN(3)) * 20 * time.Second}
+				p := &probe{t: t, busy: &busy, takes: time.Duration(rnd.IntN(3)) * time.Second,
+					repeat: time.Duration(rnd.IntN(3)) * 20 * time.Second}
 				p.Chore = s.Add(p.step)
 				probes = append(probes, p)
 			}

@@ -50,21 +50,33 @@ func TestFail(t *testing.T) {
 		text      string
 	}{
 		"refused connection": {sent(dial), ErrUnavailable, true, false, `read x: Vault unavailable: dial 10.0.0.1:8200: connection refused; address in the plugin's vault "main" block is http://10.0.0.1:8200`},
-		"broken connection":  {sent(reset), ErrUnavailable, true, true, "read 10.0.0.1:8200: connection reset by peer; address in the plugin's vault \"main\" block is http://10.0.0.1:8200: does the server speak https?"},
-		"cut answer":         {errors.New("unexpected EOF"), ErrUnavailable, true, true, "unexpected EOF"},
-		"silence":            {sent(context.DeadlineExceeded), ErrUnavailable, true, true, "no answer in time"},
-		"unknown authority":  {sent(x509.UnknownAuthorityError{}), ErrUnavailable, false, false, "set ca_file or ca_path"},
-		"wrong name":         {sent(x509.HostnameError{Certificate: &x509.Certificate{}, Host: "x"}), ErrUnavailable, false, false, "set tls_server_name"},
-		"old certificate":    {sent(x509.CertificateInvalidError{Reason: x509.Expired}), ErrUnavailable, false, false, "renew the certificate"},
-		"https to http":      {sent(tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"}), ErrUnavailable, false, false, "the server speaks http"},
-		"http to https":      {answer(400, "Client sent an HTTP request to an HTTPS server."), ErrUnavailable, false, false, "says http, the server speaks https"},
-		"sealed":             {answer(503, "Vault is sealed"), ErrUnavailable, true, false, "read x: Vault unavailable: Vault is sealed (503)"},
-		"gateway":            {answer(502, "<html>\n<b>bad gateway</b>\n"), ErrUnavailable, true, true, "<html>; <b>bad gateway</b> (502)"},
-		"denied":             {answer(403, "1 error occurred:\n\t* permission denied\n\n"), ErrDenied, false, false, "read x: denied by Vault: permission denied (403)"},
-		"invalid token":      {answer(403, "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"), ErrDenied, false, false, "permission denied; invalid token (403)"},
-		"past its maximum":   {answer(500, "past the max TTL, cannot renew"), ErrInvalid, false, false, "past the max TTL"},
-		"nothing said":       {answer(400), ErrInvalid, false, false, "Bad Request (400)"},
-		"a page that shows the request": {answer(500, "X-Vault-Token: hvs.CAESIJhunter2hunter2 Authorization: eyJhbGciOiJF.eyJzdWIiOiJodW50ZXIyIn0.hunter2 "+strings.Repeat("x", 1000)),
+		"broken connection": {sent(reset), ErrUnavailable, true, true,
+			"read 10.0.0.1:8200: connection reset by peer; address in the plugin's vault \"main\" block is " +
+				"http://10.0.0.1:8200: does the server speak https?"},
+		"cut answer":        {errors.New("unexpected EOF"), ErrUnavailable, true, true, "unexpected EOF"},
+		"silence":           {sent(context.DeadlineExceeded), ErrUnavailable, true, true, "no answer in time"},
+		"unknown authority": {sent(x509.UnknownAuthorityError{}), ErrUnavailable, false, false, "set ca_file or ca_path"},
+		"wrong name": {sent(x509.HostnameError{Certificate: &x509.Certificate{}, Host: "x"}), ErrUnavailable, false,
+			false, "set tls_server_name"},
+		"old certificate": {sent(x509.CertificateInvalidError{Reason: x509.Expired}), ErrUnavailable, false, false,
+			"renew the certificate"},
+		"https to http": {sent(tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"}),
+			ErrUnavailable, false, false, "the server speaks http"},
+		"http to https": {answer(400, "Client sent an HTTP request to an HTTPS server."), ErrUnavailable, false, false,
+			"says http, the server speaks https"},
+		"sealed": {answer(503, "Vault is sealed"), ErrUnavailable, true, false,
+			"read x: Vault unavailable: Vault is sealed (503)"},
+		"gateway": {answer(502, "<html>\n<b>bad gateway</b>\n"), ErrUnavailable, true, true,
+			"<html>; <b>bad gateway</b> (502)"},
+		"denied": {answer(403, "1 error occurred:\n\t* permission denied\n\n"), ErrDenied, false, false,
+			"read x: denied by Vault: permission denied (403)"},
+		"invalid token": {answer(403, "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"), ErrDenied,
+			false, false, "permission denied; invalid token (403)"},
+		"past its maximum": {answer(500, "past the max TTL, cannot renew"), ErrInvalid, false, false, "past the max TTL"},
+		"nothing said":     {answer(400), ErrInvalid, false, false, "Bad Request (400)"},
+		"a page that shows the request": {answer(500,
+			"X-Vault-Token: hvs.CAESIJhunter2hunter2 Authorization: eyJhbGciOiJF.eyJzdWIiOiJodW50ZXIyIn0.hunter2 "+
+				strings.Repeat("x", 1000)),
 			ErrUnavailable, true, false, "X-Vault-Token: [redacted] Authorization: [redacted] xxx"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -117,7 +129,8 @@ func TestExplainLogin(t *testing.T) {
 // That nobody answered is told as such, whatever words the network used.
 func TestExplainLoginLeavesSilenceAlone(t *testing.T) {
 	c := testClient(t, Cluster{Address: "http://10.0.0.1:8200"})
-	err := c.explainLogin(c.fail("log in", &net.OpError{Op: "dial", Addr: &net.TCPAddr{}, Err: errors.New("permission denied")}), "")
+	err := c.explainLogin(c.fail("log in", &net.OpError{Op: "dial", Addr: &net.TCPAddr{},
+		Err: errors.New("permission denied")}), "")
 	must.StrContains(t, err.Error(), "address in the plugin's vault")
 }
 

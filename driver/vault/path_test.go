@@ -11,7 +11,8 @@ import (
 )
 
 func TestPathsThatAreAsked(t *testing.T) {
-	for _, path := range []string{"secret/a", "/secret/a/", " secret/a ", "secret/...", "secret/.a/b..", "secret/100%", "secret/50%25", "secret/a b", "secret/ä/名"} {
+	for _, path := range []string{"secret/a", "/secret/a/", " secret/a ", "secret/...", "secret/.a/b..", "secret/100%",
+		"secret/50%25", "secret/a b", "secret/ä/名"} {
 		must.NoError(t, vault.CheckPath(path), must.Sprint(path))
 	}
 }

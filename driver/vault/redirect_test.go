@@ -35,7 +35,8 @@ func (s standby) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // reach logs in over a node, reads, and revokes its token.
 func reach(t *testing.T, server *vaulttest.Server, address string) error {
-	client, err := vault.NewClient(vault.Cluster{Name: "default", Address: address, AuthPath: "jwt-nomad", TLSSkipVerify: true}, hclog.NewNullLogger())
+	client, err := vault.NewClient(vault.Cluster{Name: "default", Address: address, AuthPath: "jwt-nomad",
+		TLSSkipVerify: true}, hclog.NewNullLogger())
 	must.NoError(t, err)
 	t.Cleanup(client.Close)
 	auth, err := client.Login(t.Context(), "app", "", server.JWT)
@@ -58,14 +59,25 @@ func TestRedirectIsFollowedOnlyWithinTheCluster(t *testing.T) {
 		"to the leader": {redirect: func(u *url.URL, active, _ string) string { return active + u.RequestURI() }},
 		"to another host": {redirect: func(u *url.URL, _, other string) string { return other + u.RequestURI() },
 			says: "it redirects to OTHER, but its leader is ACTIVE"},
-		"to another host, and nobody knows of a leader": {redirect: func(u *url.URL, _, other string) string { return other + u.RequestURI() },
+		"to another host, and nobody knows of a leader": {redirect: func(u *url.URL, _,
+			other string) string {
+			return other + u.RequestURI()
+		},
 			nobody: true, says: "sys/leader has no leader_address"},
-		"to another path of the leader": {redirect: func(_ *url.URL, active, _ string) string { return active + "/v1/cubbyhole/m" },
+		"to another path of the leader": {redirect: func(_ *url.URL, active,
+			_ string) string {
+			return active + "/v1/cubbyhole/m"
+		},
 			says: "it redirects to another path"},
-		"out of Vault's API": {redirect: func(_ *url.URL, active, _ string) string { return active + "/ui/" }, says: "it redirects to another path"},
-		"from https to http": {tls: true, redirect: func(u *url.URL, active, _ string) string { return active + u.RequestURI() },
+		"out of Vault's API": {redirect: func(_ *url.URL, active, _ string) string { return active + "/ui/" },
+			says: "it redirects to another path"},
+		"from https to http": {tls: true, redirect: func(u *url.URL, active,
+			_ string) string {
+			return active + u.RequestURI()
+		},
 			says: "it redirects from https to http"},
-		"to what is not HTTP": {redirect: func(u *url.URL, _, _ string) string { return "ftp://x" + u.RequestURI() }, says: "it redirects from http to ftp"},
+		"to what is not HTTP": {redirect: func(u *url.URL, _, _ string) string { return "ftp://x" + u.RequestURI() },
+			says: "it redirects from http to ftp"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -76,7 +88,10 @@ func TestRedirectIsFollowedOnlyWithinTheCluster(t *testing.T) {
 			var foreign atomic.Int32
 			other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { foreign.Add(1) }))
 			t.Cleanup(other.Close)
-			node := standby{leader: active.URL, redirect: func(u *url.URL) string { return test.redirect(u, active.URL, other.URL) }}
+			node := standby{leader: active.URL, redirect: func(u *url.URL) string {
+				return test.redirect(u, active.URL,
+					other.URL)
+			}}
 			if test.nobody {
 				node.leader = ""
 			}
@@ -127,5 +142,6 @@ func TestAnswerIsBoundedAsItIsUnpacked(t *testing.T) {
 	t.Cleanup(proxy.Close)
 	err := reach(t, server, proxy.URL)
 	must.ErrorIs(t, err, vault.ErrInvalid)
-	must.ErrorContains(t, err, "read secret/data/a: refused: the answer is larger than 16 MiB; split what is there, or ask for less of it")
+	must.ErrorContains(t, err,
+		"read secret/data/a: refused: the answer is larger than 16 MiB; split what is there, or ask for less of it")
 }

@@ -5,7 +5,10 @@ import "strings"
 // Token is a Vault token in a configuration. It prints itself as redacted.
 type Token string
 
-func (Token) String() string   { return "[redacted]" }
+// String keeps the token out of logs and error messages.
+func (Token) String() string { return "[redacted]" }
+
+// GoString is String, for %#v.
 func (Token) GoString() string { return "[redacted]" }
 
 // Valid reports whether it can be a token: it is not empty and has no spaces or control characters.

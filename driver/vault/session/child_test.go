@@ -165,7 +165,8 @@ func TestLeaseInAChildNamespaceWhoseTokenIsGone(t *testing.T) {
 		b.RevokeTokens()
 		err := s.Close(b.Context())
 		must.ErrorIs(b, err, vault.ErrDenied)
-		must.StrContains(b, err.Error(), "revoke lease of frontend/database/creds/app: denied by Vault: the token that could is gone")
+		must.StrContains(b, err.Error(),
+			"revoke lease of frontend/database/creds/app: denied by Vault: the token that could is gone")
 	})
 }
 
@@ -191,7 +192,8 @@ func TestLeaseInAChildNamespaceIsRevokedWhereOthersAreNot(t *testing.T) {
 
 // The default policy grants sys/leases/renew, in the token's own namespace.
 func TestDeniedRenewalNamesTheNamespaceOfTheLease(t *testing.T) {
-	for asked, path := range map[string]string{"frontend/database/creds/app": "frontend/sys/leases/renew", "database/creds/app": "sys/leases/renew"} {
+	for asked, path := range map[string]string{"frontend/database/creds/app": "frontend/sys/leases/renew",
+		"database/creds/app": "sys/leases/renew"} {
 		t.Run(asked, func(t *testing.T) {
 			bubble(t, func(b *bench) {
 				s := b.inChild(vaulttest.Role{TTL: time.Hour, Revoke: true, Deny: []string{path}})

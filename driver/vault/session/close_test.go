@@ -119,7 +119,8 @@ func TestWhatVaultIsMakingAtTheEndIsRevoked(t *testing.T) {
 		"a certificate is being issued": func(b *bench, s *session.Session) {
 			b.Break(vaulttest.Fault{Match: "PUT pki/", Slow: 3 * time.Second})
 			go func() {
-				_, _ = s.Begin(false).Read(b.Context(), vault.Request{Op: vault.Write, Path: "pki/issue/app", Revoke: "pki/revoke-with-key"})
+				_, _ = s.Begin(false).Read(b.Context(), vault.Request{Op: vault.Write, Path: "pki/issue/app",
+					Revoke: "pki/revoke-with-key"})
 			}()
 			time.Sleep(time.Second)
 		},

@@ -102,7 +102,8 @@ func (w *wire) Addr() net.Addr { return &net.TCPAddr{} }
 // wired opens a session over such a network: https speaks HTTP/2, http does not.
 func (b *bench) wired(speaks string) (*wire, *session.Session) {
 	w := &wire{accept: make(chan net.Conn), done: make(chan struct{})}
-	server := &http.Server{Handler: b.Server, ErrorLog: log.New(io.Discard, "", 0), TLSConfig: &tls.Config{Certificates: []tls.Certificate{selfSigned(b.T)}}}
+	server := &http.Server{Handler: b.Server, ErrorLog: log.New(io.Discard, "", 0),
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{selfSigned(b.T)}}}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -161,7 +162,8 @@ func TestConnectionsThatWentDeafAreReplacedInSeconds(t *testing.T) {
 				b.answer(r, polled)
 				r.Commit(0)
 				time.Sleep(10 * time.Second)
-				must.Eq(b, speaks == "https", w.each(func(p *pipe) { p.goDeaf() }) == 1, must.Sprint("one connection is enough for HTTP/2"))
+				must.Eq(b, speaks == "https", w.each(func(p *pipe) { p.goDeaf() }) == 1,
+					must.Sprint("one connection is enough for HTTP/2"))
 				b.Put("secret/a", map[string]any{"k": "2"})
 				time.Sleep(12 * time.Second)
 				must.True(b, changed(s))

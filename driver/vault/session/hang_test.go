@@ -109,7 +109,8 @@ func TestCloseOfAHungClusterDelaysNoOther(t *testing.T) {
 		must.Less(t, time.Second, time.Since(began))
 		must.Len(t, 0, well.Tokens())
 		time.Sleep(29 * time.Second)
-		must.GreaterEq(t, 16*10, hung.Calls("PUT auth/token/revoke-self"), must.Sprint("those that hang make room for others"))
+		must.GreaterEq(t, 16*10, hung.Calls("PUT auth/token/revoke-self"),
+			must.Sprint("those that hang make room for others"))
 	})
 }
 

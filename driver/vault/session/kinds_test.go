@@ -131,7 +131,8 @@ func TestStaticRoleThatIsRotatedBeforeItsTime(t *testing.T) {
 
 // A certificate's end is the only one that Vault tells as a point in time, and the node's clock need not be Vault's.
 func TestCertificateIsReplacedInTimeWhateverTheClocksSay(t *testing.T) {
-	for name, ahead := range map[string]time.Duration{"the same": time.Second, "Vault's is ahead": 10 * time.Minute, "Vault's is behind": -10 * time.Minute} {
+	for name, ahead := range map[string]time.Duration{"the same": time.Second, "Vault's is ahead": 10 * time.Minute,
+		"Vault's is behind": -10 * time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(b *bench) {
 				b.Ahead = ahead
@@ -160,7 +161,8 @@ func TestExpiringSecretIsReplacedAsLongBeforeItsEndAsIsAskedFor(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(b *bench) {
-				cert := vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"ttl": "1h"}, Every: every, Before: max(test.before, 0)}
+				cert := vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"ttl": "1h"}, Every: every,
+					Before: max(test.before, 0)}
 				reqs := []vault.Request{cert}
 				if test.before < 0 {
 					cert.Before = -test.before

@@ -93,7 +93,8 @@ func TestLeaseIsReplacedNearItsEnd(t *testing.T) {
 func TestLeaseInUseIsRenewedUntilTheCommitOfTheNext(t *testing.T) {
 	endless := creds
 	endless.Every = 0
-	lastly := vaulttest.Role{TTL: 8 * time.Hour, Fixed: true, Revoke: true} // replaced after seven hours, and lives for eight
+	// replaced after seven hours, and lives for eight
+	lastly := vaulttest.Role{TTL: 8 * time.Hour, Fixed: true, Revoke: true}
 	for name, test := range map[string]struct {
 		role    vaulttest.Role
 		req     vault.Request
@@ -109,22 +110,25 @@ func TestLeaseInUseIsRenewedUntilTheCommitOfTheNext(t *testing.T) {
 			b.Break(vaulttest.Fault{Match: "GET database/", Status: 400})
 		}},
 		"it is read once": {role: lastly, req: endless, minted: 1},
-		"it could not be renewed for a while": {role: vaulttest.Role{TTL: 24 * time.Hour, Revoke: true}, req: creds, minted: 2, replace: func(b *bench) {
-			mend := b.Break(vaulttest.Fault{Match: "PUT sys/leases/renew", Status: 500})
-			for b.Minted() < 2 {
-				time.Sleep(time.Second)
-			}
-			mend()
-		}},
-		"the plugin dies meanwhile": {role: lastly, req: creds, minted: 2, meddle: func(b *bench, s *session.Session) *session.Session {
-			state := b.save(s)
-			b.crash()
-			return b.adopt(state)
-		}},
-		"an older reading is committed again": {role: lastly, req: creds, minted: 2, meddle: func(b *bench, s *session.Session) *session.Session {
-			b.answer(s.Begin(false), creds) // and given up
-			return s
-		}},
+		"it could not be renewed for a while": {role: vaulttest.Role{TTL: 24 * time.Hour, Revoke: true}, req: creds,
+			minted: 2, replace: func(b *bench) {
+				mend := b.Break(vaulttest.Fault{Match: "PUT sys/leases/renew", Status: 500})
+				for b.Minted() < 2 {
+					time.Sleep(time.Second)
+				}
+				mend()
+			}},
+		"the plugin dies meanwhile": {role: lastly, req: creds, minted: 2,
+			meddle: func(b *bench, s *session.Session) *session.Session {
+				state := b.save(s)
+				b.crash()
+				return b.adopt(state)
+			}},
+		"an older reading is committed again": {role: lastly, req: creds, minted: 2,
+			meddle: func(b *bench, s *session.Session) *session.Session {
+				b.answer(s.Begin(false), creds) // and given up
+				return s
+			}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(b *bench) {
@@ -260,8 +264,9 @@ func TestRenewalsThatRecoverInTimeReplaceNothing(t *testing.T) {
 // A policy without sys/leases/renew is no reason to throw a valid lease away.
 func TestRenewalThatIsRefusedKeepsTheLeaseUntilNearItsEnd(t *testing.T) {
 	for name, role := range map[string]vaulttest.Role{
-		"by the policy":                    {TTL: 24 * time.Hour, Deny: []string{"sys/leases/renew"}},
-		"and the token cannot look itself": {TTL: 24 * time.Hour, Deny: []string{"sys/leases/renew", "auth/token/lookup-self"}, Bare: true},
+		"by the policy": {TTL: 24 * time.Hour, Deny: []string{"sys/leases/renew"}},
+		"and the token cannot look itself": {TTL: 24 * time.Hour,
+			Deny: []string{"sys/leases/renew", "auth/token/lookup-self"}, Bare: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(b *bench) {

@@ -96,7 +96,8 @@ func (m *model) mistakes(state []byte) {
 		must.ErrorContains(m, err, "adopt session")
 		synctest.Wait()
 		client.Close()
-		must.Eq(m, asked, m.Calls("")+m.west.Calls(""), must.Sprint("a saved session was shown to a Vault that is not its own"))
+		must.Eq(m, asked, m.Calls("")+m.west.Calls(""),
+			must.Sprint("a saved session was shown to a Vault that is not its own"))
 	}
 	m.tell("the operator has mended another cluster's address and name")
 }

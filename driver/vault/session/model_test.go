@@ -130,8 +130,10 @@ type trouble struct {
 }
 
 var tokenRoles = []vaulttest.Role{
-	{TTL: time.Hour}, {TTL: time.Hour, Revoke: true}, {TTL: 2 * time.Hour, Revoke: true}, {TTL: time.Hour, MaxTTL: 3 * time.Hour, Revoke: true},
-	{TTL: 20 * time.Minute, Fixed: true}, {TTL: 2 * time.Hour, Fixed: true, Revoke: true}, {TTL: 30 * time.Minute, Batch: true, Revoke: true},
+	{TTL: time.Hour}, {TTL: time.Hour, Revoke: true}, {TTL: 2 * time.Hour, Revoke: true}, {TTL: time.Hour,
+		MaxTTL: 3 * time.Hour, Revoke: true},
+	{TTL: 20 * time.Minute, Fixed: true}, {TTL: 2 * time.Hour, Fixed: true, Revoke: true}, {TTL: 30 * time.Minute,
+		Batch: true, Revoke: true},
 	{TTL: 10 * time.Minute, MaxTTL: 20 * time.Minute, Revoke: true}, {TTL: 2 * time.Hour, Fixed: true, Bare: true},
 }
 
@@ -145,7 +147,8 @@ var credsRoles = []vaulttest.Creds{
 var failures = func() (all []vaulttest.Fault) {
 	engines := []string{"GET database/", "GET secret/", "PUT pki/", "PUT sys/leases/renew"}
 	for _, match := range append(engines, "", "PUT auth/", "GET auth/", "PUT sys/leases/revoke", "GET sys/") {
-		for _, f := range []vaulttest.Fault{{Status: 500}, {Status: 502}, {Status: 503}, {Status: 429}, {Hang: true}, {Reset: true},
+		for _, f := range []vaulttest.Fault{{Status: 500}, {Status: 502}, {Status: 503}, {Status: 429}, {Hang: true},
+			{Reset: true},
 			{Lose: true}, {Slow: 5 * time.Second}, {Slow: 50 * time.Second}, {Slow: 70 * time.Second}, {Body: `{"lease_id": "data`}} {
 			f.Match = match
 			all = append(all, f)
@@ -163,7 +166,8 @@ func one[T any](m *model, all []T) T { return all[m.IntN(len(all))] }
 
 // live is one life.
 func live(b *bench, seed uint64) {
-	m := &model{bench: b, Rand: rand.New(rand.NewPCG(seed, 0)), jitter: rand.New(rand.NewPCG(seed, 1)), users: map[string]string{}}
+	m := &model{bench: b, Rand: rand.New(rand.NewPCG(seed, 0)), jitter: rand.New(rand.NewPCG(seed, 1)),
+		users: map[string]string{}}
 	b.client.Jitter(m.drawn)
 	defer func() {
 		if b.Failed() {
@@ -174,7 +178,8 @@ func live(b *bench, seed uint64) {
 	m.setUp()
 	for range 20 {
 		m.happens()
-		m.pass(one(m, []time.Duration{time.Second, 20 * time.Second, 2 * time.Minute, 10 * time.Minute, 40 * time.Minute, 3 * time.Hour}))
+		m.pass(one(m, []time.Duration{time.Second, 20 * time.Second, 2 * time.Minute, 10 * time.Minute, 40 * time.Minute,
+			3 * time.Hour}))
 	}
 	if m.IntN(3) > 0 {
 		m.recover()
@@ -198,7 +203,8 @@ func (m *model) setUp() {
 	m.edit()
 	m.Static("app", 40*time.Minute)
 	m.reqs = append(m.reqs, read("secret/a"), read("database/static-creds/app"),
-		vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"ttl": "1h"}, Revoke: "pki/revoke-with-key"})
+		vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"ttl": "1h"},
+			Revoke: "pki/revoke-with-key"})
 	for i := range m.reqs {
 		m.reqs[i].Every = 10 * time.Minute
 	}
@@ -212,7 +218,8 @@ func (m *model) setUp() {
 }
 
 func (m *model) options() session.Options {
-	return session.Options{Notify: m.note, Login: session.Login{Role: "app", JWT: func(ctx context.Context) (string, error) {
+	return session.Options{Notify: m.note, Login: session.Login{Role: "app", JWT: func(ctx context.Context) (string,
+		error) {
 		m.asked.Lock()
 		m.logins = append(m.logins, time.Now())
 		jwt := m.jwt
@@ -363,7 +370,8 @@ func (m *model) edit() {
 }
 
 func (m *model) fails(what string, mend func()) {
-	t := trouble{time.Now().Add(one(m, []time.Duration{time.Second, time.Minute, 15 * time.Minute, 2 * time.Hour, 8 * time.Hour})), mend}
+	t := trouble{time.Now().Add(one(m, []time.Duration{time.Second, time.Minute, 15 * time.Minute, 2 * time.Hour,
+		8 * time.Hour})), mend}
 	m.faults = append(m.faults, t)
 	m.tell("until %s: %s", t.until.Format("15:04:05"), what)
 }
@@ -555,7 +563,8 @@ func (m *model) budget() {
 					allowed += perLife
 				}
 			}
-			must.LessEq(m, allowed, n, must.Sprintf("leases of %s issued within the life of one from %s", name, first.Format("02 15:04:05")))
+			must.LessEq(m, allowed, n, must.Sprintf("leases of %s issued within the life of one from %s", name,
+				first.Format("02 15:04:05")))
 		}
 	}
 }
@@ -571,7 +580,8 @@ func (m *model) end() {
 	}
 	m.mend(time.Now().Add(24 * time.Hour))
 	m.tell("close")
-	if err := m.s.Close(context.Background()); err != nil { // of a token that somebody else has ended: nobody can revoke its certificates
+	// of a token that somebody else has ended: nobody can revoke its certificates
+	if err := m.s.Close(context.Background()); err != nil {
 		must.StrContains(m, err.Error(), "the token that could is gone")
 	}
 	must.Len(m, 0, m.Leaked())

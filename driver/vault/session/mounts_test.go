@@ -43,7 +43,8 @@ func TestPathThatLeadsElsewhereIsNotAsked(t *testing.T) {
 					must.StrNotContains(b, err.Error(), "\n")
 					must.StrNotContains(b, err.Error(), "\x1b")
 				}
-				_, err := b.client.Client().As(vault.Auth{Value: "any"}, "", "").Locate(b.Context(), vault.Request{Op: vault.Read, Path: path})
+				_, err := b.client.Client().As(vault.Auth{Value: "any"}, "", "").Locate(b.Context(),
+					vault.Request{Op: vault.Read, Path: path})
 				must.ErrorIs(b, err, vault.ErrInvalid)
 				must.Eq(b, before, b.Calls(""))
 				b.end(s)

@@ -78,7 +78,9 @@ func TestAnswerOfAProxyTellsNothingOfAToken(t *testing.T) {
 				defer cancel()
 				_, err := b.client.Open(ctx, o)
 				must.ErrorIs(b, err, vault.ErrUnavailable)
-				must.ErrorContains(b, err, "look up token: Vault unavailable: the answer tells of no token; is it Vault that answers at http://127.0.0.1:8200")
+				must.ErrorContains(b, err,
+					"look up token: Vault unavailable: the answer tells of no token; "+
+						"is it Vault that answers at http://127.0.0.1:8200")
 				mend()
 				s, err := b.client.Open(b.Context(), o)
 				must.NoError(b, err)

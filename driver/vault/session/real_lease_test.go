@@ -26,7 +26,8 @@ func TestRealVaultLeasesAndTokens(t *testing.T) {
 		Notify: func(n session.Notice) { notices <- n },
 	})
 	must.NoError(t, err)
-	cert := vault.Request{Op: vault.Write, Path: "pki/issue/leased", Data: map[string]any{"common_name": "a.example.com", "ttl": "3s"}, Every: time.Second}
+	cert := vault.Request{Op: vault.Write, Path: "pki/issue/leased",
+		Data: map[string]any{"common_name": "a.example.com", "ttl": "3s"}, Every: time.Second}
 	generation := func() (token, lease string) {
 		r := s.Begin(false)
 		secret, err := r.Read(t.Context(), cert)
@@ -100,10 +101,11 @@ func TestRealVaultTakesAwayWhatIsInUse(t *testing.T) {
 			must.NoError(t, v.root.Sys().Unmount("pki3"))
 			v.pki(t, "pki3")
 		}},
-		"its engine has gone for a while": {pki: "pki4", keeps: true, says: "write pki4/issue/leased: not found in Vault", take: func(t *testing.T, _ string) {
-			must.NoError(t, v.root.Sys().Unmount("pki4"))
-			time.AfterFunc(5*time.Second, func() { v.pki(t, "pki4") })
-		}},
+		"its engine has gone for a while": {pki: "pki4", keeps: true, says: "write pki4/issue/leased: not found in Vault",
+			take: func(t *testing.T, _ string) {
+				must.NoError(t, v.root.Sys().Unmount("pki4"))
+				time.AfterFunc(5*time.Second, func() { v.pki(t, "pki4") })
+			}},
 		"explicit_max_ttl is reached": {role: "explicit"},
 		"its role becomes batch": {role: "batch", take: func(t *testing.T, token string) {
 			v.role(t, "batch", map[string]any{"token_period": "", "token_type": "batch"})

@@ -279,19 +279,29 @@ func TestRealVaultAnswers(t *testing.T) {
 		req  vault.Request
 		want refusal
 	}{
-		"policy missing":              {vault.Request{Op: vault.Read, Path: "secret/other"}, refusal{vault.ErrDenied, false, []string{`role "app" grants the policies [app default]`, `path "secret/data/other" { capabilities = ["read"] }`}}},
-		"policy missing for a list":   {vault.Request{Op: vault.List, Path: "transit/keys"}, refusal{vault.ErrDenied, false, []string{`path "transit/keys" { capabilities = ["list"] }`}}},
-		"policy missing for a write":  {vault.Request{Op: vault.Write, Path: "pki/issue/other"}, refusal{vault.ErrDenied, false, []string{`path "pki/issue/other" { capabilities = ["create", "update"] }`}}},
-		"nothing there":               {vault.Request{Op: vault.Read, Path: "secret/app-none"}, missing("read secret/data/app-none: not found in Vault", "write it first")},
-		"nothing there in KV v1":      {vault.Request{Op: vault.Read, Path: "kv1/none"}, missing("write it first")},
-		"nothing to list":             {vault.Request{Op: vault.List, Path: "kv1/none"}, missing("list kv1/none")},
-		"no such version":             {vault.Request{Op: vault.Read, Path: "secret/app", Query: url.Values{"version": {"9"}}}, missing("there is no version 9")},
-		"deleted":                     {vault.Request{Op: vault.Read, Path: "secret/app-deleted"}, missing("version 1 was deleted at 20", "undelete it")},
-		"destroyed":                   {vault.Request{Op: vault.Read, Path: "secret/data/app-destroyed"}, missing("version 1 is destroyed")},
-		"nothing mounted there":       {vault.Request{Op: vault.Read, Path: "nowhere/app"}, missing("no secrets engine is mounted there")},
-		"nothing mounted for a write": {vault.Request{Op: vault.Write, Path: "nowhere/app"}, missing("no secrets engine answers at that path")},
-		"what a role does not allow":  {vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"common_name": "evil.org"}}, refusal{vault.ErrInvalid, false, []string{"common name evil.org not allowed"}}},
-		"no such key":                 {vault.Request{Op: vault.Write, Path: "transit/decrypt/none", Data: map[string]any{"ciphertext": "hunter2"}}, refusal{vault.ErrInvalid, false, []string{"encryption key not found"}}},
+		"policy missing":             {vault.Request{Op: vault.Read, Path: "secret/other"}, refusal{vault.ErrDenied, false, []string{`role "app" grants the policies [app default]`, `path "secret/data/other" { capabilities = ["read"] }`}}},
+		"policy missing for a list":  {vault.Request{Op: vault.List, Path: "transit/keys"}, refusal{vault.ErrDenied, false, []string{`path "transit/keys" { capabilities = ["list"] }`}}},
+		"policy missing for a write": {vault.Request{Op: vault.Write, Path: "pki/issue/other"}, refusal{vault.ErrDenied, false, []string{`path "pki/issue/other" { capabilities = ["create", "update"] }`}}},
+		"nothing there": {vault.Request{Op: vault.Read, Path: "secret/app-none"},
+			missing("read secret/data/app-none: not found in Vault", "write it first")},
+		"nothing there in KV v1": {vault.Request{Op: vault.Read, Path: "kv1/none"}, missing("write it first")},
+		"nothing to list":        {vault.Request{Op: vault.List, Path: "kv1/none"}, missing("list kv1/none")},
+		"no such version": {vault.Request{Op: vault.Read, Path: "secret/app",
+			Query: url.Values{"version": {"9"}}}, missing("there is no version 9")},
+		"deleted": {vault.Request{Op: vault.Read, Path: "secret/app-deleted"},
+			missing("version 1 was deleted at 20", "undelete it")},
+		"destroyed": {vault.Request{Op: vault.Read, Path: "secret/data/app-destroyed"},
+			missing("version 1 is destroyed")},
+		"nothing mounted there": {vault.Request{Op: vault.Read, Path: "nowhere/app"},
+			missing("no secrets engine is mounted there")},
+		"nothing mounted for a write": {vault.Request{Op: vault.Write, Path: "nowhere/app"},
+			missing("no secrets engine answers at that path")},
+		"what a role does not allow": {vault.Request{Op: vault.Write, Path: "pki/issue/app",
+			Data: map[string]any{"common_name": "evil.org"}},
+			refusal{vault.ErrInvalid, false, []string{"common name evil.org not allowed"}}},
+		"no such key": {vault.Request{Op: vault.Write, Path: "transit/decrypt/none",
+			Data: map[string]any{"ciphertext": "hunter2"}},
+			refusal{vault.ErrInvalid, false, []string{"encryption key not found"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -302,7 +312,8 @@ func TestRealVaultAnswers(t *testing.T) {
 	}
 	for path, query := range map[string]url.Values{"secret/app-none": nil, "kv1/none": nil, "secret/app-deleted": nil,
 		"secret/data/app-destroyed": nil, "secret/app": {"version": {"9"}}} {
-		secret, err := s.Begin(false).Read(t.Context(), vault.Request{Op: vault.Read, Path: path, Query: query, Optional: true})
+		secret, err := s.Begin(false).Read(t.Context(),
+			vault.Request{Op: vault.Read, Path: path, Query: query, Optional: true})
 		must.NoError(t, err, must.Sprint(path))
 		must.True(t, secret.Absent(), must.Sprint(path))
 	}
@@ -315,15 +326,21 @@ func TestRealVaultAnswers(t *testing.T) {
 		kind vault.Kind
 		path string
 	}{
-		"KV v2 by the API's path":     {vault.Request{Op: vault.Read, Path: "/secret/data/app"}, vault.Polled, "secret/data/app"},
+		"KV v2 by the API's path": {vault.Request{Op: vault.Read, Path: "/secret/data/app"}, vault.Polled,
+			"secret/data/app"},
 		"KV v2 by the command's path": {vault.Request{Op: vault.Read, Path: "secret/app"}, vault.Polled, "secret/data/app"},
-		"KV v2 metadata":              {vault.Request{Op: vault.Read, Path: "secret/metadata/app"}, vault.Polled, "secret/metadata/app"},
-		"a list of KV v2":             {vault.Request{Op: vault.List, Path: "secret"}, vault.Polled, "secret/metadata"},
-		"KV v1":                       {vault.Request{Op: vault.Read, Path: "kv1/app"}, vault.Polled, "kv1/app"},
-		"a write to KV v2":            {vault.Request{Op: vault.Write, Path: "secret/app-new", Data: hunter2}, vault.Fixed, "secret/data/app-new"},
-		"a write without an answer":   {vault.Request{Op: vault.Write, Path: "transit/keys/app"}, vault.Fixed, "transit/keys/app"},
-		"a certificate":               {vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"common_name": "a.example.com"}}, vault.Expiring, "pki/issue/app"},
-		"a certificate with a lease":  {vault.Request{Op: vault.Write, Path: "pki/issue/leased", Data: map[string]any{"common_name": "a.example.com"}}, vault.Leased, "pki/issue/leased"},
+		"KV v2 metadata": {vault.Request{Op: vault.Read, Path: "secret/metadata/app"}, vault.Polled,
+			"secret/metadata/app"},
+		"a list of KV v2": {vault.Request{Op: vault.List, Path: "secret"}, vault.Polled, "secret/metadata"},
+		"KV v1":           {vault.Request{Op: vault.Read, Path: "kv1/app"}, vault.Polled, "kv1/app"},
+		"a write to KV v2": {vault.Request{Op: vault.Write, Path: "secret/app-new", Data: hunter2}, vault.Fixed,
+			"secret/data/app-new"},
+		"a write without an answer": {vault.Request{Op: vault.Write, Path: "transit/keys/app"}, vault.Fixed,
+			"transit/keys/app"},
+		"a certificate": {vault.Request{Op: vault.Write, Path: "pki/issue/app",
+			Data: map[string]any{"common_name": "a.example.com"}}, vault.Expiring, "pki/issue/app"},
+		"a certificate with a lease": {vault.Request{Op: vault.Write, Path: "pki/issue/leased",
+			Data: map[string]any{"common_name": "a.example.com"}}, vault.Leased, "pki/issue/leased"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			secret, err := s.Begin(false).Read(t.Context(), test.req)
@@ -343,11 +360,17 @@ func TestRealVaultOutOfReach(t *testing.T) {
 		change func(*vault.Cluster)
 		want   refusal
 	}{
-		"nobody listens":        {func(c *vault.Cluster) { c.Address = "http://" + freePort(t) }, refusal{vault.ErrUnavailable, true, []string{"connection refused", "address in the plugin's vault \"default\" block is http://127.0.0.1:"}}},
-		"no such host":          {func(c *vault.Cluster) { c.Address = "http://vault.invalid:8200" }, refusal{vault.ErrUnavailable, true, []string{"vault.invalid", "block is http://vault.invalid:8200"}}},
-		"authority not trusted": {func(c *vault.Cluster) { c.CAFile = "" }, refusal{vault.ErrUnavailable, false, []string{"unknown authority", "set ca_file or ca_path"}}},
-		"another name":          {func(c *vault.Cluster) { c.TLSServerName = "vault.example" }, refusal{vault.ErrUnavailable, false, []string{"not vault.example", "set tls_server_name"}}},
-		"https to http":         {func(c *vault.Cluster) { c.Address = swap(plain.address, "https") }, refusal{vault.ErrUnavailable, false, []string{"says https, the server speaks http"}}},
+		"nobody listens": {func(c *vault.Cluster) { c.Address = "http://" + freePort(t) },
+			refusal{vault.ErrUnavailable, true, []string{"connection refused",
+				"address in the plugin's vault \"default\" block is http://127.0.0.1:"}}},
+		"no such host": {func(c *vault.Cluster) { c.Address = "http://vault.invalid:8200" },
+			refusal{vault.ErrUnavailable, true, []string{"vault.invalid", "block is http://vault.invalid:8200"}}},
+		"authority not trusted": {func(c *vault.Cluster) { c.CAFile = "" },
+			refusal{vault.ErrUnavailable, false, []string{"unknown authority", "set ca_file or ca_path"}}},
+		"another name": {func(c *vault.Cluster) { c.TLSServerName = "vault.example" },
+			refusal{vault.ErrUnavailable, false, []string{"not vault.example", "set tls_server_name"}}},
+		"https to http": {func(c *vault.Cluster) { c.Address = swap(plain.address, "https") },
+			refusal{vault.ErrUnavailable, false, []string{"says https, the server speaks http"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := secure.client(t, func(c *vault.Cluster) {
@@ -360,19 +383,22 @@ func TestRealVaultOutOfReach(t *testing.T) {
 	}
 	t.Run("http to https", func(t *testing.T) {
 		client := secure.client(t, func(c *vault.Cluster) { c.Address = swap(secure.address, "http") })
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // the server breaks the connection before its answer is read
+		// the server breaks the connection before its answer is read
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		identity := func(context.Context) (string, error) { return secure.jwt(t, nil), nil }
 		_, err := client.Open(ctx, session.Options{Login: session.Login{Role: "app", JWT: identity}})
 		must.StrContains(t, err.Error(), "https")
 	})
 	t.Run("in reach", func(t *testing.T) {
-		_, err := secure.open(t, secure.client(t, func(c *vault.Cluster) { c.CAFile = secure.ca() }), "app", secure.jwt(t, nil))
+		_, err := secure.open(t, secure.client(t, func(c *vault.Cluster) { c.CAFile = secure.ca() }), "app",
+			secure.jwt(t, nil))
 		must.NoError(t, err)
 	})
 	t.Run("sealed", func(t *testing.T) {
 		must.NoError(t, secure.root.Sys().Seal())
-		_, err := secure.open(t, secure.client(t, func(c *vault.Cluster) { c.CAFile = secure.ca() }), "app", secure.jwt(t, nil))
+		_, err := secure.open(t, secure.client(t, func(c *vault.Cluster) { c.CAFile = secure.ca() }), "app",
+			secure.jwt(t, nil))
 		refusal{vault.ErrUnavailable, true, []string{"Vault is sealed"}}.check(t, err)
 	})
 }
@@ -406,11 +432,16 @@ func TestRealVaultThatWantsACertificate(t *testing.T) {
 	}{
 		"as it should be":            {func(*vault.Cluster) {}, nil},
 		"authorities in a directory": {func(c *vault.Cluster) { c.CAFile, c.CAPath = "", authorities }, nil},
-		"any certificate of Vault":   {func(c *vault.Cluster) { c.CAFile, c.TLSServerName, c.TLSSkipVerify = "", "", true }, nil},
-		"a certificate of a stranger": {func(c *vault.Cluster) { c.CertFile, c.KeyFile = file("stranger.pem"), file("stranger.key") }, untrusted("unknown certificate authority",
+		"any certificate of Vault": {func(c *vault.Cluster) { c.CAFile, c.TLSServerName, c.TLSSkipVerify = "", "", true },
+			nil},
+		"a certificate of a stranger": {func(c *vault.Cluster) {
+			c.CertFile, c.KeyFile = file("stranger.pem"),
+				file("stranger.key")
+		}, untrusted("unknown certificate authority",
 			`set cert_file and key_file in the plugin's vault "default" block to a certificate that https://`+address+" accepts")},
-		"the name of the address":      {func(c *vault.Cluster) { c.TLSServerName = "" }, untrusted("set tls_server_name")},
-		"another authority":            {func(c *vault.Cluster) { c.CAFile = file("other.pem") }, untrusted("set ca_file or ca_path")},
+		"the name of the address": {func(c *vault.Cluster) { c.TLSServerName = "" }, untrusted("set tls_server_name")},
+		"another authority": {func(c *vault.Cluster) { c.CAFile = file("other.pem") },
+			untrusted("set ca_file or ca_path")},
 		"the authorities of this host": {func(c *vault.Cluster) { c.CAFile = "" }, untrusted("set ca_file or ca_path")},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -451,15 +482,18 @@ type authority struct {
 }
 
 func newAuthority(t *testing.T, dir, name string) *authority {
-	a := &authority{dir: dir, cert: &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IsCA: true,
-		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}}
+	a := &authority{dir: dir, cert: &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
+		IsCA:                  true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}}
 	a.key = a.write(t, name, a.cert)
 	return a
 }
 
 // sign makes a certificate of a server of that DNS name, or where it is empty of a client.
 func (a *authority) sign(t *testing.T, name, host string) {
-	cert := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter,
+	cert := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name},
+		NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 	if host != "" {
 		cert.DNSNames, cert.ExtKeyUsage = []string{host}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
@@ -475,7 +509,8 @@ func (a *authority) write(t *testing.T, name string, cert *x509.Certificate) *ec
 	must.NoError(t, err)
 	private, err := x509.MarshalPKCS8PrivateKey(key)
 	must.NoError(t, err)
-	for file, block := range map[string]*pem.Block{"pem": {Type: "CERTIFICATE", Bytes: der}, "key": {Type: "PRIVATE KEY", Bytes: private}} {
+	for file, block := range map[string]*pem.Block{"pem": {Type: "CERTIFICATE", Bytes: der},
+		"key": {Type: "PRIVATE KEY", Bytes: private}} {
 		must.NoError(t, os.WriteFile(filepath.Join(a.dir, name+"."+file), pem.EncodeToMemory(block), 0o600))
 	}
 	return key

@@ -81,7 +81,8 @@ func TestAdoptionDoesNotRevokeTheLastKnownGood(t *testing.T) {
 
 // Certificates without a lease outlive their token unless somebody revokes them.
 func TestCertificatesAreRevokedWhereThatIsAskedFor(t *testing.T) {
-	revoking := vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"ttl": "1h"}, Every: every, Revoke: "pki/revoke-with-key"}
+	revoking := vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"ttl": "1h"}, Every: every,
+		Revoke: "pki/revoke-with-key"}
 	plain := revoking
 	plain.Revoke = ""
 	for name, test := range map[string]struct {
@@ -92,18 +93,24 @@ func TestCertificatesAreRevokedWhereThatIsAskedFor(t *testing.T) {
 		live  int                                             // then
 		left  int                                             // at the end
 	}{
-		"at once":                      {reqs: []vault.Request{revoking}, in: time.Second, live: 1},
-		"after a grace":                {reqs: []vault.Request{revoking}, grace: time.Minute, in: 50 * time.Second, live: 2},
-		"not before it":                {reqs: []vault.Request{revoking}, grace: time.Minute, in: 61 * time.Second, live: 1},
-		"by the second who asks":       {reqs: []vault.Request{plain, revoking}, in: time.Second, live: 1},
-		"nobody asks for it":           {reqs: []vault.Request{plain}, in: time.Second, live: 2, left: 2},
-		"what is given up is left":     {reqs: []vault.Request{revoking}, grace: -1, in: time.Second, live: 2, left: 1},
-		"Vault is away for a while":    {reqs: []vault.Request{revoking}, grace: time.Second, then: (*bench).away, in: 3 * time.Minute, live: 1},
-		"the token is lost meanwhile":  {reqs: []vault.Request{revoking}, grace: time.Second, then: (*bench).bereft, in: 2 * time.Minute, live: 1},
-		"the plugin dies meanwhile":    {reqs: []vault.Request{revoking}, grace: time.Minute, then: (*bench).reborn, in: 61 * time.Second, live: 1},
-		"and is revoked in the end":    {reqs: []vault.Request{revoking}, grace: time.Hour, then: (*bench).reborn, in: 2 * time.Second, live: 2},
-		"nobody wants one any more":    {reqs: []vault.Request{revoking}, then: (*bench).loseInterest, in: time.Second, live: 0},
-		"the policies do not grant it": {reqs: []vault.Request{revoking}, then: (*bench).forbidden, in: 2 * time.Minute, live: 2, left: 2},
+		"at once":                  {reqs: []vault.Request{revoking}, in: time.Second, live: 1},
+		"after a grace":            {reqs: []vault.Request{revoking}, grace: time.Minute, in: 50 * time.Second, live: 2},
+		"not before it":            {reqs: []vault.Request{revoking}, grace: time.Minute, in: 61 * time.Second, live: 1},
+		"by the second who asks":   {reqs: []vault.Request{plain, revoking}, in: time.Second, live: 1},
+		"nobody asks for it":       {reqs: []vault.Request{plain}, in: time.Second, live: 2, left: 2},
+		"what is given up is left": {reqs: []vault.Request{revoking}, grace: -1, in: time.Second, live: 2, left: 1},
+		"Vault is away for a while": {reqs: []vault.Request{revoking}, grace: time.Second, then: (*bench).away,
+			in: 3 * time.Minute, live: 1},
+		"the token is lost meanwhile": {reqs: []vault.Request{revoking}, grace: time.Second, then: (*bench).bereft,
+			in: 2 * time.Minute, live: 1},
+		"the plugin dies meanwhile": {reqs: []vault.Request{revoking}, grace: time.Minute, then: (*bench).reborn,
+			in: 61 * time.Second, live: 1},
+		"and is revoked in the end": {reqs: []vault.Request{revoking}, grace: time.Hour, then: (*bench).reborn,
+			in: 2 * time.Second, live: 2},
+		"nobody wants one any more": {reqs: []vault.Request{revoking}, then: (*bench).loseInterest, in: time.Second,
+			live: 0},
+		"the policies do not grant it": {reqs: []vault.Request{revoking}, then: (*bench).forbidden, in: 2 * time.Minute,
+			live: 2, left: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(b *bench) {
@@ -168,7 +175,8 @@ func (b *bench) forbidden(s *session.Session) *session.Session {
 // A plugin that dies before a certificate was ever shown leaves it to the next one.
 func TestCertificateOfAGenerationThatNeverCameIsRevoked(t *testing.T) {
 	bubble(t, func(b *bench) {
-		cert := vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"ttl": "1h"}, Every: every, Revoke: "pki/revoke-with-key"}
+		cert := vault.Request{Op: vault.Write, Path: "pki/issue/app", Data: map[string]any{"ttl": "1h"}, Every: every,
+			Revoke: "pki/revoke-with-key"}
 		s := b.open()
 		b.generation(s, 0, cert)
 		for range 2 { // the second is held for a reading that never commits
@@ -222,7 +230,8 @@ func TestRealVaultRevokesCertificates(t *testing.T) {
 	t.Parallel()
 	v := realVault(t, false)
 	v.setUp(t)
-	v.write(t, "pki/roles/forgets", map[string]any{"allow_any_name": true, "max_ttl": "1h", "key_type": "ec", "no_store": true})
+	v.write(t, "pki/roles/forgets", map[string]any{"allow_any_name": true, "max_ttl": "1h", "key_type": "ec",
+		"no_store": true})
 	must.NoError(t, v.root.Sys().PutPolicy("certificates", `
 		path "pki/issue/*"         { capabilities = ["update"] }
 		path "pki/sign/*"          { capabilities = ["update"] }
@@ -231,7 +240,8 @@ func TestRealVaultRevokesCertificates(t *testing.T) {
 	v.role(t, "certificates", map[string]any{"token_policies": "certificates"})
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must.NoError(t, err)
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "a.example.com"}}, key)
+	der, err := x509.CreateCertificateRequest(rand.Reader,
+		&x509.CertificateRequest{Subject: pkix.Name{CommonName: "a.example.com"}}, key)
 	must.NoError(t, err)
 	csr := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 	for name, test := range map[string]struct{ path, revoke string }{
@@ -250,7 +260,8 @@ func TestRealVaultRevokesCertificates(t *testing.T) {
 			must.SliceNotContains(t, v.revoked(t), serial)
 			must.NoError(t, s.Close(t.Context()))
 			must.SliceContains(t, v.revoked(t), serial)
-			_, err = v.root.Logical().Write(test.revoke, map[string]any{"certificate": secret.Data["certificate"], "private_key": secret.Data["private_key"]})
+			_, err = v.root.Logical().Write(test.revoke, map[string]any{"certificate": secret.Data["certificate"],
+				"private_key": secret.Data["private_key"]})
 			must.NoError(t, err, must.Sprint("an answer that got lost can be asked for again"))
 		})
 	}

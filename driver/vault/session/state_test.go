@@ -39,7 +39,8 @@ func (b *bench) adopt(state []byte) *session.Session {
 
 func TestAdoptionGoesOnWhereTheOtherProcessStopped(t *testing.T) {
 	bubble(t, func(b *bench) {
-		b.Put("secret/a", map[string]any{"k": "v", "number": 1234567890123456789, "float": 1.5, "list": []any{1, "x", nil}, "empty": map[string]any{}})
+		b.Put("secret/a", map[string]any{"k": "v", "number": 1234567890123456789, "float": 1.5, "list": []any{1, "x", nil},
+			"empty": map[string]any{}})
 		reqs := []vault.Request{read("secret/a"), creds}
 		s := b.open()
 		before := b.generation(s, 0, reqs...)
@@ -76,13 +77,16 @@ func TestAdoptionFindsOutWhatDiedMeanwhile(t *testing.T) {
 		logins int
 		minted int
 	}{
-		"nothing":                             {vaulttest.Role{TTL: time.Hour}, func(*bench) {}, 1, 1},
-		"the lease":                           {vaulttest.Role{TTL: time.Hour}, (*bench).RevokeLeases, 1, 2},
-		"the token":                           {vaulttest.Role{TTL: time.Hour}, (*bench).RevokeTokens, 2, 2},
-		"a token that cannot be renewed":      {vaulttest.Role{TTL: 24 * time.Hour, Fixed: true}, (*bench).RevokeTokens, 2, 2},
-		"a batch token":                       {vaulttest.Role{TTL: 24 * time.Hour, Batch: true, Revoke: true}, (*bench).RevokeTokens, 2, 2},
-		"a token that could not be renewed":   {vaulttest.Role{TTL: 24 * time.Hour, Fixed: true}, func(*bench) {}, 1, 1},
-		"all, by a plugin that was long away": {vaulttest.Role{TTL: time.Hour}, func(*bench) { time.Sleep(48 * time.Hour) }, 2, 2},
+		"nothing":   {vaulttest.Role{TTL: time.Hour}, func(*bench) {}, 1, 1},
+		"the lease": {vaulttest.Role{TTL: time.Hour}, (*bench).RevokeLeases, 1, 2},
+		"the token": {vaulttest.Role{TTL: time.Hour}, (*bench).RevokeTokens, 2, 2},
+		"a token that cannot be renewed": {vaulttest.Role{TTL: 24 * time.Hour, Fixed: true}, (*bench).RevokeTokens, 2,
+			2},
+		"a batch token": {vaulttest.Role{TTL: 24 * time.Hour, Batch: true, Revoke: true},
+			(*bench).RevokeTokens, 2, 2},
+		"a token that could not be renewed": {vaulttest.Role{TTL: 24 * time.Hour, Fixed: true}, func(*bench) {}, 1, 1},
+		"all, by a plugin that was long away": {vaulttest.Role{TTL: time.Hour}, func(*bench) { time.Sleep(48 * time.Hour) },
+			2, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(b *bench) {
@@ -230,11 +234,12 @@ func TestAdoptionRefusesWhatIsNotItsOwn(t *testing.T) {
 		options func(*session.Options)
 		says    string
 	}{
-		"another role":       {options: func(o *session.Options) { o.Login.Role = "other" }, says: `it belongs to role "app"`},
-		"another namespace":  {options: func(o *session.Options) { o.Login.Namespace = "team" }, says: "it belongs to role"},
-		"another cluster":    {spoil: func(s string) string { return strings.Replace(s, `"cluster":"default"`, `"cluster":"x"`, 1) }, says: `vault "x"`},
-		"nothing":            {spoil: func(string) string { return "" }, says: "decode saved session: EOF"},
-		"half of it":         {spoil: func(s string) string { return s[:len(s)/2] }, says: "decode saved session: unexpected EOF"},
+		"another role":      {options: func(o *session.Options) { o.Login.Role = "other" }, says: `it belongs to role "app"`},
+		"another namespace": {options: func(o *session.Options) { o.Login.Namespace = "team" }, says: "it belongs to role"},
+		"another cluster":   {spoil: func(s string) string { return strings.Replace(s, `"cluster":"default"`, `"cluster":"x"`, 1) }, says: `vault "x"`},
+		"nothing":           {spoil: func(string) string { return "" }, says: "decode saved session: EOF"},
+		"half of it": {spoil: func(s string) string { return s[:len(s)/2] },
+			says: "decode saved session: unexpected EOF"},
 		"two of them":        {spoil: func(s string) string { return s + s }, says: "something follows it"},
 		"no token":           {spoil: func(string) string { return `{"cluster":"default","role":"app"}` }, says: "it lacks a token"},
 		"an empty old token": {spoil: func(s string) string { return strings.Replace(s, `"used":1`, `"used":1,"retired":[null]`, 1) }, says: "it lacks a token"},
@@ -276,7 +281,8 @@ func TestNoSecretInLogsNoticesAndErrors(t *testing.T) {
 		b.Cleanup(client.Close)
 		s := b.open()
 		b.generation(s, 0, creds, read("secret/a"))
-		for _, f := range []vaulttest.Fault{{Status: 500}, {Status: 403}, {Status: 400}, {Status: 404}, {Lose: true}, {Reset: true},
+		for _, f := range []vaulttest.Fault{{Status: 500}, {Status: 403}, {Status: 400}, {Status: 404}, {Lose: true},
+			{Reset: true},
 			{Body: "hvs.hunter2-1 hunter2"}, {Body: `{"lease_duration": "hunter2"}`}} {
 			mend := b.Break(f)
 			_, err := s.Begin(false).Read(b.short(), read("secret/b"))
@@ -310,14 +316,18 @@ func FuzzAdopt(f *testing.F) {
 	f.Add(savedState(f))
 	f.Add([]byte(`{"cluster":"default","token":{"value":"x","n":-1},"items":[{"request":{"every":-5},"secret":{"kind":"leased","lease":{"id":"x","ttl":-1}},"lease":{"ends":"2020-01-01T00:00:00Z","renewable":true,"jitter":1e300}}]}`))
 	f.Add([]byte(`{"cluster":"default","token":{"value":"x"},"spent":[{"after":"2020-01-01T00:00:00Z"},{"token":{},"after":"2020-01-01T00:00:00Z"}],"retired":[{"value":"y"}]}`))
-	cluster := vault.Cluster{Name: "default", Address: "http://127.0.0.1:8200", Dial: func(context.Context, string, string) (net.Conn, error) {
-		return nil, errors.New("no network")
-	}}
+	cluster := vault.Cluster{Name: "default", Address: "http://127.0.0.1:8200",
+		Dial: func(context.Context, string, string) (net.Conn, error) {
+			return nil, errors.New("no network")
+		}}
 	client, err := session.NewCluster(cluster, hclog.NewNullLogger())
 	must.NoError(f, err)
 	f.Cleanup(client.Close)
 	f.Fuzz(func(t *testing.T, state []byte) {
-		s, err := client.Adopt(state, session.Options{Login: session.Login{JWT: func(context.Context) (string, error) { return "jwt", nil }}})
+		s, err := client.Adopt(state, session.Options{Login: session.Login{JWT: func(context.Context) (string,
+			error) {
+			return "jwt", nil
+		}}})
 		if err != nil {
 			return
 		}
@@ -347,7 +357,8 @@ func savedState(f *testing.F) (state []byte) {
 	s, err := client.Open(f.Context(), session.Options{Login: loginAt(server, "")})
 	must.NoError(f, err)
 	r := s.Begin(false)
-	for _, req := range []vault.Request{creds, read("secret/a"), read("database/static-creds/app"), {Op: vault.Write, Path: "pki/issue/app", Every: every}} {
+	for _, req := range []vault.Request{creds, read("secret/a"), read("database/static-creds/app"),
+		{Op: vault.Write, Path: "pki/issue/app", Every: every}} {
 		_, err := r.Read(f.Context(), req)
 		must.NoError(f, err)
 	}

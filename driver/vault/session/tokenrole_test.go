@@ -60,7 +60,8 @@ func (m *minting) reach(change func(*vault.Cluster)) {
 }
 
 func (m *minting) options() session.Options {
-	return session.Options{Login: session.Login{Token: vault.TokenRequest{Policies: []string{"api"}, DisplayName: "a-task"}}, Notify: m.note}
+	return session.Options{Login: session.Login{Token: vault.TokenRequest{Policies: []string{"api"},
+		DisplayName: "a-task"}}, Notify: m.note}
 }
 
 func (m *minting) open() *session.Session {
@@ -229,15 +230,18 @@ func TestTokenFileThatIsNoSafePlace(t *testing.T) {
 		make func(name string) error
 		says string
 	}{
-		"missing":           {func(string) error { return nil }, "no such file"},
-		"empty":             {func(name string) error { return os.WriteFile(name, []byte("\n"), 0o600) }, "holds no token"},
-		"for others":        {func(name string) error { return os.WriteFile(name, []byte("hvs.x"), 0o644) }, "has mode 0644, which lets others in: chmod it to 0600"},
-		"of another user":   {func(name string) error { return chowned(name) }, "belongs to user 65534"},
-		"a link":            {func(name string) error { return os.Symlink("/etc/hostname", name) }, "symbolic link"},
-		"a pipe":            {func(name string) error { return syscall.Mkfifo(name, 0o600) }, "not a regular file"},
-		"a folder":          {func(name string) error { return os.Mkdir(name, 0o700) }, "not a regular file"},
-		"of two words":      {func(name string) error { return os.WriteFile(name, []byte("hvs.a hvs.b"), 0o600) }, "holds no token"},
-		"a binary":          {func(name string) error { return os.WriteFile(name, []byte("hvs.\x00"), 0o600) }, "holds no token"},
+		"missing": {func(string) error { return nil }, "no such file"},
+		"empty":   {func(name string) error { return os.WriteFile(name, []byte("\n"), 0o600) }, "holds no token"},
+		"for others": {func(name string) error { return os.WriteFile(name, []byte("hvs.x"), 0o644) },
+			"has mode 0644, which lets others in: chmod it to 0600"},
+		"of another user": {func(name string) error { return chowned(name) }, "belongs to user 65534"},
+		"a link":          {func(name string) error { return os.Symlink("/etc/hostname", name) }, "symbolic link"},
+		"a pipe":          {func(name string) error { return syscall.Mkfifo(name, 0o600) }, "not a regular file"},
+		"a folder":        {func(name string) error { return os.Mkdir(name, 0o700) }, "not a regular file"},
+		"of two words": {func(name string) error { return os.WriteFile(name, []byte("hvs.a hvs.b"), 0o600) },
+			"holds no token"},
+		"a binary": {func(name string) error { return os.WriteFile(name, []byte("hvs.\x00"), 0o600) },
+			"holds no token"},
 		"readable by group": {nil, ""},
 	} {
 		t.Run(sentence, func(t *testing.T) {
@@ -291,7 +295,10 @@ func TestTokenRoleThatDoesNotWork(t *testing.T) {
 				m.SetTokenRole("nomad", vaulttest.TokenRole{Period: time.Hour, ExplicitMax: 24 * time.Hour})
 			}, nil, vault.ErrInvalid, "token_explicit_max_ttl is set"},
 		"not renewable": {
-			func(m *minting) { m.SetTokenRole("nomad", vaulttest.TokenRole{Period: time.Hour, Fixed: true}) }, nil, vault.ErrInvalid, "renewable is false"},
+			func(m *minting) {
+				m.SetTokenRole("nomad", vaulttest.TokenRole{Period: time.Hour,
+					Fixed: true})
+			}, nil, vault.ErrInvalid, "renewable is false"},
 		"a token that Vault does not know": {
 			func(m *minting) { m.RevokeToken(m.own) }, func(m *minting) { m.put(m.MakeOwn(ownPeriod)) }, vault.ErrDenied,
 			`look up the cluster's own token: denied by Vault: permission denied; invalid token (403); put a token that is valid into token_file`},
@@ -307,7 +314,8 @@ func TestTokenRoleThatDoesNotWork(t *testing.T) {
 					mint(t, func(m *minting) {
 						time.Sleep(looked)
 						c.breaks(m)
-						if looked > 0 && sentence != "a token that Vault does not know" && sentence != "a policy that the role does not allow" {
+						if looked > 0 && sentence != "a token that Vault does not know" &&
+							sentence != "a policy that the role does not allow" {
 							time.Sleep(vaultLook) // a role is looked at now and then
 						}
 						began := time.Now()
@@ -399,6 +407,7 @@ func TestOwnTokenThatAProxyTellsNothingOf(t *testing.T) {
 		m.reach(nil)
 		m.client.Serve(func() {})
 		time.Sleep(time.Minute)
-		must.StrContains(m, m.client.Status(), "look up the cluster's own token: Vault unavailable: the answer tells of no token")
+		must.StrContains(m, m.client.Status(),
+			"look up the cluster's own token: Vault unavailable: the answer tells of no token")
 	})
 }
