@@ -64,7 +64,8 @@ var behaviours = map[string]func(t *testing.T, d string, h *testutils.DriverHarn
 		must.Eq(t, 5, (<-result).ExitCode)
 	},
 	"a task that does not listen is killed after its time": func(t *testing.T, d string, h *testutils.DriverHarness) {
-		cfg := drivertest.StartReady(t, h, drivertest.Shell(t, h, d, `trap '' TERM INT; : > $NOMAD_TASK_DIR/ready; while :; do sleep 0.05; done`))
+		cfg := drivertest.StartReady(t, h, drivertest.Shell(t, h, d,
+			`trap '' TERM INT; : > $NOMAD_TASK_DIR/ready; while :; do sleep 0.05; done`))
 		result := drivertest.Result(t, h, cfg)
 		began := time.Now()
 		must.NoError(t, h.StopTask(cfg.ID, time.Second, "SIGTERM"))
@@ -124,14 +125,16 @@ var behaviours = map[string]func(t *testing.T, d string, h *testutils.DriverHarn
 		usages, err := h.TaskStats(ctx, cfg.ID, 100*time.Millisecond)
 		must.NoError(t, err)
 		for usage := range usages {
-			if cpu, memory := usage.ResourceUsage.CpuStats, usage.ResourceUsage.MemoryStats; cpu.Percent > 0 && max(memory.RSS, memory.Usage) > 0 {
+			cpu, memory := usage.ResourceUsage.CpuStats, usage.ResourceUsage.MemoryStats
+			if cpu.Percent > 0 && max(memory.RSS, memory.Usage) > 0 {
 				return
 			}
 		}
 		t.Fatal("within 30 seconds there were none")
 	},
 	"the task's directories are the host's": func(t *testing.T, d string, h *testutils.DriverHarness) {
-		cfg := drivertest.Shell(t, h, d, `echo mine > $NOMAD_TASK_DIR/file; echo ours > $NOMAD_ALLOC_DIR/data/file; echo hidden > $NOMAD_SECRETS_DIR/file`)
+		cfg := drivertest.Shell(t, h, d, "echo mine > $NOMAD_TASK_DIR/file; "+
+			"echo ours > $NOMAD_ALLOC_DIR/data/file; echo hidden > $NOMAD_SECRETS_DIR/file")
 		drivertest.Start(t, h, cfg)
 		must.True(t, (<-drivertest.Result(t, h, cfg)).Successful())
 		dirs := cfg.TaskDir()
@@ -192,7 +195,8 @@ var behaviours = map[string]func(t *testing.T, d string, h *testutils.DriverHarn
 		cfg := drivertest.StartReady(t, h, drivertest.Shell(t, h, d, "(sleep 600 &)\n"+drivertest.Stays))
 		other := drivertest.StartReady(t, h, drivertest.Shell(t, h, d, drivertest.Stays))
 		result := drivertest.Result(t, h, cfg)
-		known := &drivers.TaskConfig{ID: cfg.ID, AllocID: cfg.AllocID, Name: cfg.Name, AllocDir: cfg.AllocDir} // to the next plugin
+		// What the next plugin process knows of the task.
+		known := &drivers.TaskConfig{ID: cfg.ID, AllocID: cfg.AllocID, Name: cfg.Name, AllocDir: cfg.AllocDir}
 		inner := h.Impl().(*Plugin).inner.(driver.Sweeper)
 		must.SliceNotEmpty(t, drivertest.Processes(cfg))
 		must.True(t, inner.Runs(known))
@@ -209,7 +213,8 @@ var behaviours = map[string]func(t *testing.T, d string, h *testutils.DriverHarn
 		cfg := drivertest.Shell(t, h, d, "exit 0")
 		drivertest.Start(t, h, cfg)
 		must.Zero(t, (<-drivertest.Result(t, h, cfg)).ExitCode)
-		must.False(t, h.Impl().(*Plugin).inner.(driver.Sweeper).Runs(cfg), must.Sprint("what the wrapped driver still has beside it is none of it"))
+		must.False(t, h.Impl().(*Plugin).inner.(driver.Sweeper).Runs(cfg),
+			must.Sprint("what the wrapped driver still has beside it is none of it"))
 	},
 	"a start that fails leaves nothing": func(t *testing.T, d string, h *testutils.DriverHarness) {
 		cfg := drivertest.Command(t, h, d, "/no/such/program")

@@ -34,7 +34,8 @@ func TestPluginInfo(t *testing.T) {
 	must.SliceContains(t, info.PluginApiVersions, "v0.1.0")
 	ours, err := version.NewVersion(info.PluginVersion)
 	must.NoError(t, err)
-	must.False(t, ours.LessThan(version.Must(version.NewVersion("0.1.0"))), must.Sprint("the agent would prefer its built-in driver"))
+	must.False(t, ours.LessThan(version.Must(version.NewVersion("0.1.0"))),
+		must.Sprint("the agent would prefer its built-in driver"))
 }
 
 // TestConfigureAsTheAgentDoes calls over gRPC, twice, without a client's configuration and without Vault or Docker.

@@ -26,7 +26,8 @@ func directory(t *testing.T) *os.Root {
 	socket, err := net.Listen("unix", at("socket"))
 	must.NoError(t, err)
 	t.Cleanup(func() { socket.Close() })
-	for link, to := range map[string]string{"link": "file", "linked": "sub/deep", "sub/deep/up": "../file", "out": "../file", "host": "/etc/hosts",
+	for link, to := range map[string]string{
+		"link": "file", "linked": "sub/deep", "sub/deep/up": "../file", "out": "../file", "host": "/etc/hosts",
 		"round": "round", "sub/again": "deep/up", "to-pipe": "pipe"} {
 		must.NoError(t, os.Symlink(to, at(link)))
 	}
@@ -85,7 +86,9 @@ func TestOpenPipeAndSocketTakeNothingElse(t *testing.T) {
 
 func TestFollowStaysBelowRoot(t *testing.T) {
 	root := directory(t)
-	for name, holds := range map[string]string{"file": "text", "link": "text", "linked/up": "other", "sub/again": "other"} {
+	for name, holds := range map[string]string{
+		"file": "text", "link": "text", "linked/up": "other", "sub/again": "other",
+	} {
 		target, err := Follow(root, name)
 		must.NoError(t, err)
 		data, _, err := Read(root, target, 10)

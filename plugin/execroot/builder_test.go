@@ -85,27 +85,73 @@ func TestCommand(t *testing.T) {
 		want    string
 		err     string
 	}{
-		"a path on the host":                      {command: "HOST/usr/bin/app", want: "HOST/usr/bin/app"},
-		"a path on the host without its slash":    {command: "RELATIVE/usr/bin/app", want: "HOST/usr/bin/app"},
-		"a path that is not clean":                {command: "HOST/usr/../usr/bin/app", want: "HOST/usr/bin/app"},
-		"a path in the task's directory":          {command: "local/run", task: map[string]string{"app/local/run": "x"}, want: "/local/run"},
-		"the same with ${NOMAD_TASK_DIR}":         {command: "/local/run", task: map[string]string{"app/local/run": "x"}, want: "/local/run"},
-		"a path in the task's local directory":    {command: "bin/run", task: map[string]string{"app/local/bin/run": "x"}, want: "/local/bin/run"},
-		"a name in the task's local directory":    {command: "run", task: map[string]string{"app/local/run": "x"}, want: "/local/run"},
-		"a path in the allocation's directory":    {command: "/alloc/data/run", task: map[string]string{"alloc/data/run": "x"}, want: "/alloc/data/run"},
-		"a path in a volume":                      {command: "/v/bin/tool", want: "/v/bin/tool"},
-		"a path above the task's directory":       {command: "../../../../RELATIVE/etc/secret", err: "not the task's own file"},
-		"nothing":                                 {command: "", err: `config command "" not found`},
-		"a name nobody has":                       {command: "no-such-program", err: `config command "no-such-program" not found: looked in`},
-		"a directory":                             {command: "HOST/usr/bin/dir", err: "not found"},
-		"a file that the task does not see":       {command: "HOST/opt/tool", err: "not found"},
-		"a host's file that cannot be executed":   {command: "HOST/etc/secret", err: "HOST/etc/secret is not the task's own file"},
+		"a path on the host":                   {command: "HOST/usr/bin/app", want: "HOST/usr/bin/app"},
+		"a path on the host without its slash": {command: "RELATIVE/usr/bin/app", want: "HOST/usr/bin/app"},
+		"a path that is not clean":             {command: "HOST/usr/../usr/bin/app", want: "HOST/usr/bin/app"},
+		"a path in the task's directory": {
+			command: "local/run",
+			task:    map[string]string{"app/local/run": "x"},
+			want:    "/local/run",
+		},
+		"the same with ${NOMAD_TASK_DIR}": {
+			command: "/local/run",
+			task:    map[string]string{"app/local/run": "x"},
+			want:    "/local/run",
+		},
+		"a path in the task's local directory": {
+			command: "bin/run",
+			task:    map[string]string{"app/local/bin/run": "x"},
+			want:    "/local/bin/run",
+		},
+		"a name in the task's local directory": {
+			command: "run",
+			task:    map[string]string{"app/local/run": "x"},
+			want:    "/local/run",
+		},
+		"a path in the allocation's directory": {
+			command: "/alloc/data/run",
+			task:    map[string]string{"alloc/data/run": "x"},
+			want:    "/alloc/data/run",
+		},
+		"a path in a volume": {command: "/v/bin/tool", want: "/v/bin/tool"},
+		"a path above the task's directory": {
+			command: "../../../../RELATIVE/etc/secret", err: "not the task's own file",
+		},
+		"nothing": {command: "", err: `config command "" not found`},
+		"a name nobody has": {
+			command: "no-such-program", err: `config command "no-such-program" not found: looked in`,
+		},
+		"a directory":                       {command: "HOST/usr/bin/dir", err: "not found"},
+		"a file that the task does not see": {command: "HOST/opt/tool", err: "not found"},
+		"a host's file that cannot be executed": {
+			command: "HOST/etc/secret", err: "HOST/etc/secret is not the task's own file",
+		},
 		"a volume's file that cannot be executed": {command: "/v/key", err: "/v/key is not the task's own file"},
-		"a link of the task's to a program":       {command: "local/run", task: map[string]string{"app/local/run": "->HOST/usr/bin/app"}, want: "/local/run"},
-		"a link of the task's to a host's file":   {command: "local/run", task: map[string]string{"app/local/run": "->HOST/etc/secret"}, err: "not the task's own"},
-		"a link of the task's in a program's way": {command: "HOST/usr/bin/app", task: map[string]string{"app/localHOST/usr/bin/app": "->HOST/etc/secret"}, err: "not the task's own"},
-		"a link out of the allocation":            {command: "/alloc/data/run", task: map[string]string{"alloc/data/run": "->HOST/etc/secret"}, err: "not the task's own"},
-		"a link to another task's secret":         {command: "local/run", task: map[string]string{"db/secrets/s": "x", "app/local/run": "->../../db/secrets/s"}, err: "not the task's own"},
+		"a link of the task's to a program": {
+			command: "local/run",
+			task:    map[string]string{"app/local/run": "->HOST/usr/bin/app"},
+			want:    "/local/run",
+		},
+		"a link of the task's to a host's file": {
+			command: "local/run",
+			task:    map[string]string{"app/local/run": "->HOST/etc/secret"},
+			err:     "not the task's own",
+		},
+		"a link of the task's in a program's way": {
+			command: "HOST/usr/bin/app",
+			task:    map[string]string{"app/localHOST/usr/bin/app": "->HOST/etc/secret"},
+			err:     "not the task's own",
+		},
+		"a link out of the allocation": {
+			command: "/alloc/data/run",
+			task:    map[string]string{"alloc/data/run": "->HOST/etc/secret"},
+			err:     "not the task's own",
+		},
+		"a link to another task's secret": {
+			command: "local/run",
+			task:    map[string]string{"db/secrets/s": "x", "app/local/run": "->../../db/secrets/s"},
+			err:     "not the task's own",
+		},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			place := strings.NewReplacer("HOST", host, "RELATIVE", host[1:]).Replace

@@ -20,14 +20,18 @@ import (
 func TestIDMappedMountsShowWhatEveryoneMayRead(t *testing.T) {
 	drivertest.RequireRoot(t)
 	host := t.TempDir()
-	drivertest.Write(t, host, map[string]string{"etc/passwd": "x", "etc/shadow": "x", "etc/group": "x", "etc/ssl/private/key": "x", "etc/link": "->shadow",
+	drivertest.Write(t, host, map[string]string{
+		"etc/passwd": "x", "etc/shadow": "x", "etc/group": "x", "etc/ssl/private/key": "x", "etc/link": "->shadow",
 		"etc/absolute": "->" + host + "/etc/passwd", "etc/mounted/": "", "etc/other/": "", "etc/user/own": "x"})
-	for name, mode := range map[string]os.FileMode{"etc": 0o755, "etc/passwd": 0o644, "etc/shadow": 0o640, "etc/group": 0o666,
-		"etc/ssl": 0o755, "etc/ssl/private": 0o710, "etc/ssl/private/key": 0o644, "etc/mounted": 0o755, "etc/user": 0o755, "etc/user/own": 0o600} {
+	for name, mode := range map[string]os.FileMode{
+		"etc": 0o755, "etc/passwd": 0o644, "etc/shadow": 0o640, "etc/group": 0o666,
+		"etc/ssl": 0o755, "etc/ssl/private": 0o710, "etc/ssl/private/key": 0o644,
+		"etc/mounted": 0o755, "etc/user": 0o755, "etc/user/own": 0o600,
+	} {
 		must.NoError(t, os.Chmod(filepath.Join(host, name), mode))
 	}
 	must.NoError(t, os.Chown(host+"/etc/user/own", unmappedID-1, unmappedID-1))
-	for dir, fs := range map[string]string{"mounted": "tmpfs", "other": "sysfs"} { // the one has idmapped mounts, the other has not
+	for dir, fs := range map[string]string{"mounted": "tmpfs", "other": "sysfs"} { // the second has no idmapped mounts
 		must.NoError(t, unix.Mount("none", filepath.Join(host, "etc", dir), fs, 0, ""))
 		t.Cleanup(func() { must.NoError(t, unix.Unmount(filepath.Join(host, "etc", dir), 0)) })
 	}
@@ -35,7 +39,8 @@ func TestIDMappedMountsShowWhatEveryoneMayRead(t *testing.T) {
 	must.NoError(t, os.Chmod(host+"/etc/mounted/closed", 0o600))
 
 	m := &idmapMounts{stateDir: t.TempDir(), logger: hclog.NewNullLogger()}
-	at, err := m.stage([]string{host + "/etc", host + "/etc/ssl"}, []string{"/", host + "/etc/mounted", host + "/etc/other"})
+	at, err := m.stage([]string{host + "/etc", host + "/etc/ssl"},
+		[]string{"/", host + "/etc/mounted", host + "/etc/other"})
 	must.NoError(t, err)
 	defer m.remove(at)
 	// What a host does while tasks run: a file is renamed over another one, and files come.

@@ -39,17 +39,33 @@ func TestLayout(t *testing.T) {
 		"a volume on a directory of the host leaves it one mount": {claims: []string{"/etc/ssl"}, want: []string{"/etc"}},
 		"a volume over all of it leaves it one mount":             {claims: []string{"/etc"}, want: []string{"/etc"}},
 		"a volume elsewhere leaves it one mount":                  {claims: []string{"/etcetera/x"}, want: []string{"/etc"}},
-		"a volume where the host has nothing finds a place":       {claims: []string{"/etc/app"}, want: single, link: "../usr/zone"},
-		"so does one further down":                                {claims: []string{"/etc/ssl/app"}, want: []string{"/etc/passwd", "/etc/ssl/ca.pem"}},
-		"a dns block replaces a link that leads nowhere":          {claims: []string{"/etc/resolv.conf"}, want: single},
-		"a file of the job's wins":                                {task: map[string]string{"etc/passwd": "mine"}, want: single[1:]},
-		"a file of the job's has the host's beside it":            {task: map[string]string{"etc/app.conf": "mine"}, want: single},
-		"a file of the job's replaces a directory":                {task: map[string]string{"etc/ssl": "mine"}, want: single[:1]},
-		"a pipe of the task's in the place of all of it wins":     {task: map[string]string{"etc": "|"}},
+		"a volume where the host has nothing finds a place": {
+			claims: []string{"/etc/app"}, want: single, link: "../usr/zone",
+		},
+		"so does one further down": {
+			claims: []string{"/etc/ssl/app"}, want: []string{"/etc/passwd", "/etc/ssl/ca.pem"},
+		},
+		"a dns block replaces a link that leads nowhere": {claims: []string{"/etc/resolv.conf"}, want: single},
+		"a file of the job's wins": {
+			task: map[string]string{"etc/passwd": "mine"}, want: single[1:],
+		},
+		"a file of the job's has the host's beside it": {
+			task: map[string]string{"etc/app.conf": "mine"}, want: single,
+		},
+		"a file of the job's replaces a directory": {
+			task: map[string]string{"etc/ssl": "mine"}, want: single[:1],
+		},
+		"a pipe of the task's in the place of all of it wins": {task: map[string]string{"etc": "|"}},
 		"so does a link": {task: map[string]string{"etc": "->/local"}},
-		"a pipe of the task's wins in the place of a directory":    {task: map[string]string{"etc/ssl": "|"}, want: single[:1]},
-		"a mount point of an earlier start is not the job's":       {task: map[string]string{"etc/": ""}, want: []string{"/etc"}},
-		"nor are those of a directory that was mounted piece-wise": {task: map[string]string{"etc/passwd": "", "etc/ssl/": ""}, want: single},
+		"a pipe of the task's wins in the place of a directory": {
+			task: map[string]string{"etc/ssl": "|"}, want: single[:1],
+		},
+		"a mount point of an earlier start is not the job's": {
+			task: map[string]string{"etc/": ""}, want: []string{"/etc"},
+		},
+		"nor are those of a directory that was mounted piece-wise": {
+			task: map[string]string{"etc/passwd": "", "etc/ssl/": ""}, want: single,
+		},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			host, dir := t.TempDir(), t.TempDir()
@@ -85,9 +101,15 @@ func TestLayoutHasABoundOnMounts(t *testing.T) {
 		task   map[string]string
 		says   string
 	}{
-		"a volume":          {claims: []string{"/usr/doc/mine"}, says: `destination "HOST/usr/doc/mine" would take a mount for each of the 1001 entries of HOST/usr/doc`},
-		"a file of the job": {task: map[string]string{"usr/doc/mine": "x"}, says: `what the job has in "HOST/usr/doc" of its own directory would take`},
-		"nothing":           {},
+		"a volume": {
+			claims: []string{"/usr/doc/mine"},
+			says:   `destination "HOST/usr/doc/mine" would take a mount for each of the 1001 entries of HOST/usr/doc`,
+		},
+		"a file of the job": {
+			task: map[string]string{"usr/doc/mine": "x"},
+			says: `what the job has in "HOST/usr/doc" of its own directory would take`,
+		},
+		"nothing": {},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			host, dir := t.TempDir(), t.TempDir()
@@ -113,7 +135,8 @@ func TestLayoutHasABoundOnMounts(t *testing.T) {
 
 func TestLayoutShowsWhatIsMountedBelow(t *testing.T) {
 	host := t.TempDir()
-	drivertest.Write(t, host, map[string]string{"usr/bin/": "", "usr/share/": "", "bin": "->usr/bin", "usr/hosts": "h", "usr/secret": "s"})
+	drivertest.Write(t, host, map[string]string{
+		"usr/bin/": "", "usr/share/": "", "bin": "->usr/bin", "usr/hosts": "h", "usr/secret": "s"})
 	root, err := os.OpenRoot(t.TempDir())
 	must.NoError(t, err)
 	must.NoError(t, os.Chmod(host+"/usr/secret", 0o640))
@@ -126,7 +149,9 @@ func TestLayoutShowsWhatIsMountedBelow(t *testing.T) {
 	for _, m := range l.mounts {
 		from = append(from, strings.Replace(m.HostPath, host, "HOST", 1))
 	}
-	must.Eq(t, []string{"/shownHOST/usr", "/shownHOST/usr/bin", "HOST/usr/hosts", "/shownHOST/usr/secret", "/shownHOST/usr/bin"}, from,
+	want := []string{
+		"/shownHOST/usr", "/shownHOST/usr/bin", "HOST/usr/hosts", "/shownHOST/usr/secret", "/shownHOST/usr/bin"}
+	must.Eq(t, want, from,
 		must.Sprint("a file on a mount of its own is the only thing that is not taken from where it is idmapped"))
 }
 

@@ -23,8 +23,10 @@ import (
 
 // plants are what can be put in the place of a file that root opens.
 var plants = map[string]func(t *testing.T, c drivertest.Canary, at string){
-	"a link to a file":  func(t *testing.T, c drivertest.Canary, at string) { must.NoError(t, os.Symlink(c.Path, at)) },
-	"a link to no file": func(t *testing.T, c drivertest.Canary, at string) { must.NoError(t, os.Symlink(c.Path+"-new", at)) },
+	"a link to a file": func(t *testing.T, c drivertest.Canary, at string) { must.NoError(t, os.Symlink(c.Path, at)) },
+	"a link to no file": func(t *testing.T, c drivertest.Canary, at string) {
+		must.NoError(t, os.Symlink(c.Path+"-new", at))
+	},
 	"a link to a parent": func(t *testing.T, c drivertest.Canary, at string) {
 		must.NoError(t, os.Symlink(filepath.Dir(c.Path), at))
 	},
@@ -58,7 +60,11 @@ func rootOpens(t *testing.T, h *testutils.DriverHarness, d string, plant func(*t
 	c := drivertest.NewCanary(t)
 	cfg := drivertest.Shell(t, h, d, "exit 4")
 	dir := cfg.TaskDir().Dir
-	names := map[string][]string{"exec": {"executor.out", "resolv.conf", "../alloc/container"}, "raw_exec": {"executor.out"}, "docker": {"resolv.conf"}}[d]
+	names := map[string][]string{
+		"exec":     {"executor.out", "resolv.conf", "../alloc/container"},
+		"raw_exec": {"executor.out"},
+		"docker":   {"resolv.conf"},
+	}[d]
 	if d != "raw_exec" {
 		cfg.DNS = &drivers.DNSConfig{Servers: []string{"192.0.2.53"}}
 	}
@@ -138,7 +144,8 @@ func asUser(t *testing.T, cfg *drivers.TaskConfig) string {
 		must.NoError(t, os.Chmod(dir, 0o755))
 	}
 	dirs := cfg.TaskDir()
-	more := fmt.Sprintf("task=%s; alloc=%s\n%s\ntry mv $task/local $task/mine\ntry mv $task/private $task/mine\n", dirs.Dir, dirs.SharedAllocDir, moves)
+	more := fmt.Sprintf("task=%s; alloc=%s\n%s\ntry mv $task/local $task/mine\ntry mv $task/private $task/mine\n",
+		dirs.Dir, dirs.SharedAllocDir, moves)
 	cmd := exec.Command("/bin/sh", "-c", more)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	cmd.Dir = "/"
@@ -161,7 +168,9 @@ func (d meanwhile) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 // TestCommandIsNotAnotherFileLater exchanges a command that was found for a link to a key, where the executor would
 // make the key executable for everyone.
 func TestCommandIsNotAnotherFileLater(t *testing.T) {
-	for name, at := range map[string]string{"local/run": "app/local/run", "/alloc/data/run": "alloc/data/run", "/local/run": "app/local/local/run"} {
+	for name, at := range map[string]string{
+		"local/run": "app/local/run", "/alloc/data/run": "alloc/data/run", "/local/run": "app/local/local/run",
+	} {
 		t.Run(name, func(t *testing.T) {
 			h := serve(t, "exec", "")
 			c := drivertest.NewCanary(t)
@@ -209,8 +218,8 @@ func TestRawExecTaskOfAUserOpensNoFileOfOthers(t *testing.T) {
 		command func(key drivertest.Canary, cfg *drivers.TaskConfig) string
 		err     string
 	}{
-		"a key":               {"nobody", func(key drivertest.Canary, _ *drivers.TaskConfig) string { return key.Path }, "not the task's own file"},
-		"a key, by a number":  {"65534", func(key drivertest.Canary, _ *drivers.TaskConfig) string { return key.Path }, "not the task's own file"},
+		"a key":               {"nobody", itself, "not the task's own file"},
+		"a key, by a number":  {"65534", itself, "not the task's own file"},
 		"a link to a key":     {"nobody", linked(os.Symlink), "not the task's own file"},
 		"another name of one": {"nobody", linked(os.Link), "not the task's own file"},
 		"a program":           {"nobody", func(drivertest.Canary, *drivers.TaskConfig) string { return "/bin/true" }, ""},
@@ -245,6 +254,9 @@ func TestRawExecTaskOfAUserOpensNoFileOfOthers(t *testing.T) {
 	}
 }
 
+// itself has the key for a command.
+func itself(key drivertest.Canary, _ *drivers.TaskConfig) string { return key.Path }
+
 // linked makes the command another name of a key.
 func linked(link func(string, string) error) func(drivertest.Canary, *drivers.TaskConfig) string {
 	return func(key drivertest.Canary, cfg *drivers.TaskConfig) string {
@@ -259,7 +271,8 @@ func linked(link func(string, string) error) func(drivertest.Canary, *drivers.Ta
 func own(uid int) func(drivertest.Canary, *drivers.TaskConfig) string {
 	return func(_ drivertest.Canary, cfg *drivers.TaskConfig) string {
 		file := filepath.Join(cfg.TaskDir().LocalDir, "run")
-		if err := errors.Join(os.WriteFile(file, []byte("#!/bin/sh\nexit 0\n"), 0o600), os.Chown(file, uid, uid)); err != nil {
+		err := errors.Join(os.WriteFile(file, []byte("#!/bin/sh\nexit 0\n"), 0o600), os.Chown(file, uid, uid))
+		if err != nil {
 			panic(err) // Not in a directory of the test's own.
 		}
 		return "run"
@@ -276,13 +289,16 @@ func TestDockerMountsOfAnAllocation(t *testing.T) {
 		err    string
 		shows  string // what /v has
 	}{
-		"a file of the task's":              {volume: "local/file:/v", shows: "mine"},
-		"a directory of the task's":         {volume: "local/dir:/v", shows: "file"},
-		"one that is not there":             {volume: "local/new/dir:/v"},
-		"one by a link in the allocation":   {volume: "local/inside:/v", shows: "file"},
-		"the allocation's data":             {volume: "../alloc/data:/v", shows: "shared"},
-		"the logs, to be read":              {volume: "../alloc/logs:/v:ro"},
-		"the logs":                          {volume: "../alloc/logs:/v", err: "tasks only read alloc/logs: mount it read-only"},
+		"a file of the task's":            {volume: "local/file:/v", shows: "mine"},
+		"a directory of the task's":       {volume: "local/dir:/v", shows: "file"},
+		"one that is not there":           {volume: "local/new/dir:/v"},
+		"one by a link in the allocation": {volume: "local/inside:/v", shows: "file"},
+		"the allocation's data":           {volume: "../alloc/data:/v", shows: "shared"},
+		"the logs, to be read":            {volume: "../alloc/logs:/v:ro"},
+		"the logs": {
+			volume: "../alloc/logs:/v",
+			err:    "tasks only read alloc/logs: mount it read-only",
+		},
 		"the whole task":                    {volume: ".:/v", err: "the directory of a whole task or allocation"},
 		"another task":                      {volume: "../db:/v", err: "the directory of a whole task or allocation"},
 		"all of the allocation":             {volume: "..:/v", err: "the directory of a whole task or allocation"},
@@ -296,7 +312,8 @@ func TestDockerMountsOfAnAllocation(t *testing.T) {
 			cfg := drivertest.Shell(t, h, "docker", "(cat /v || ls -A /v) > /local/seen")
 			must.NoError(t, os.Mkdir(filepath.Join(cfg.AllocDir, "db"), 0o755))
 			local := cfg.TaskDir().LocalDir
-			drivertest.Write(t, local, map[string]string{"file": "mine", "dir/file": "mine", "inside": "->dir", "up": "->../..", "out": "->" + filepath.Dir(key.Path)})
+			drivertest.Write(t, local, map[string]string{"file": "mine", "dir/file": "mine",
+				"inside": "->dir", "up": "->../..", "out": "->" + filepath.Dir(key.Path)})
 			drivertest.Write(t, cfg.TaskDir().SharedAllocDir, map[string]string{"data/shared": "ours"})
 			source, mode, _ := strings.Cut(c.volume, ":/v")
 			for option, value := range map[string]any{

@@ -60,13 +60,16 @@ func TestExecTaskIsAsConfinedAsInAChroot(t *testing.T) {
 		h := serve(t, "exec", `filesystem = "`+filesystem+`"`)
 		cfg := drivertest.Task(t, h, map[string]any{"command": "/bin/sleep", "args": []string{"600"}})
 		drivertest.Start(t, h, cfg)
-		for line := range strings.Lines(drivertest.Exec(t, h, cfg, "cat /proc/1/status /proc/1/oom_score_adj /proc/1/limits")) {
+		for line := range strings.Lines(
+			drivertest.Exec(t, h, cfg, "cat /proc/1/status /proc/1/oom_score_adj /proc/1/limits")) {
 			switch field := strings.Fields(line)[0]; field {
-			case "Uid:", "Gid:", "Groups:", "NoNewPrivs:", "Seccomp:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "Max":
+			case "Uid:", "Gid:", "Groups:", "NoNewPrivs:", "Seccomp:",
+				"CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "Max":
 				seen[i] += line
 			}
 		}
-		seen[i] += drivertest.Exec(t, h, cfg, "for f in /dev/* /dev/pts/ptmx /sys/firmware; do stat -c '%n %F %a %u' $f; done")
+		seen[i] += drivertest.Exec(t, h, cfg,
+			"for f in /dev/* /dev/pts/ptmx /sys/firmware; do stat -c '%n %F %a %u' $f; done")
 	}
 	must.StrContains(t, seen[0], "CapBnd:")
 	must.Eq(t, seen[1], seen[0])
@@ -81,11 +84,14 @@ func TestExecTaskLeavesNoMountPoints(t *testing.T) {
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(host)) })
 	must.NoError(t, os.Chmod(host, 0o755))
-	drivertest.Write(t, host, map[string]string{"run/resolve/stub.conf": "nameserver 127.0.0.53", "run/resolve/resolv.conf": "nameserver 192.0.2.1",
+	drivertest.Write(t, host, map[string]string{
+		"run/resolve/stub.conf": "nameserver 127.0.0.53", "run/resolve/resolv.conf": "nameserver 192.0.2.1",
 		"conf/a": "a", "conf/dir/b": "b", "conf/link": "->a"})
-	h := serve(t, "exec", fmt.Sprintf("paths = [%q, %q, %q, \"/usr\", \"/bin\", \"/lib\", \"/lib64\"]", host+"/run/resolve/stub.conf", host+"/run/resolve/resolv.conf", host+"/conf"))
+	h := serve(t, "exec", fmt.Sprintf("paths = [%q, %q, %q, \"/usr\", \"/bin\", \"/lib\", \"/lib64\"]",
+		host+"/run/resolve/stub.conf", host+"/run/resolve/resolv.conf", host+"/conf"))
 	cfg := drivertest.Task(t, h, sleeper)
-	drivertest.Write(t, cfg.TaskDir().Dir, map[string]string{host[1:] + "/conf/mine": "of the job", host[1:] + "/conf/empty": ""})
+	drivertest.Write(t, cfg.TaskDir().Dir, map[string]string{
+		host[1:] + "/conf/mine": "of the job", host[1:] + "/conf/empty": ""})
 	cfg.Mounts = []*drivers.MountConfig{{HostPath: t.TempDir(), TaskPath: host + "/conf/volume"}}
 	handle := drivertest.Start(t, h, cfg)
 	must.Eq(t, "nameserver 127.0.0.53", drivertest.Exec(t, h, cfg, "cat "+host+"/run/resolve/stub.conf"))
@@ -123,7 +129,8 @@ func TestExecTaskStreaming(t *testing.T) {
 
 func TestExecTaskStopsAndStartsAgain(t *testing.T) {
 	h := serve(t, "exec", "")
-	cfg := drivertest.Task(t, h, map[string]any{"command": "sh", "args": []string{"-c", "trap 'exit 7' HUP; while :; do sleep 0.1; done"}})
+	cfg := drivertest.Task(t, h, map[string]any{"command": "sh",
+		"args": []string{"-c", "trap 'exit 7' HUP; while :; do sleep 0.1; done"}})
 	drivertest.Write(t, cfg.TaskDir().Dir, map[string]string{"etc/app.conf": "the job's"})
 	for range 2 {
 		_, _, err := h.StartTask(cfg)

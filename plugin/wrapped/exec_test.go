@@ -100,7 +100,8 @@ func TestExecLeavesAChrootToNomad(t *testing.T) {
 	must.True(t, isOwn(info), must.Sprint("what root opens is root's there, too"))
 	must.EqOp(t, cfg, inner.started)
 	must.StrContains(t, log.String(),
-		"exec tasks can read this file: chroot_env puts it into their root; move it elsewhere: vault=a token_file=/etc/token\n")
+		"exec tasks can read this file: chroot_env puts it into their root; move it elsewhere: "+
+			"vault=a token_file=/etc/token\n")
 	must.StrNotContains(t, log.String(), "key")
 }
 
@@ -124,16 +125,20 @@ func TestHostWithoutIdmappedMounts(t *testing.T) {
 	must.NoError(t, err)
 	must.NoError(t, unix.Mount("none", dir, "sysfs", 0, ""))
 	t.Cleanup(func() { must.NoError(t, errors.Join(unix.Unmount(dir, 0), os.Remove(dir))) })
-	says := "mount " + dir + ` of paths without the owners of its files: mount_setattr: invalid argument: it takes Linux 5.12`
+	says := "mount " + dir + ` of paths without the owners of its files: ` +
+		"mount_setattr: invalid argument: it takes Linux 5.12"
 	d := inRootsOf(t, &recorder{}, "/etc", dir)
 	for sentence, c := range map[string]struct {
 		filesystem string
 		inner      drivers.HealthState
 		want       drivers.Fingerprint
 	}{
-		"is not healthy":                 {"bind", drivers.HealthStateHealthy, drivers.Fingerprint{Health: drivers.HealthStateUnhealthy, HealthDescription: says}},
-		"is with Nomad's own chroot":     {"chroot", drivers.HealthStateHealthy, drivers.Fingerprint{Health: drivers.HealthStateHealthy}},
-		"is undetected where Nomad's is": {"bind", drivers.HealthStateUndetected, drivers.Fingerprint{Health: drivers.HealthStateUndetected}},
+		"is not healthy": {"bind", drivers.HealthStateHealthy,
+			drivers.Fingerprint{Health: drivers.HealthStateUnhealthy, HealthDescription: says}},
+		"is with Nomad's own chroot": {"chroot", drivers.HealthStateHealthy,
+			drivers.Fingerprint{Health: drivers.HealthStateHealthy}},
+		"is undetected where Nomad's is": {"bind", drivers.HealthStateUndetected,
+			drivers.Fingerprint{Health: drivers.HealthStateUndetected}},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			d.config.Filesystem, d.processDriver = c.filesystem, reported{health: c.inner}

@@ -57,7 +57,8 @@ func TestTaskIsFoundInACgroupOfAnotherName(t *testing.T) {
 	groups := drivertest.Read(t, fmt.Sprintf("/proc/%d/cgroup", pidOf(t, cfg)))
 	must.False(t, inCgroup(groups, cfg.AllocID+"."+cfg.Name), must.Sprint(groups))
 
-	known := &drivers.TaskConfig{ID: cfg.ID, AllocID: cfg.AllocID, Name: cfg.Name, AllocDir: cfg.AllocDir} // to the next plugin
+	// What the next plugin process knows of the task.
+	known := &drivers.TaskConfig{ID: cfg.ID, AllocID: cfg.AllocID, Name: cfg.Name, AllocDir: cfg.AllocDir}
 	inner := h.Impl().(driver.Sweeper)
 	must.True(t, inner.Runs(known))
 	must.False(t, inner.Runs(&drivers.TaskConfig{AllocID: cfg.AllocID, Name: "other", AllocDir: cfg.AllocDir}))
@@ -147,7 +148,11 @@ func TestOneLookAtTheProcessesAnswersMany(t *testing.T) {
 			mu.Unlock()
 		})
 	}
-	for stacks := make([]byte, 1<<20); strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "(*processTable).has(") < 100; {
+	waiting := func() int {
+		stacks := make([]byte, 1<<20)
+		return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "(*processTable).has(")
+	}
+	for waiting() < 100 {
 	}
 	p.mu.Unlock()
 	all.Wait()
