@@ -106,7 +106,8 @@ func (d *Driver) client(cluster string) (*session.Cluster, error) {
 // env is what the credentials of a task need of the plugin.
 func (d *Driver) env() credentials.Env {
 	permit := func(block config.Vault, namespace string) error { return d.configured().PermitVault(block, namespace) }
-	return credentials.Env{Client: d.client, ClientOf: d.clientOf, Permit: permit, Plugin: d.configured().Name, Done: d.ctx.Done(), Logger: d.logger}
+	return credentials.Env{Client: d.client, ClientOf: d.clientOf, Permit: permit, Plugin: d.configured().Name,
+		Done: d.ctx.Done(), Logger: d.logger}
 }
 
 // clientOf returns a client of the Vault that has issued a session, by whatever name it is configured now; nil: there

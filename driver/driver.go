@@ -41,7 +41,7 @@ type Driver struct {
 	config  config.Operator
 	clients map[string]*session.Cluster // by cluster name
 	made    []*session.Cluster          // all that were ever made: sessions may still use one that another has replaced
-	tasks   map[string]*task            // by taskKey: its only run that starts, runs, or has ended and is not destroyed yet
+	tasks   map[string]*task            // by taskKey: the only run, until it is destroyed
 	store   *state.Store                // nil until Serve, and where sessions cannot be kept
 	serving bool                        // Serve was called
 	news    chan struct{}               // closed when what Clusters returns changes
@@ -201,7 +201,8 @@ func (d *Driver) InspectTask(id string) (*drivers.TaskStatus, error) {
 }
 
 // TaskStats streams the wrapped driver's statistics, over restarts that this driver makes too.
-func (d *Driver) TaskStats(ctx context.Context, id string, interval time.Duration) (<-chan *drivers.TaskResourceUsage, error) {
+func (d *Driver) TaskStats(ctx context.Context, id string, interval time.Duration) (
+	<-chan *drivers.TaskResourceUsage, error) {
 	t, ok := d.task(id)
 	if !ok {
 		return nil, drivers.ErrTaskNotFound

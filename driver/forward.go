@@ -16,7 +16,8 @@ var (
 
 // ExecTaskStreamingRaw runs a command in the task with its streams connected: nomad alloc exec. It serves wrapped
 // drivers with the raw interface (exec, raw_exec) and with the friendly one (docker).
-func (d *Driver) ExecTaskStreamingRaw(ctx context.Context, id string, cmd []string, tty bool, stream drivers.ExecTaskStream) error {
+func (d *Driver) ExecTaskStreamingRaw(ctx context.Context, id string, cmd []string, tty bool,
+	stream drivers.ExecTaskStream) error {
 	if raw, ok := d.inner.(drivers.ExecTaskStreamingRawDriver); ok {
 		return raw.ExecTaskStreamingRaw(ctx, id, cmd, tty, stream)
 	}
@@ -43,7 +44,8 @@ func (d *Driver) ExecTaskStreamingRaw(ctx context.Context, id string, cmd []stri
 }
 
 // CreateNetwork makes an allocation's network where the wrapped driver must do that itself.
-func (d *Driver) CreateNetwork(allocID string, request *drivers.NetworkCreateRequest) (*drivers.NetworkIsolationSpec, bool, error) {
+func (d *Driver) CreateNetwork(allocID string, request *drivers.NetworkCreateRequest) (
+	*drivers.NetworkIsolationSpec, bool, error) {
 	if manager, ok := d.inner.(drivers.DriverNetworkManager); ok {
 		return manager.CreateNetwork(allocID, request)
 	}

@@ -46,9 +46,9 @@ type parkedRun struct {
 	credentials *credentials.Set // nil: not restored yet from what another plugin process has saved
 	save        func()           // saves it, where that has not succeeded yet; nil for another process's
 	seal        func()           // ends what the run itself still saves of its sessions; nil for another process's
-	pipes       *logpipe.Pipes   // still held after a recovery that failed: the log collector reads on until the next start holds them; else nil
+	pipes       *logpipe.Pipes   // open after a recovery that failed, so that the log collector reads on; else nil
 	timer       *time.Timer
-	gone        chan struct{} // closed when it cannot be claimed any more and its files are gone, or when another has taken its place
+	gone        chan struct{} // closed when its files are gone, or another has taken its place
 	old         bool          // of a plugin process before this one
 	found       time.Time     // by this one, until it is claimed
 	warned      bool          // that it cannot be revoked yet

@@ -42,12 +42,14 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	}
 	t.older.Store(true)
 	defer close(t.begun)
-	if other := d.enter(t); other != nil { // the agent keeps a handle until it has the next one (taskrunner, clearDriverHandle)
+	// The agent keeps a handle until it has the next one (taskrunner, clearDriverHandle).
+	if other := d.enter(t); other != nil {
 		t.cancel()
 		return fmt.Errorf("recover task: it has been started anew since, with ID %q", other.cfg.ID)
 	}
 	t.record.InnerVersion, t.record.Inner = handle.Version, handle.DriverState
-	_ = t.pipes.Open() // as long as somebody reads: a log collector that sees the end of the log now may not notice the next start
+	// As long as somebody reads: a log collector that sees the end of the log now may not notice the next start.
+	_ = t.pipes.Open()
 	var left *parkedRun
 	if err := t.guard("taking it over", func() (err error) {
 		left, err = t.reattach()
@@ -98,7 +100,8 @@ func (t *task) putBack(l *parkedRun) {
 // claimed is returned with it.
 func (t *task) reattach() (*parkedRun, error) {
 	old := t.d.parking.claim(t.record.Key)
-	if old != nil && old.record.TaskID == t.cfg.ID && old.record.Inner != nil { // of the present process, which we may have restarted
+	// The record has the handle of the present process, which we may have restarted.
+	if old != nil && old.record.TaskID == t.cfg.ID && old.record.Inner != nil {
 		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner
 		t.record.Delivered, t.record.Once, t.record.Unverified = old.record.Delivered, old.record.Once, old.record.Unverified
 	}
@@ -106,7 +109,8 @@ func (t *task) reattach() (*parkedRun, error) {
 	if err != nil { // a task goes on without its log, whatever has become of that
 		t.d.logger.Warn("output of the task is lost", "task", t.record.Key, "error", err)
 	}
-	err = t.d.inner.RecoverTask(&drivers.TaskHandle{Version: t.record.InnerVersion, Config: cfg, DriverState: t.record.Inner})
+	err = t.d.inner.RecoverTask(&drivers.TaskHandle{Version: t.record.InnerVersion, Config: cfg,
+		DriverState: t.record.Inner})
 	if err == nil {
 		err = t.watch()
 	}

@@ -68,7 +68,8 @@ func (t *task) signal(name string) error {
 }
 
 // stats forwards the statistics of one process after the other; in may be nil.
-func (t *task) stats(ctx context.Context, in <-chan *drivers.TaskResourceUsage, out chan<- *drivers.TaskResourceUsage, interval time.Duration) {
+func (t *task) stats(ctx context.Context, in <-chan *drivers.TaskResourceUsage,
+	out chan<- *drivers.TaskResourceUsage, interval time.Duration) {
 	defer close(out)
 	for {
 		if in != nil && !copyAll(ctx, in, out) {

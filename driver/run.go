@@ -36,8 +36,8 @@ const (
 // Nomad gives up at once; a template that does not end is left to itself, and finds nothing to ask any more.
 const abandonAfter = time.Second
 
-// task is one task from its start to its end. run is the only goroutine that acts on it and owns the fields that say
-// so; the others do not change after the start.
+// task is one run of a task, from its start to its end. Only the goroutine of run acts on it, and owns the fields that
+// say so. The others do not change after the start.
 type task struct {
 	d           *Driver
 	cfg         *drivers.TaskConfig // as Nomad gave it: without our secrets
@@ -61,7 +61,8 @@ type task struct {
 	done    chan struct{} // closed when the task has ended for good; result is set then
 	result  *drivers.ExitResult
 
-	// owned by run
+	// Owned by the goroutine of run, and before it by that of the start or the recovery.
+
 	exit          <-chan *drivers.ExitResult // of the present process
 	current       *render.Generation         // the newest one on disk
 	pending       render.Change              // what the process has not been told yet
@@ -79,10 +80,10 @@ type task struct {
 	stopped       bool                                  // Nomad asked for the end
 
 	tookOver  time.Time // from a plugin process before this one; zero: this one has started it
-	recovered bool      // taken over from a plugin process before this one, whose death may have ended the log collector's work
+	recovered bool      // taken over from an earlier plugin process, whose death may have stalled the log collector
 
-	// saving guards what follows, which others save too. The record is changed by run alone, which may read it without
-	// the lock, but for Unasked, which is ask's.
+	// saving guards what follows, which other goroutines save too. Only run changes the record, and may read it without
+	// the lock; the exception is Unacknowledged, which acknowledge changes.
 	saving     sync.Mutex
 	record     state.Record
 	unsaved    bool // what the state directory has of it is not the present record

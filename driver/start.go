@@ -164,7 +164,8 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 	}
 	t := &task{d: d, cfg: cfg, op: d.configured(), pipes: log, retry: sched.Backoff{First: time.Second, Most: time.Minute},
 		begun: make(chan struct{}), acknowledged: make(chan struct{}),
-		stops: make(chan stopRequest), signals: make(chan signalRequest), aborts: make(chan error, 1), done: make(chan struct{}), overdue: map[*config.ChangeScript]<-chan error{}}
+		stops: make(chan stopRequest), signals: make(chan signalRequest), aborts: make(chan error, 1),
+		done: make(chan struct{}), overdue: map[*config.ChangeScript]<-chan error{}}
 	if err := cfg.DecodeDriverConfig(&t.conf); err != nil {
 		return nil, fmt.Errorf("decode config block: %w", err)
 	}
@@ -346,7 +347,8 @@ func (t *task) destroyProcess() (err error) {
 	err = t.guard("ending the process", func() error { return ignoreUnknown(t.d.inner.DestroyTask(t.cfg.ID, true)) })
 	if err != nil {
 		t.remember(func(r *state.Record) { r.Launching = true })
-		t.speak(hclog.Error, fmt.Sprintf("a process may be left running, until the task's next start or for %s: %v", claimedWithin, err))
+		t.speak(hclog.Error, fmt.Sprintf("a process may be left running, until the task's next start or for %s: %v",
+			claimedWithin, err))
 	}
 	return err
 }
@@ -431,8 +433,8 @@ func (t *task) undo() {
 // classify makes an error recoverable if waiting may cure it. The recoverable error must be the outermost: the agent
 // asserts its type and does not unwrap (plugins/drivers/server.go).
 func classify(err error) error {
-	waits := []error{vault.ErrUnavailable, taskapi.ErrUnavailable, template.ErrAbsent, identity.ErrAbsent, identity.ErrMalformed,
-		identity.ErrExpired, context.DeadlineExceeded}
+	waits := []error{vault.ErrUnavailable, taskapi.ErrUnavailable, template.ErrAbsent, identity.ErrAbsent,
+		identity.ErrMalformed, identity.ErrExpired, context.DeadlineExceeded}
 	for _, class := range waits {
 		if errors.Is(err, class) {
 			return structs.NewRecoverableError(err, true)

@@ -1,3 +1,5 @@
+// Package config is what operators and job authors write: the HCL specification, decoding, defaults, and what is
+// permitted. It lists the blocks of a task as values, and does not know what becomes of them.
 package config
 
 import (

@@ -54,6 +54,7 @@ func (s *Secret) check() error {
 	return s.Fields().Check()
 }
 
+// Fields returns how the fields of the secret become a file or variables.
 func (s *Secret) Fields() template.Fields {
 	return template.Fields{Key: s.Key, Encoding: s.Encoding, Format: s.Format, Include: s.Include, Exclude: s.Exclude, Rename: s.Rename}
 }

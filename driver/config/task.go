@@ -344,6 +344,7 @@ func checkSignal(field string, name *string, mayBeEmpty bool) error {
 	return nil
 }
 
+// HasVault reports whether the task has a vault block of that name.
 func (c *Task) HasVault(vault string) bool {
 	return slices.ContainsFunc(c.Vaults, func(v Vault) bool { return v.Name == vault })
 }

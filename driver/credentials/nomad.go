@@ -12,6 +12,7 @@ import (
 
 // The Nomad half of a source: services and variables over the task API.
 
+// Services implements template.Source.
 func (s *Source) Services(ctx context.Context, region string) ([]template.ServiceName, error) {
 	found, err := s.snapshot.nomadData().Services(ctx, taskapi.ServicesQuery{Region: region})
 	var names []template.ServiceName
@@ -21,6 +22,7 @@ func (s *Source) Services(ctx context.Context, region string) ([]template.Servic
 	return names, err
 }
 
+// Service implements template.Source.
 func (s *Source) Service(ctx context.Context, q template.ServiceQuery) ([]template.Service, error) {
 	query := taskapi.ServiceQuery{Name: q.Name, Region: q.Region}
 	if count, key, ok := strings.Cut(q.Choose, "|"); ok {
@@ -36,8 +38,10 @@ func (s *Source) Service(ctx context.Context, q template.ServiceQuery) ([]templa
 	return instances, err
 }
 
+// Variable implements template.Source.
 func (s *Source) Variable(ctx context.Context, q template.VariableQuery) (*template.Variable, error) {
-	found, err := s.snapshot.nomadData().Variable(ctx, taskapi.VariableQuery{Path: q.Path, Namespace: q.Namespace, Region: q.Region})
+	query := taskapi.VariableQuery{Path: q.Path, Namespace: q.Namespace, Region: q.Region}
+	found, err := s.snapshot.nomadData().Variable(ctx, query)
 	if errors.Is(err, taskapi.ErrNotFound) {
 		return nil, nil
 	}
@@ -49,8 +53,10 @@ func (s *Source) Variable(ctx context.Context, q template.VariableQuery) (*templ
 	return &v, nil
 }
 
+// Variables implements template.Source.
 func (s *Source) Variables(ctx context.Context, q template.VariableQuery) ([]template.Variable, error) {
-	found, err := s.snapshot.nomadData().Variables(ctx, taskapi.VariablesQuery{Prefix: q.Path, Namespace: q.Namespace, Region: q.Region})
+	query := taskapi.VariablesQuery{Prefix: q.Path, Namespace: q.Namespace, Region: q.Region}
+	found, err := s.snapshot.nomadData().Variables(ctx, query)
 	var list []template.Variable
 	for _, f := range found {
 		list = append(list, variable(f))

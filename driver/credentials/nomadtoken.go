@@ -14,11 +14,11 @@ import (
 )
 
 // nomadTokenFile is where Nomad keeps the Vault token that it derives for a task with a vault block outside of
-// config, whether the job wants to see it or not (client/allocrunner/taskrunner/vault_hook.go).
+// config, whether or not the job wants to see it (client/allocrunner/taskrunner/vault_hook.go).
 const nomadTokenFile = "private/vault_token"
 
-// nomadToken returns the source of Nomad's token for a vault block that says nothing of how to log in, in a task
-// without an identity to log in with; nil for every other.
+// nomadToken returns a function that reads the token that Nomad derived. It returns nil unless the vault block says
+// nothing of how to log in, the task has no identity to log in with, and there is such a token.
 func nomadToken(block config.Vault, cfg *drivers.TaskConfig) func() (string, error) {
 	source := IdentitySource(block, cfg)
 	if block.Role != "" || block.IdentityFile != "" || block.Identity != "vault" || len(block.Policies) > 0 {
@@ -34,8 +34,8 @@ func nomadToken(block config.Vault, cfg *drivers.TaskConfig) func() (string, err
 	return read
 }
 
-// readNomadToken reads Nomad's token of the task with that directory. No task sees the file, yet it is read as one
-// that a task could have made.
+// readNomadToken reads the token that Nomad derived for the task with that directory. No task sees the file, yet it
+// is read as one that a task could have made.
 func readNomadToken(taskDir string) (string, error) {
 	root, err := os.OpenRoot(taskDir)
 	if err != nil {

@@ -41,7 +41,7 @@ func (s *Set) Save(r *state.Record) {
 	}
 }
 
-// Unpack returns the sessions of a record as they are. One that cannot be read is lost.
+// Unpack returns the sessions of a record without bringing them back to life. One that cannot be decoded is lost.
 func Unpack(env Env, cfg *drivers.TaskConfig, r state.Record) *Set {
 	s := New(env, cfg, config.Task{}, nil, nil)
 	var all []state.Session
@@ -61,8 +61,8 @@ func Unpack(env Env, cfg *drivers.TaskConfig, r state.Record) *Set {
 	return s
 }
 
-// Restore brings the sessions of a record back to life, for a run that adopts them or for their revocation, and keeps
-// the others.
+// Restore returns the sessions of a record, brought back to life for a run that adopts them or for their revocation.
+// A session whose Vault is not configured now is kept as it is.
 func Restore(env Env, cfg *drivers.TaskConfig, r state.Record) *Set {
 	s := Unpack(env, cfg, r)
 	s.mu.Lock()
@@ -85,7 +85,7 @@ func Restore(env Env, cfg *drivers.TaskConfig, r state.Record) *Set {
 	return s
 }
 
-// revive returns the session of a vault block that was kept, nil where there is none of that client's.
+// revive returns the kept session of a vault block, nil where there is none of that cluster's.
 func (s *Set) revive(client *session.Cluster, block config.Vault, options session.Options) *session.Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,8 +102,8 @@ func (s *Set) revive(client *session.Cluster, block config.Vault, options sessio
 	return nil
 }
 
-// Reclaim makes sessions to close of those that were kept, as far as there is a client for them, and forgets those
-// whose tokens have ended. The error says of the others what to do.
+// Reclaim makes sessions that can be revoked of those that were kept, as far as their cluster is configured, and
+// forgets those whose tokens have ended. The error says what the operator can do for the others.
 func (s *Set) Reclaim() (waiting error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,7 +132,7 @@ func (s *Set) Reclaim() (waiting error) {
 	return waiting
 }
 
-// whyKept says why a session is not in use, and what the operator can do.
+// whyKept returns why a session is not in use, and what the operator can do.
 func (env Env) whyKept(one state.Session) error {
 	origin, err := session.OriginOf(one.State, one.Seen)
 	if err != nil {

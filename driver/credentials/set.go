@@ -1,3 +1,5 @@
+// Package credentials is what one task reads of Vault and Nomad, and with which tokens. A Set holds the sessions of a
+// task, one for each vault block. A Snapshot is one consistent reading of all of them.
 package credentials
 
 import (
@@ -19,9 +21,9 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// Set is where one task's templates get their answers: a session for each vault block, opened when it is first
-// needed, and a watch on Nomad's services and variables. It outlives the run of a task by the linger, so that the next
-// run of the same task finds the same token and the same leases.
+// Set is the credentials of one task: a session for each vault block, opened by Login or by the first question, and a
+// watch on Nomad's services and variables. It outlives the run of its task by the linger, so that the next run finds
+// the same token and the same leases. Its methods may be called by several goroutines.
 type Set struct {
 	env     Env
 	key     string // of the task
@@ -59,8 +61,8 @@ func (s *Set) Login(ctx context.Context, names []string) error {
 	return nil
 }
 
-// open returns the session of a vault block, logging in when there is none yet. There is one pass at a time, and that
-// asks for one at a time.
+// open returns the session of a vault block, and logs in when there is none yet. It is called for one block at a
+// time.
 func (s *Set) open(ctx context.Context, name string) (*session.Session, error) {
 	s.mu.Lock()
 	have := s.sessions[name]
@@ -78,8 +80,8 @@ func (s *Set) open(ctx context.Context, name string) (*session.Session, error) {
 	}
 	options := s.options(block)
 	if options.Login.NomadToken != nil && block.File {
-		return nil, fmt.Errorf("vault %q: file = true: the task's token is the one that Nomad derived and writes to secrets/vault_token itself: "+
-			"leave file out here, or name a role", name)
+		return nil, fmt.Errorf("vault %q: file = true: the task's token is the one that Nomad derived and "+
+			"writes to secrets/vault_token itself: leave file out here, or name a role", name)
 	}
 	if live := s.revive(client, block, options); live != nil {
 		return live, nil
@@ -110,19 +112,21 @@ func (s *Set) options(block config.Vault) session.Options {
 	}
 	login := session.Login{Role: block.Role, Namespace: block.Namespace, JWT: jwt, NomadToken: nomadToken(block, s.cfg)}
 	login.Token.Policies = block.Policies
-	login.Token.DisplayName = s.cfg.AllocID + "-" + s.cfg.Name // this and the metadata as Nomad 1.9 has it (nomad/vault.go)
-	login.Token.Metadata = map[string]string{"AllocationID": s.cfg.AllocID, "Namespace": s.cfg.Namespace, "JobID": s.cfg.JobID,
-		"TaskGroup": s.cfg.TaskGroupName, "Task": s.cfg.Name, "NodeID": s.cfg.NodeID}
+	// The name and the metadata are as Nomad 1.9 has them (nomad/vault.go).
+	login.Token.DisplayName = s.cfg.AllocID + "-" + s.cfg.Name
+	login.Token.Metadata = map[string]string{"AllocationID": s.cfg.AllocID, "Namespace": s.cfg.Namespace,
+		"JobID": s.cfg.JobID, "TaskGroup": s.cfg.TaskGroupName, "Task": s.cfg.Name, "NodeID": s.cfg.NodeID}
 	return session.Options{Notify: s.notify, Changed: s.changed, Login: login}
 }
 
+// IdentitySource returns where the task's workload identity for a vault block is found.
 func IdentitySource(block config.Vault, cfg *drivers.TaskConfig) identity.Source {
 	return identity.Source{Name: block.Identity, Dir: cfg.TaskDir().Dir, File: block.IdentityFile,
 		Env: cfg.Env["NOMAD_TOKEN_"+block.Identity]}
 }
 
-// Adopt takes over the sessions of the run before, as far as they are still what the job asks for, and returns the
-// others. The watch is always a new one.
+// Adopt takes over the sessions of the run before that the job still asks for, and returns a set of the others. The
+// watch is always a new one.
 func (s *Set) Adopt(old *Set) (others *Set) {
 	others = New(old.env, old.cfg, old.conf, nil, nil)
 	s.mu.Lock()
@@ -169,7 +173,7 @@ func (s *Set) Session(name string) *session.Session {
 	return s.sessions[name]
 }
 
-// Describe says for each session which token it has, in the order of their names.
+// Describe returns which token each session has, in the order of their names.
 func (s *Set) Describe() (text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -217,7 +221,7 @@ func (s *Set) nomadToken(context.Context) (string, error) {
 	return token.JWT(), err
 }
 
-// Pause ends what belongs to one run only.
+// Pause ends what belongs to one run only. No session is opened any more.
 func (s *Set) Pause() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -227,8 +231,8 @@ func (s *Set) Pause() {
 	}
 }
 
-// Revoke revokes everything, of all clusters side by side. It may be called again for waiting, the sessions whose
-// Vault could not be asked; lost are those that nobody can revoke.
+// Revoke revokes everything, of all clusters side by side. waiting is about sessions whose Vault could not be asked,
+// for which it may be called again; lost is about those that nobody can revoke.
 func (s *Set) Revoke(ctx context.Context) (waiting, lost error) {
 	s.mu.Lock()
 	sessions := maps.Clone(s.sessions)
@@ -258,7 +262,7 @@ func (s *Set) Revoke(ctx context.Context) (waiting, lost error) {
 	return waiting, lost
 }
 
-// Problems is what is wrong with the sessions at this moment, one line for each.
+// Problems returns what is wrong with the sessions at this moment, one line for each.
 func (s *Set) Problems() (lines []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

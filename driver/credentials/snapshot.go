@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// Snapshot is one consistent look at all that a task's templates ask: a reading of each session and of the watch.
+// Snapshot is one consistent reading of all that a task asks: of each session and of Nomad's own data. Each question
+// is asked once.
 type Snapshot struct {
 	set   *Set
 	fresh bool
@@ -29,7 +30,8 @@ type Snapshot struct {
 // Format keeps what was read out of logs, errors and panics.
 func (p *Snapshot) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[pass over %v]", p.set) }
 
-// Snapshot makes a pass of all that has been asked before: what no template asks this time is given up by its commit.
+// Snapshot begins a reading. What it does not ask of what was asked before is given up by its Commit. With fresh set,
+// secrets without a lease are read anew.
 func (s *Set) Snapshot(fresh bool) *Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,8 +79,8 @@ func (p *Snapshot) nomadData() *taskapi.Reading {
 	return p.nomad
 }
 
-// Commit says that what was read is in use now, and nothing else. Leases that it replaces are revoked after grace, or
-// left to end when grace is negative.
+// Commit says that what was read is in use now, and nothing else. The leases that it replaces are revoked after
+// grace, or left to end by their TTL when grace is negative.
 func (p *Snapshot) Commit(grace time.Duration) {
 	for _, r := range p.readings {
 		r.Commit(grace)
@@ -88,17 +90,19 @@ func (p *Snapshot) Commit(grace time.Duration) {
 	}
 }
 
-// Source answers what asks one vault block; every is the poll interval.
+// Source returns what answers the questions to one vault block; every is the poll interval.
 func (p *Snapshot) Source(vaultName string, every time.Duration) *Source {
 	return &Source{snapshot: p, vault: vaultName, every: every}
 }
 
+// Source answers the questions of one block.
 type Source struct {
 	snapshot *Snapshot
 	vault    string
 	every    time.Duration
 }
 
+// Ask asks Vault, once for equal requests of a snapshot.
 func (s *Source) Ask(ctx context.Context, req vault.Request) (*vault.Secret, error) {
 	reading, err := s.snapshot.reading(ctx, s.vault)
 	if err != nil {
@@ -108,14 +112,17 @@ func (s *Source) Ask(ctx context.Context, req vault.Request) (*vault.Secret, err
 	return reading.Read(ctx, req)
 }
 
+// Read implements template.Source.
 func (s *Source) Read(ctx context.Context, path string, query url.Values) (*template.Secret, error) {
 	return toTemplate(s.Ask(ctx, vault.Request{Op: vault.Read, Path: path, Query: query}))
 }
 
+// Write implements template.Source.
 func (s *Source) Write(ctx context.Context, path string, data map[string]any) (*template.Secret, error) {
 	return toTemplate(s.Ask(ctx, vault.Request{Op: vault.Write, Path: path, Data: data}))
 }
 
+// List implements template.Source.
 func (s *Source) List(ctx context.Context, path string) ([]string, error) {
 	secret, err := s.Ask(ctx, vault.Request{Op: vault.List, Path: path})
 	if errors.Is(err, vault.ErrNotFound) {

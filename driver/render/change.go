@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// ChangeOver is how long the old credentials live on after a process was told of new ones by signal or script.
+// ChangeOver is how long the old credentials stay valid after a process was told of new ones by a signal or a script.
 const ChangeOver = 30 * time.Second
 
 // Change is what a newer generation asks of a task: one action, however many secrets changed.
@@ -23,7 +23,7 @@ type Change struct {
 	what    []string      // what changed, for the log: destinations, and secrets by their names
 }
 
-// Join adds another change to this one. The action is the strongest that anyone asked for.
+// Join adds another change to this one. The action is the strongest that either asks for.
 func (c Change) Join(o Change) Change {
 	c.Restart = c.Restart || o.Restart
 	for _, s := range o.scripts {
@@ -45,7 +45,7 @@ func (c Change) Join(o Change) Change {
 	return c
 }
 
-// Acts reports whether the task is told anything at all.
+// Acts reports whether the process is restarted, signalled, or a script is run.
 func (c Change) Acts() bool { return c.Restart || len(c.scripts) > 0 || len(c.signals) > 0 }
 
 // shares reports whether c asks for an action that o asks for too.
@@ -55,8 +55,8 @@ func (c Change) shares(o Change) bool {
 	return slices.ContainsFunc(c.scripts, script) || slices.ContainsFunc(c.signals, signal)
 }
 
-// Grace is how long what the change has replaced is still used once the action is done: not at all after a restart, and
-// for ever by a process that was not told, which is a negative time.
+// Grace returns how long what the change has replaced stays valid once the action is done: not at all after a
+// restart. It is negative, for until its TTL ends, when the process is not told of something.
 func (c Change) Grace() time.Duration {
 	switch {
 	case c.Restart:
@@ -78,15 +78,16 @@ func (c Change) Delay() time.Duration {
 	return rand.N(c.Splay)
 }
 
+// String returns what changed.
 func (c Change) String() string { return strings.Join(c.what, ", ") }
 
-// Action is one thing by which a running process is told: a script, or else a signal.
+// Action is one thing that is done to a running process: a script is run, or else a signal is sent.
 type Action struct {
 	Script *config.ChangeScript
 	Signal string
 }
 
-// Actions are what the change does unless it restarts the process, in the order in which it is done.
+// Actions returns what the change does unless it restarts the process, in the order in which it is done.
 func (c Change) Actions() (all []Action) {
 	for _, s := range c.scripts {
 		all = append(all, Action{Script: s})
@@ -97,7 +98,7 @@ func (c Change) Actions() (all []Action) {
 	return all
 }
 
-// Change is one that asks for this action only.
+// Change returns one that asks for this action only.
 func (a Action) Change() Change {
 	if a.Script != nil {
 		return Change{scripts: []*config.ChangeScript{a.Script}}
@@ -105,6 +106,7 @@ func (a Action) Change() Change {
 	return Change{signals: []string{a.Signal}}
 }
 
+// String returns what is to be done.
 func (a Action) String() string {
 	if a.Script != nil {
 		return fmt.Sprintf("change_script %q", a.Script.Command)
@@ -112,7 +114,7 @@ func (a Action) String() string {
 	return "send " + a.Signal
 }
 
-// Done says of the action that it was done.
+// Done returns that it was done.
 func (a Action) Done() string {
 	if a.Script != nil {
 		return "ran " + a.Script.Command
@@ -120,7 +122,7 @@ func (a Action) Done() string {
 	return "sent " + a.Signal
 }
 
-// change is what a block with new bytes asks.
+// change returns what new bytes of the block ask for.
 func (b *block) change() Change {
 	c := Change{what: []string{b.what}}
 	switch b.ChangeMode {

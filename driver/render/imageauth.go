@@ -21,9 +21,9 @@ type imageAuth struct{ username, password string }
 func (*imageAuth) String() string   { return "[registry credentials]" }
 func (*imageAuth) GoString() string { return "[registry credentials]" }
 
-// addAuth asks for the registry's credentials within the generation's reading. They are never looked at again for a
-// change, of which nobody is told: only a start needs them. A task that runs keeps what was read last, also where
-// they are denied by now: its own secrets do not wait for them.
+// addAuth asks for the registry's credentials as a part of the snapshot. Changing them triggers no action, since only
+// a start needs them. A running task keeps what was read last, even if Vault denies them now: its own secrets do not
+// wait for them.
 func (r *Renderer) addAuth(ctx context.Context, g, last *Generation) error {
 	a := r.conf.Auth
 	if !a.FromVault() {

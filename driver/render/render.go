@@ -1,3 +1,7 @@
+// Package render makes generations of what a task gets: the files and the environment of all of its blocks, from one
+// snapshot of its credentials. Diff says what a process must be told of a generation.
+//
+// A new kind of block implements the interface kind; newBlock says which outputs it has.
 package render
 
 import (
@@ -22,7 +26,8 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// Generation is one consistent set of what a task gets: rendered from one pass, never changed afterwards.
+// Generation is one consistent set of what a task gets. It is rendered from one snapshot and never changed
+// afterwards.
 type Generation struct {
 	conf     *config.Task
 	blocks   []*block
@@ -46,7 +51,7 @@ func sum(data []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
-// Renderer makes generations of one task.
+// Renderer makes the generations of one task. One goroutine at a time uses it.
 type Renderer struct {
 	cfg         *drivers.TaskConfig
 	conf        *config.Task
@@ -65,7 +70,8 @@ type Renderer struct {
 // Format keeps the secrets out of logs, errors and panics.
 func (r *Renderer) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[renderer of %s]", r.cfg.ID) }
 
-// New resolves the destinations. Two blocks for one file are refused: which of them won would be chance.
+// New resolves the destinations of all blocks. Two blocks for one file are an error: which of them won would be
+// chance. guard calls a function and turns a panic into an error.
 func New(cfg *drivers.TaskConfig, conf *config.Task, op config.Operator, s *credentials.Set,
 	guard func(what string, f func() error) error) (*Renderer, error) {
 	r := &Renderer{cfg: cfg, conf: conf, op: op, credentials: s, guard: guard}
@@ -85,8 +91,9 @@ func New(cfg *drivers.TaskConfig, conf *config.Task, op config.Operator, s *cred
 	return r, nil
 }
 
-// Prepare reads and parses the templates and finds the owner of files: what is wrong there is found before Vault is
-// asked. After recovery it is a part of rendering, because a task that runs is not ended by a template that has gone.
+// Prepare reads and parses the templates and finds the owner of files, so that what is wrong there is found before
+// Vault is asked. After recovery it is a part of Render, because a running task is not ended by a template that has
+// gone.
 func (r *Renderer) Prepare() error {
 	if r.ready {
 		return nil
@@ -109,8 +116,8 @@ func (r *Renderer) Prepare() error {
 	return err
 }
 
-// Sessions returns the names of the vault blocks of which every generation needs something, sorted. A template may
-// ask others under a condition. Prepare comes before.
+// Sessions returns the names of the vault blocks of which every generation needs something, sorted. Templates may ask
+// others under a condition. Call Prepare before.
 func (r *Renderer) Sessions() []string {
 	names := slices.Clone(r.asked)
 	for _, v := range r.conf.Vaults {
@@ -182,14 +189,14 @@ func (r *Renderer) text(t *config.Template) (string, error) {
 	return string(data), nil
 }
 
-// Render makes the next generation after last, which is nil for the first one. It asks for every secret once and waits
-// for answers until ctx ends. With fresh set, secrets without a lease are read anew.
+// Render makes the next generation after last, which is nil for the first one. It asks for every secret once and
+// waits for answers until ctx ends. With fresh set, secrets without a lease are read anew.
 func (r *Renderer) Render(ctx context.Context, last *Generation, fresh bool) (*Generation, error) {
 	if err := r.Prepare(); err != nil {
 		return nil, err
 	}
-	g := &Generation{conf: r.conf, blocks: r.blocks, Snapshot: r.credentials.Snapshot(fresh), Output: map[string][]byte{}, env: map[string]string{},
-		Sums: map[string]string{}}
+	g := &Generation{conf: r.conf, blocks: r.blocks, Snapshot: r.credentials.Snapshot(fresh),
+		Output: map[string][]byte{}, env: map[string]string{}, Sums: map[string]string{}}
 	if err := r.execute(ctx, g, last); err != nil {
 		return nil, err
 	}
@@ -255,7 +262,7 @@ func (r *Renderer) roots() (task, alloc *os.Root, err error) {
 	return task, alloc, nil
 }
 
-// Paths are the files of every generation, for their removal.
+// Paths returns the files of every generation, below the directory of the allocation, for their removal.
 func (r *Renderer) Paths() []string {
 	var paths []string
 	for _, b := range r.blocks {
@@ -355,7 +362,7 @@ func (r *Renderer) file(b *block, o output, data []byte) template.File {
 	return f
 }
 
-// Describe says what of a task's blocks is there, for the log.
+// Describe returns which of the task's blocks are there, for the log.
 func (g *Generation) Describe() string {
 	conf := g.conf
 	text := fmt.Sprintf("templates rendered: %d", len(conf.Templates))
@@ -411,7 +418,7 @@ func tokenFile(name string) string {
 // tokenSum is a token's key among the sums, which no destination can have.
 func tokenSum(name string) string { return "token\x00" + name }
 
-// Diff returns what a process must be told of g, to which the generation with the given checksums was delivered.
+// Diff returns what a process must be told of g, given the checksums of what was delivered to it.
 func (g *Generation) Diff(delivered map[string]string) Change {
 	var all Change
 	for _, b := range g.blocks {
@@ -441,8 +448,8 @@ func (g *Generation) TaskEnv(cfg *drivers.TaskConfig) map[string]string {
 // owner of a file, -1 for the plugin's own.
 type owner struct{ uid, gid int }
 
-// taskOwner is the task's user, when a file of its own is asked for. An image's own users are not known here: where
-// neither the job nor the wrapped driver names one, the file is root's.
+// taskOwner returns the task's user where a block wants a file to belong to it, else -1. An image's own users are not
+// known here: where neither the job nor the wrapped driver names a user, the file is root's.
 func taskOwner(cfg *drivers.TaskConfig, conf *config.Task, blocks []*block, byDefault string) (owner, error) {
 	whose, otherwise := "", ""
 	for _, v := range conf.Vaults {

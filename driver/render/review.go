@@ -70,7 +70,8 @@ func Review(op config.Operator, cfg *drivers.TaskConfig, conf config.Task) ([]Us
 // questions are those of one template, without executing it.
 func (t templateBlock) questions(env map[string]string) ([]Question, error) {
 	if t.Source != "" {
-		return []Question{{Block: fmt.Sprintf("template %q", t.Destination), Text: fmt.Sprintf("source %q, a file of the task", t.Source)}}, nil
+		text := fmt.Sprintf("source %q, a file of the task", t.Source)
+		return []Question{{Block: fmt.Sprintf("template %q", t.Destination), Text: text}}, nil
 	}
 	parsed, err := t.parse(t.Data, env, nil)
 	if err != nil {
@@ -78,7 +79,8 @@ func (t templateBlock) questions(env map[string]string) ([]Question, error) {
 	}
 	var all []Question
 	for _, ask := range parsed.Asks() {
-		q := Question{Block: fmt.Sprintf("template %q line %d", t.Destination, ask.Line), Text: ask.Text, Request: vault.Request{Op: vault.Read, Path: ask.Path}}
+		q := Question{Block: fmt.Sprintf("template %q line %d", t.Destination, ask.Line), Text: ask.Text,
+			Request: vault.Request{Op: vault.Read, Path: ask.Path}}
 		switch {
 		case ask.Write:
 			q.Request.Op = vault.Write
