@@ -31,7 +31,8 @@ func (d *Driver) openState() {
 		store, err = state.Open(dir, d.logger)
 	}
 	if err != nil {
-		d.logger.Warn("sessions will not survive a restart of this plugin until this is mended", "state_dir", dir, "error", err)
+		d.logger.Warn("sessions will not survive a restart of this plugin until this is mended",
+			"state_dir", dir, "error", err)
 		return
 	}
 	d.keepIn(store)

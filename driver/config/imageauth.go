@@ -35,7 +35,8 @@ func (c *Task) validateAuth() error {
 	a.Vault = cmp.Or(a.Vault, "default")
 	switch {
 	case a.VaultPath == "" && (a.UsernameKey != "username" || a.PasswordKey != "password" || a.Vault != "default"):
-		return errors.New(`auth: vault_path is missing: name the secret that has the credentials, such as "kv/data/app/registry"`)
+		return errors.New(`auth: vault_path is missing: name the secret that has the credentials, such as ` +
+			`"kv/data/app/registry"`)
 	case a.VaultPath == "":
 		return nil
 	case a.Password != "":
@@ -60,7 +61,8 @@ func (c *Task) permittedAuth(op Operator) error {
 		return nil
 	}
 	if to := registry(c.Image); !slices.Contains(op.AuthRegistries, to) {
-		return fmt.Errorf("auth: vault_path: the image is pulled from %s, to which this node's operator lets no credentials go (auth_registries)", to)
+		return fmt.Errorf("auth: vault_path: the image is pulled from %s, to which this node's operator lets no "+
+			"credentials go (auth_registries)", to)
 	}
 	return nil
 }
@@ -70,7 +72,8 @@ func (c *Task) permittedAuth(op Operator) error {
 func registry(image string) string {
 	const hub = "docker.io"
 	host, _, named := strings.Cut(strings.TrimPrefix(image, "https://"), "/")
-	if !named || host == "index.docker.io" || !strings.ContainsAny(host, ".:") && host != "localhost" && strings.ToLower(host) == host {
+	folder := !strings.ContainsAny(host, ".:") && host != "localhost" && strings.ToLower(host) == host
+	if !named || host == "index.docker.io" || folder {
 		return hub
 	}
 	return host

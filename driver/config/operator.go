@@ -54,7 +54,9 @@ func (c Operator) Cluster(name string) (vault.Cluster, error) {
 		names = append(names, strconv.Quote(known.Name))
 	}
 	if len(names) == 0 {
-		return vault.Cluster{}, fmt.Errorf("cluster %q: the operator has configured no Vault: add vault %q { address = ... } to plugin %q { config { } } of the agent", name, name, c.Name)
+		return vault.Cluster{}, fmt.Errorf("cluster %q: the operator has configured no Vault: "+
+			"add vault %q { address = ... } to plugin %q { config { } } of the agent", name, name, c.Name)
 	}
-	return vault.Cluster{}, fmt.Errorf("cluster %q is unknown: the operator has configured %s", name, strings.Join(names, ", "))
+	return vault.Cluster{}, fmt.Errorf("cluster %q is unknown: the operator has configured %s",
+		name, strings.Join(names, ", "))
 }

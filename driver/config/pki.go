@@ -74,7 +74,8 @@ func (p *PKI) check() (err error) {
 		}
 	}
 	if p.Revoke && p.RevokedAt() == "" {
-		return fmt.Errorf(`revoke: there is no telling where Vault revokes what is issued at %q: use a path such as "pki/issue/app", or leave revoke out`, p.Path)
+		return fmt.Errorf(`revoke: there is no telling where Vault revokes what is issued at %q: use a path such as `+
+			`"pki/issue/app", or leave revoke out`, p.Path)
 	}
 	if p.RenewBefore == "" {
 		return nil

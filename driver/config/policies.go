@@ -21,12 +21,14 @@ func (c Operator) validateAllow() error {
 	for _, cluster := range c.Clusters {
 		allow := c.Allow[cluster.Name]
 		if len(allow) > 0 && !cluster.Issues() {
-			return fmt.Errorf("vault %q: allow is for a cluster with token or token_file: here tasks log in, and Vault's roles say who gets what", cluster.Name)
+			return fmt.Errorf("vault %q: allow is for a cluster with token or token_file: here tasks log in, and Vault's "+
+				"roles say who gets what", cluster.Name)
 		}
 		for _, namespace := range slices.Sorted(maps.Keys(allow)) {
 			for _, glob := range allow[namespace] {
 				if _, err := path.Match(glob, ""); err != nil || glob == "" {
-					return fmt.Errorf("vault %q: allow %q: policies: %q is not a name or a pattern such as \"app-*\"", cluster.Name, namespace, glob)
+					return fmt.Errorf("vault %q: allow %q: policies: %q is not a name or a pattern such as \"app-*\"",
+						cluster.Name, namespace, glob)
 				}
 			}
 		}
@@ -48,19 +50,23 @@ func (c Operator) PermitVault(v Vault, namespace string) error {
 	}
 	if !cluster.Issues() {
 		if len(v.Policies) > 0 {
-			return fmt.Errorf("policies is set, but cluster %q has no token role: tasks log in with their identity, so name a role in place of policies", v.Cluster)
+			return fmt.Errorf("policies is set, but cluster %q has no token role: tasks log in with their identity, so name "+
+				"a role in place of policies", v.Cluster)
 		}
 		return nil
 	}
 	for _, field := range []struct{ name, value, without string }{
-		{"role", v.Role, ""}, {"namespace", v.Namespace, ""}, {"identity", v.Identity, "vault"}, {"identity_file", v.IdentityFile, ""},
+		{"role", v.Role, ""}, {"namespace", v.Namespace, ""}, {"identity", v.Identity, "vault"},
+		{"identity_file", v.IdentityFile, ""},
 	} {
 		if field.value != field.without {
-			return fmt.Errorf("%s is set, but cluster %q makes tokens by its token role: leave %[1]s out and name policies", field.name, v.Cluster)
+			return fmt.Errorf("%s is set, but cluster %q makes tokens by its token role: leave %[1]s out and name policies",
+				field.name, v.Cluster)
 		}
 	}
 	if len(v.Policies) == 0 {
-		return fmt.Errorf("policies is missing: cluster %q makes tokens by its token role, so name what the task needs, for example policies = [\"api\"]", v.Cluster)
+		return fmt.Errorf("policies is missing: cluster %q makes tokens by its token role, so name what the task needs, "+
+			"for example policies = [\"api\"]", v.Cluster)
 	}
 	globs := c.Allow.allowed(v.Cluster, namespace)
 	for _, policy := range v.Policies {
@@ -69,7 +75,8 @@ func (c Operator) PermitVault(v Vault, namespace string) error {
 			return ok
 		}
 		if !slices.ContainsFunc(globs, fits) {
-			return fmt.Errorf("policies: %q is not allowed in Nomad namespace %q: the operator allows %q there (allow in vault %q of the plugin's config)",
+			return fmt.Errorf("policies: %q is not allowed in Nomad namespace %q: the operator allows %q there (allow in "+
+				"vault %q of the plugin's config)",
 				policy, namespace, globs, v.Cluster)
 		}
 	}
@@ -84,10 +91,12 @@ func validatePolicies(names []string) error {
 		switch {
 		case names[i] == "root":
 			return errors.New(`policies: "root" is not for tasks: name the policies that the task needs`)
-		case name == "" || strings.ContainsFunc(name, func(r rune) bool { return r == ',' || unicode.IsSpace(r) || !unicode.IsPrint(r) }):
+		case name == "" || strings.ContainsFunc(name, notOfAName):
 			return fmt.Errorf("policies: %q is not the name of a policy", name)
 		}
 	}
 	slices.Sort(names)
 	return nil
 }
+
+func notOfAName(r rune) bool { return r == ',' || unicode.IsSpace(r) || !unicode.IsPrint(r) }

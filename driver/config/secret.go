@@ -47,7 +47,8 @@ func (s *Secret) check() error {
 	case s.Optional && s.Method == "write":
 		return errors.New(`optional is for what may not be there yet when it is read: method is "write"`)
 	case s.PollInterval != "" && s.Method == "write":
-		return errors.New("poll_interval is for what is read again, and nothing is written a second time before its lease or its life ends: leave it out")
+		return errors.New("poll_interval is for what is read again, and nothing is written a second time before its lease " +
+			"or its life ends: leave it out")
 	case s.Env && s.Destination == "" && s.Format != "":
 		return errors.New("format is that of a file: set destination too, or leave it out for the environment alone")
 	}
@@ -56,5 +57,6 @@ func (s *Secret) check() error {
 
 // Fields returns how the fields of the secret become a file or variables.
 func (s *Secret) Fields() template.Fields {
-	return template.Fields{Key: s.Key, Encoding: s.Encoding, Format: s.Format, Include: s.Include, Exclude: s.Exclude, Rename: s.Rename}
+	return template.Fields{Key: s.Key, Encoding: s.Encoding, Format: s.Format, Include: s.Include, Exclude: s.Exclude,
+		Rename: s.Rename}
 }

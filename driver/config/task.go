@@ -139,7 +139,8 @@ func (c *Task) Validate(every time.Duration) error {
 	}
 	blocks := c.Blocks()
 	if n := len(blocks); n > maxBlocks {
-		return fmt.Errorf("%d template, secret and pki blocks, where a task may have %d: put what belongs together into one template, or into "+
+		return fmt.Errorf("%d template, secret and pki blocks, where a task may have %d: put what belongs together "+
+			"into one template, or into "+
 			"another task", n, maxBlocks)
 	}
 	for _, b := range blocks {
@@ -205,7 +206,8 @@ func (c *Task) validateVaults() error {
 		}
 		names[v.Name] = true
 		if v.Env && shown != "" {
-			return fmt.Errorf("vault %q: env = true is set in vault %q too, and there is one VAULT_TOKEN: use file = true here", v.Name, shown)
+			return fmt.Errorf("vault %q: env = true is set in vault %q too, and there is one VAULT_TOKEN: use file = true here",
+				v.Name, shown)
 		}
 		if v.Env {
 			shown = v.Name
@@ -291,7 +293,8 @@ func (o *Output) validateChange() error {
 	case "noop", "restart", "script":
 	case "signal":
 		if o.Env {
-			return errors.New(`change_mode "signal" with env = true: a running process cannot see a new environment; use "restart"`)
+			return errors.New(`change_mode "signal" with env = true: a running process cannot see a new environment; use ` +
+				`"restart"`)
 		}
 	default:
 		return fmt.Errorf(`change_mode %q is unknown: use "noop", "signal", "script" or "restart"`, o.ChangeMode)

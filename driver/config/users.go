@@ -35,9 +35,11 @@ func (c Operator) PermitUser(name string) error {
 	is := func(denied string) bool { return denied == owner || owner != "" && sameUser(denied, owner) }
 	switch i := slices.IndexFunc(c.DeniedUsers, is); {
 	case i >= 0 && name == "":
-		return fmt.Errorf("the task names no user and would run as %q: this node's operator denies it (denied_users): set another user in the task", c.DeniedUsers[i])
+		return fmt.Errorf("the task names no user and would run as %q: this node's operator denies it (denied_users): set "+
+			"another user in the task", c.DeniedUsers[i])
 	case i >= 0:
-		return fmt.Errorf("user %q is not allowed: this node's operator denies it (denied_users): set another user in the task", name)
+		return fmt.Errorf("user %q is not allowed: this node's operator denies it (denied_users): "+
+			"set another user in the task", name)
 	}
 	return nil
 }

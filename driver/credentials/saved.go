@@ -149,7 +149,8 @@ func (env Env) whyKept(one state.Session) error {
 	case unnamed != nil:
 		return fmt.Errorf("%w: correct the name of its vault block of plugin %q", unnamed, plugin)
 	default:
-		return fmt.Errorf("vault %q of plugin %q has another address, role or namespace now than its token is from: correct it",
+		return fmt.Errorf("vault %q of plugin %q has another address, role or namespace now than its token is from: "+
+			"correct it",
 			one.Login.Cluster, plugin)
 	}
 }

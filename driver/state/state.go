@@ -129,7 +129,8 @@ func inMemory(dir string) error {
 	if fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC {
 		return nil
 	}
-	options := "mode=0700,size=25%" // of the memory, as far as it is used: a few hundred records of MaxRecord on a small host
+	// A quarter of the memory, as far as it is used: a few hundred records of MaxRecord on a small host.
+	options := "mode=0700,size=25%"
 	mount := func(options string) error {
 		return unix.Mount("nomad-driver-vault", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOSUID, options)
 	}
@@ -172,8 +173,9 @@ func (r Record) Encode() ([]byte, error) {
 		return nil, fmt.Errorf("encode state: %w", err)
 	}
 	if len(data) > MaxRecord {
-		return nil, fmt.Errorf("what must be kept of the task for the plugin's next process takes %d KiB, and %d KiB is the most: "+
-			"make what its blocks read of Vault, or what its blocks with once = true make, smaller", len(data)>>10, MaxRecord>>10)
+		return nil, fmt.Errorf("what must be kept of the task for the plugin's next process takes %d KiB, and "+
+			"%d KiB is the most: make what its blocks read of Vault, or what its blocks with once = true make, smaller",
+			len(data)>>10, MaxRecord>>10)
 	}
 	return data, nil
 }
