@@ -2,13 +2,14 @@ package driver
 
 import (
 	"maps"
+	"reflect"
+	"slices"
+	"sync"
+
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/session"
-	"reflect"
-	"slices"
-	"sync"
 )
 
 // closeClients returns when nothing is asked of Vault any more.

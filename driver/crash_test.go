@@ -2,8 +2,6 @@ package driver
 
 import (
 	"encoding/json"
-	"nomad-driver-vault/driver/state"
-	"nomad-driver-vault/driver/vault/vaulttest"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,6 +10,9 @@ import (
 	"github.com/hashicorp/nomad/nomad/structs"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/state"
+	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
 // The agent asks a new plugin process to start the same task with the same ID when the one before died while it did so.

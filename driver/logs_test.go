@@ -1,7 +1,6 @@
 package driver
 
 import (
-	"nomad-driver-vault/driver/logpipe/logpipetest"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -9,6 +8,8 @@ import (
 
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/driver/logpipe/logpipetest"
 )
 
 func TestLogGoesOnWhenAStartTakesThePlaceOfAnother(t *testing.T) {

@@ -2,9 +2,10 @@ package driver
 
 import (
 	"maps"
+	"strings"
+
 	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/state"
-	"strings"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )

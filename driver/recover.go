@@ -3,8 +3,9 @@ package driver
 import (
 	"errors"
 	"fmt"
-	"nomad-driver-vault/driver/render"
 	"time"
+
+	"nomad-driver-vault/driver/render"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 )

@@ -2,14 +2,15 @@ package driver
 
 import (
 	"errors"
-	"nomad-driver-vault/driver/render"
-	"nomad-driver-vault/driver/vault/vaulttest"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/render"
+	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
 // exits has every script end with that code.

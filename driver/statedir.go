@@ -3,9 +3,10 @@ package driver
 import (
 	"context"
 	"errors"
+	"time"
+
 	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/state"
-	"time"
 
 	"golang.org/x/sys/unix"
 )

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"nomad-driver-vault/driver/logpipe/logpipetest"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -14,6 +13,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/logpipe/logpipetest"
 )
 
 // A start fails after the process was started, and the wrapped driver cannot end that at the moment: it is said, and

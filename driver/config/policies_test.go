@@ -1,10 +1,11 @@
 package config
 
 import (
-	"nomad-driver-vault/driver/vault"
 	"testing"
 
 	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/vault"
 )
 
 func TestPoliciesThatATaskMayAskFor(t *testing.T) {

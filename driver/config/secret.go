@@ -3,8 +3,9 @@ package config
 import (
 	"errors"
 	"fmt"
-	"nomad-driver-vault/driver/template"
 	"strings"
+
+	"nomad-driver-vault/driver/template"
 )
 
 // Secret is one secret block: a secret as a file or as environment, without a template. Its options are named as in

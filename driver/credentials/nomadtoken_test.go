@@ -3,7 +3,6 @@ package credentials
 import (
 	"errors"
 	"io/fs"
-	"nomad-driver-vault/driver/config"
 	"os"
 	"path/filepath"
 	"testing"
@@ -11,6 +10,8 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/driver/config"
 )
 
 // A task directory with the token that Nomad derived.

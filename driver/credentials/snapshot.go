@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"sync"
+	"time"
+
 	"nomad-driver-vault/driver/taskapi"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/driver/vault/session"
-	"sync"
-	"time"
 )
 
 // Snapshot is one consistent reading of all that a task asks: of each session and of Nomad's own data. Each question

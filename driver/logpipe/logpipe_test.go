@@ -2,7 +2,6 @@ package logpipe
 
 import (
 	"errors"
-	"nomad-driver-vault/driver/logpipe/logpipetest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/driver/logpipe/logpipetest"
 )
 
 func TestLineThatThePipeHasNoRoomForIsDropped(t *testing.T) {

@@ -4,10 +4,11 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"nomad-driver-vault/driver/config"
 	"slices"
 	"strings"
 	"time"
+
+	"nomad-driver-vault/driver/config"
 )
 
 // ChangeOver is how long the old credentials stay valid after a process was told of new ones by a signal or a script.

@@ -2,11 +2,12 @@ package render
 
 import (
 	"net/url"
-	"nomad-driver-vault/driver/config"
-	"nomad-driver-vault/driver/vault"
 	"testing"
 
 	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/vault"
 )
 
 func TestSecretBlockAsksWhatTheCommandsOfVaultAsk(t *testing.T) {
