@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/state"
-	"nomad-driver-vault/driver/vault/session"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/drivers/shared/eventer"
@@ -24,6 +24,8 @@ import (
 // Driver implements the task RPCs of a Nomad driver plugin around a wrapped one. Package plugin adds what the agent
 // asks of the plugin as such.
 type Driver struct {
+	*clusters
+
 	ctx     context.Context // of the plugin: its end is not the end of any task
 	logger  hclog.Logger
 	name    string
@@ -31,20 +33,15 @@ type Driver struct {
 	events  *eventer.Eventer
 	outbox  chan *drivers.TaskEvent // ours, on their way to events
 	idled   chan struct{}           // closed when ctx has ended and nothing is asked of Vault any more
-	serve   sync.Once
-	pumping sync.Mutex // guards pumped
+	once    sync.Once               // of Serve
+	pumping sync.Mutex              // guards pumped
 	pumped  bool
 
 	parking *parking // what waits for the next run of its task
 
-	mu      sync.Mutex // guards what follows
-	config  config.Operator
-	clients map[string]*session.Cluster // by cluster name
-	made    []*session.Cluster          // all that were ever made: sessions may still use one that another has replaced
-	tasks   map[string]*task            // by taskKey: the only run, until it is destroyed
-	store   *state.Store                // nil until Serve, and where sessions cannot be kept
-	serving bool                        // Serve was called
-	news    chan struct{}               // closed when what Clusters returns changes
+	mu    sync.Mutex       // guards what follows
+	tasks map[string]*task // by taskKey: the only run, until it is destroyed
+	store *state.Store     // nil until Serve, and where sessions cannot be kept
 }
 
 // A Sweeper is a wrapped driver that knows the processes of a task without a handle, which can be lost with the
@@ -61,10 +58,9 @@ type Sweeper interface {
 // everything as it is: the tasks go on, and the next plugin process takes them over.
 func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.DriverPlugin) *Driver {
 	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
-		outbox: make(chan *drivers.TaskEvent, 64),
-		config: config.Operator{Name: name}, clients: map[string]*session.Cluster{}, tasks: map[string]*task{},
-		news: make(chan struct{}), idled: make(chan struct{})}
-	d.parking = &parking{d: d, parked: map[string]*parkedRun{}}
+		outbox:   make(chan *drivers.TaskEvent, 64),
+		clusters: newClusters(logger, name), tasks: map[string]*task{}, idled: make(chan struct{})}
+	d.parking = &parking{ctx: ctx, logger: logger, inner: inner, store: d.kept, env: d.env, parked: map[string]*parkedRun{}}
 	context.AfterFunc(ctx, func() {
 		d.closeClients()
 		close(d.idled)
@@ -89,21 +85,11 @@ func (d *Driver) End() {
 // process left: what no task of this agent claims in time is revoked. It is not part of Configure because Nomad also
 // configures plugin processes that only validate and must change nothing.
 func (d *Driver) Serve() {
-	d.serve.Do(func() {
-		d.mu.Lock()
-		d.serving = true
-		d.serveClients()
-		d.mu.Unlock()
+	d.once.Do(func() {
+		d.clusters.serve()
 		d.openState()
 		go d.tendState()
 	})
-}
-
-// Serving reports whether Serve was called.
-func (d *Driver) Serving() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.serving
 }
 
 // kept returns the state directory, nil where there is none.
@@ -244,4 +230,16 @@ func (d *Driver) SignalTask(id, signal string) error {
 // ExecTask runs a command in the task.
 func (d *Driver) ExecTask(id string, cmd []string, timeout time.Duration) (*drivers.ExecTaskResult, error) {
 	return d.inner.ExecTask(id, cmd, timeout)
+}
+
+// env is what the credentials of a task need of the plugin.
+func (d *Driver) env() credentials.Env {
+	permit := func(block config.Vault, namespace string) error { return d.configured().PermitVault(block, namespace) }
+	return credentials.Env{Client: d.client, ClientOf: d.clientOf, Permit: permit, Plugin: d.configured().Name,
+		Done: d.ctx.Done(), Logger: d.logger}
+}
+
+// guard calls f, and returns a panicError in place of a panic.
+func (d *Driver) guard(task, what string, f func() error) error {
+	return guard(d.logger, task, what, f)
 }

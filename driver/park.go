@@ -14,6 +14,9 @@ import (
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/internal/faults"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
 const (
@@ -32,7 +35,11 @@ const (
 
 // parking holds what runs of tasks leave for the next run of the same task.
 type parking struct {
-	d *Driver
+	ctx    context.Context // of the plugin
+	logger hclog.Logger
+	inner  drivers.DriverPlugin
+	store  func() *state.Store // nil where nothing can be kept
+	env    func() credentials.Env
 
 	mu     sync.Mutex            // guards parked
 	parked map[string]*parkedRun // by the key of the task
@@ -65,7 +72,7 @@ func (p *parking) park(l *parkedRun, wait time.Duration) {
 	l.gone = make(chan struct{})
 	p.parked[l.record.Key] = l
 	l.timer = time.AfterFunc(wait, func() {
-		_ = p.d.guard(l.record.Key, "giving up what it has left", func() error { // the log has it
+		_ = guard(p.logger, l.record.Key, "giving up what it has left", func() error { // the log has it
 			p.expire(l)
 			return nil
 		})
@@ -127,14 +134,14 @@ func (p *parking) takeOver(l *parkedRun) {
 		l.seal()
 	}
 	if l.credentials == nil {
-		l.credentials = credentials.Restore(p.d.env(), taskOf(l.record), l.record)
+		l.credentials = credentials.Restore(p.env(), taskOf(l.record), l.record)
 	}
 }
 
 // sweep ends the processes that an earlier start may have left, so that a task never has two. The agent asks the next
 // plugin process for the same start again when it got no answer, and a process's handle can be lost with the plugin.
 func (p *parking) sweep(l *parkedRun) error {
-	inner, can := p.d.inner.(Sweeper)
+	inner, can := p.inner.(Sweeper)
 	if !(l.old || l.record.Launching) || !can {
 		return nil
 	}
@@ -163,7 +170,7 @@ func (p *parking) mayRecover(l *parkedRun) bool {
 	if l.found.IsZero() || r.Inner == nil || r.Launching || r.Ended || gone(r.AllocDir) {
 		return false
 	}
-	inner, can := p.d.inner.(Sweeper)
+	inner, can := p.inner.(Sweeper)
 	soon := time.Since(l.found) < claimedWithin
 	if !can {
 		return soon
@@ -172,7 +179,7 @@ func (p *parking) mayRecover(l *parkedRun) bool {
 }
 
 func (p *parking) expire(l *parkedRun) {
-	if p.d.ctx.Err() != nil { // the next plugin process finds it
+	if p.ctx.Err() != nil { // the next plugin process finds it
 		return
 	}
 	if p.mayRecover(l) {
@@ -181,13 +188,13 @@ func (p *parking) expire(l *parkedRun) {
 		return
 	}
 	if l.credentials == nil {
-		p.d.logger.Info("revoking the session of a task that is gone", "task", l.record.Key)
-		l.credentials = credentials.Unpack(p.d.env(), taskOf(l.record), l.record)
+		p.logger.Info("revoking the session of a task that is gone", "task", l.record.Key)
+		l.credentials = credentials.Unpack(p.env(), taskOf(l.record), l.record)
 	}
 	p.takeOver(l)
 	if l.stray() {
 		if err := p.sweep(l); err != nil {
-			p.d.logger.Warn("a process may be left behind", "task", l.record.Key, "error", err)
+			p.logger.Warn("a process may be left behind", "task", l.record.Key, "error", err)
 			if p.retrySweep(l) {
 				return
 			}
@@ -221,21 +228,21 @@ func (p *parking) removeFiles(l *parkedRun) {
 	l.credentials.Pause()
 	if root, err := os.OpenRoot(l.record.AllocDir); err == nil { // else the allocation is gone, and its files with it
 		if err := template.Remove(root, taskOf(l.record).Name, l.record.Files); err != nil {
-			p.d.logger.Warn("rendered files are left behind", "task", l.record.Key, "error", err)
+			p.logger.Warn("rendered files are left behind", "task", l.record.Key, "error", err)
 		}
 		root.Close()
 	}
 	faults.Point(l.record.Key, "cleared")
 	p.setAside(l)
 	faults.Point(l.record.Key, "set-aside")
-	if store := p.d.kept(); store != nil {
+	if store := p.store(); store != nil {
 		store.Remove(state.FileOf(l.record.Key))
 	}
 }
 
 // setAside saves what is to be revoked in a file of its own.
 func (p *parking) setAside(l *parkedRun) {
-	store := p.d.kept()
+	store := p.store()
 	if store == nil || !l.credentials.Any() {
 		return
 	}
@@ -244,7 +251,7 @@ func (p *parking) setAside(l *parkedRun) {
 	l.credentials.Save(&r)
 	file, err := store.SetAside(r)
 	if err != nil && !l.warned {
-		p.d.logger.Warn("a crash now would lose what is to be revoked", "task", l.record.Key, "error", err)
+		p.logger.Warn("a crash now would lose what is to be revoked", "task", l.record.Key, "error", err)
 	}
 	l.record.File = file
 }
@@ -252,7 +259,7 @@ func (p *parking) setAside(l *parkedRun) {
 // revokeInBackground is revokeUntilDone in a goroutine of its own.
 func (p *parking) revokeInBackground(l *parkedRun) {
 	go func() {
-		_ = p.d.guard(l.record.Key, "revoking", func() error { // the log has it
+		_ = guard(p.logger, l.record.Key, "revoking", func() error { // the log has it
 			p.revokeUntilDone(l)
 			return nil
 		})
@@ -262,13 +269,13 @@ func (p *parking) revokeInBackground(l *parkedRun) {
 // revokeUntilDone tries until everything is revoked or the plugin ends.
 func (p *parking) revokeUntilDone(l *parkedRun) {
 	pause := sched.Backoff{First: time.Second, Most: time.Minute}
-	for !p.tryRevoke(p.d.ctx, l) {
+	for !p.tryRevoke(p.ctx, l) {
 		if l.record.File == "" {
 			p.setAside(l)
 		}
 		select {
 		case <-time.After(pause.Next()):
-		case <-p.d.ctx.Done():
+		case <-p.ctx.Done():
 			return
 		}
 	}
@@ -282,19 +289,19 @@ func (p *parking) tryRevoke(ctx context.Context, l *parkedRun) bool {
 	unknown := l.credentials.Reclaim()
 	waiting, lost := l.credentials.Revoke(ctx)
 	if lost != nil {
-		p.d.logger.Warn("left to end by its TTL", "task", l.record.Key, "error", lost)
+		p.logger.Warn("left to end by its TTL", "task", l.record.Key, "error", lost)
 	}
 	if waiting = errors.Join(unknown, waiting); waiting != nil {
-		if !l.warned && p.d.ctx.Err() == nil {
-			p.d.logger.Warn("cannot revoke yet", "task", l.record.Key, "error", waiting)
+		if !l.warned && p.ctx.Err() == nil {
+			p.logger.Warn("cannot revoke yet", "task", l.record.Key, "error", waiting)
 		}
 		l.warned = true
 		return false
 	}
 	if l.warned {
-		p.d.logger.Info("revoked at last, or ended by its TTL", "task", l.record.Key)
+		p.logger.Info("revoked at last, or ended by its TTL", "task", l.record.Key)
 	}
-	if store := p.d.kept(); store != nil && l.record.File != "" {
+	if store := p.store(); store != nil && l.record.File != "" {
 		faults.Point(l.record.Key, "revoked")
 		store.Remove(l.record.File)
 	}

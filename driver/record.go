@@ -3,46 +3,64 @@ package driver
 import (
 	"maps"
 	"strings"
+	"sync"
 
+	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/state"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
+// recorder keeps the record of one run of a task.
+type recorder struct {
+	store       func() *state.Store // nil where nothing can be kept
+	logger      hclog.Logger
+	credentials *credentials.Set
+
+	// saving guards what follows, which several goroutines save. Only that of task.run changes the record, and may read
+	// it without the lock; the exception is Unacknowledged, which task.acknowledge changes.
+	saving     sync.Mutex
+	record     state.Record
+	unsaved    bool // the state directory does not have the present record
+	warned     bool // of that
+	handedOver bool // it is another's to save
+}
+
 // remember changes the task's record and saves it. A failure costs adoption after a crash, not the task.
-func (t *task) remember(change func(*state.Record)) {
-	t.saving.Lock()
-	defer t.saving.Unlock()
-	change(&t.record)
-	store := t.d.kept()
-	t.unsaved = store == nil
-	if store == nil || t.handedOver {
+func (rec *recorder) remember(change func(*state.Record)) {
+	rec.saving.Lock()
+	defer rec.saving.Unlock()
+	change(&rec.record)
+	store := rec.store()
+	rec.unsaved = store == nil
+	if store == nil || rec.handedOver {
 		return
 	}
-	r := t.record
-	t.credentials.Save(&r)
+	r := rec.record
+	rec.credentials.Save(&r)
 	err := store.Save(r)
-	t.unsaved = err != nil
+	rec.unsaved = err != nil
 	switch {
-	case t.unsaved && !t.warned:
-		t.d.logger.Warn("state is not saved", "task", r.Key, "error", err)
-	case t.warned && !t.unsaved:
-		t.d.logger.Info("state is saved again", "task", r.Key)
+	case rec.unsaved && !rec.warned:
+		rec.logger.Warn("state is not saved", "task", r.Key, "error", err)
+	case rec.warned && !rec.unsaved:
+		rec.logger.Info("state is saved again", "task", r.Key)
 	}
-	t.warned = t.unsaved
+	rec.warned = rec.unsaved
 }
 
 // save saves the record when a session has something that must not be lost.
-func (t *task) save() { t.remember(func(*state.Record) {}) }
+func (rec *recorder) save() { rec.remember(func(*state.Record) {}) }
 
 // saveAgain saves the record if that has not succeeded.
-func (t *task) saveAgain() {
-	t.saving.Lock()
-	unsaved := t.unsaved
-	t.saving.Unlock()
+func (rec *recorder) saveAgain() {
+	rec.saving.Lock()
+	unsaved := rec.unsaved
+	rec.saving.Unlock()
 	if unsaved {
-		t.save()
+		rec.save()
 	}
 }
 
@@ -52,21 +70,21 @@ func use(r *state.Record, g *render.Generation) {
 }
 
 // bounded returns an error when the record of the task with that generation is larger than a record may be.
-func (t *task) bounded(g *render.Generation) error {
-	t.saving.Lock()
-	r := t.record
-	t.saving.Unlock()
+func (rec *recorder) bounded(g *render.Generation) error {
+	rec.saving.Lock()
+	r := rec.record
+	rec.saving.Unlock()
 	use(&r, g)
-	t.credentials.Save(&r)
+	rec.credentials.Save(&r)
 	_, err := r.Encode()
 	return err
 }
 
 // parkedRun returns what the run leaves for the next one. Until that is claimed, what becomes of its sessions is
 // saved.
-func (t *task) parkedRun() *parkedRun {
-	l := &parkedRun{credentials: t.credentials, save: t.saveAgain, seal: t.seal}
-	t.remember(func(r *state.Record) {
+func (rec *recorder) parkedRun() *parkedRun {
+	l := &parkedRun{credentials: rec.credentials, save: rec.saveAgain, seal: rec.seal}
+	rec.remember(func(r *state.Record) {
 		r.Ended = true
 		l.record = *r
 	})
@@ -74,10 +92,10 @@ func (t *task) parkedRun() *parkedRun {
 }
 
 // seal ends what this run saves: the record belongs to another run now.
-func (t *task) seal() {
-	t.saving.Lock()
-	defer t.saving.Unlock()
-	t.handedOver = true
+func (rec *recorder) seal() {
+	rec.saving.Lock()
+	defer rec.saving.Unlock()
+	rec.handedOver = true
 }
 
 // taskOf returns the task's configuration as far as a record has it.

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -39,6 +40,8 @@ const abandonAfter = time.Second
 // task is one run of a task, from its start to its end. Only the goroutine of run acts on it, and owns the fields that
 // say so. The others do not change after the start.
 type task struct {
+	recorder
+
 	d           *Driver
 	cfg         *drivers.TaskConfig // as Nomad gave it: without our secrets
 	conf        config.Task
@@ -81,14 +84,6 @@ type task struct {
 
 	tookOver  time.Time // from a plugin process before this one; zero: this one has started it
 	recovered bool      // taken over from an earlier plugin process, whose death may have stalled the log collector
-
-	// saving guards what follows, which other goroutines save too. Only run changes the record, and may read it without
-	// the lock; the exception is Unacknowledged, which acknowledge changes.
-	saving     sync.Mutex
-	record     state.Record
-	unsaved    bool // what the state directory has of it is not the present record
-	warned     bool // of that
-	handedOver bool // it is another's to save
 }
 
 // Format keeps what the task was given out of logs, errors and panics, whatever the verb.
@@ -260,4 +255,38 @@ func (t *task) reapUnacknowledged() error {
 		}
 		t.d.logger.Warn("a process may be left behind", "task", t.record.Key, "error", err)
 	}
+}
+
+// guard is that of the driver, and has the task's goroutine end the task after a panic.
+func (t *task) guard(what string, f func() error) error {
+	err := t.d.guard(t.record.Key, what, f)
+	if errors.As(err, new(panicError)) {
+		t.abort(err)
+	}
+	return err
+}
+
+// abort has the task's goroutine end the task with that error. It does not wait.
+func (t *task) abort(err error) {
+	select {
+	case t.aborts <- err:
+	default: // it ends already
+	}
+}
+
+// step runs the task in one state. After a panic the task fails; after another one there it ends without touching the
+// process.
+func (t *task) step(now stateFunc) (next stateFunc) {
+	err := t.d.guard(t.record.Key, "the life of the task", func() error {
+		next = now()
+		return nil
+	})
+	switch {
+	case err == nil:
+		return next
+	case t.panicked:
+		return t.ended(&drivers.ExitResult{ExitCode: -1, Err: err})
+	}
+	t.panicked = true
+	return func() stateFunc { return t.fail(err) }
 }

@@ -179,7 +179,8 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 	if t.renderer, err = render.New(cfg, &t.conf, t.op, t.credentials, guard); err != nil {
 		return nil, err
 	}
-	t.record = state.Record{Key: key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.renderer.Paths()}
+	t.recorder = recorder{store: d.kept, logger: d.logger, credentials: t.credentials,
+		record: state.Record{Key: key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.renderer.Paths()}}
 	t.ctx, t.cancel = context.WithCancel(d.ctx)
 	return t, nil
 }
