@@ -2,7 +2,7 @@
 // the task's processes, and is the only place where identity, Vault, Nomad's own data and templates meet.
 //
 // A task has one goroutine that acts on it (task.run); the methods of Driver hand requests to it. What a task gets
-// comes in generations (render.go): all of its files and environment from one reading of its secrets.
+// comes in generations (package render): all of its files and environment from one reading of its secrets.
 package driver
 
 import (

@@ -37,7 +37,7 @@ type problem struct {
 
 func (t problem) is() bool { return t.text != "" }
 
-// digits are what differs when the same trouble is met twice: for how long it has lasted.
+// digits are what differs when the same problem is met twice: for how long it has lasted.
 var digits = regexp.MustCompile(`[0-9]+`)
 
 // isNew records what does not work, and reports whether it is something new.

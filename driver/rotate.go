@@ -24,7 +24,7 @@ import (
 const (
 	// rerender bounds one attempt to make the next generation of a running task; there is always another.
 	rerender = 30 * time.Second
-	// logReaderTimeout is how long a restart waits for somebody to read the task's log until that is told. An agent
+	// logReaderTimeout is how long a restart waits for a log collector until that is reported. An agent
 	// that is being restarted has its log collectors back by then; nobody else starts one but a start of the task.
 	logReaderTimeout = time.Minute
 	// apiWithin is how long an agent may take, after a task was taken over, to make the socket of the task API anew,
@@ -84,7 +84,7 @@ func (t *task) render() {
 // stays.
 func (t *task) handleRendered(r rendered) {
 	t.rendered = nil
-	// After trouble it is written in any case: a part of the generation that failed may be there, and the secrets be
+	// After a problem it is written in any case: a part of the generation that failed may be there, and the secrets be
 	// the old ones again.
 	if r.err == nil && (t.problem.is() || !maps.Equal(r.next.Sums, t.current.Sums)) {
 		t.failpoint("rendered")
@@ -130,7 +130,7 @@ func (t *task) keepLastGood(err error) {
 		return
 	}
 	t.warn("%s", t.problem.text)
-	if !vault.Transient(err) { // of an outage the session has told
+	if !vault.Transient(err) { // the session has reported the outage
 		t.event("Secrets not updated: %v", err)
 		t.problem.event = true
 	}

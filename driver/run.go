@@ -68,8 +68,8 @@ type task struct {
 
 	exit          <-chan *drivers.ExitResult // of the present process
 	current       *render.Generation         // the newest one on disk
-	pending       render.Change              // what the process has not been told yet
-	actTimer      <-chan time.Time           // fires when it is to be told
+	pending       render.Change              // what was not delivered to the process yet
+	actTimer      <-chan time.Time           // fires when it is to be delivered
 	renderTimer   <-chan time.Time           // fires when to render: no change has come for a while
 	renderBy      time.Time                  // when to render though changes keep coming
 	reminder      *time.Ticker               // of what is wrong, for the agent's log
@@ -78,7 +78,7 @@ type task struct {
 	retry         sched.Backoff
 	overdue       map[*config.ChangeScript]<-chan error // scripts whose timeout is over and that have not ended
 	problem       problem                               // what kept the last attempt from becoming a generation
-	undelivered   problem                               // what kept the process from being told
+	undelivered   problem                               // what kept a change from being delivered
 	panicked      bool                                  // the task ends because of that
 	stopped       bool                                  // Nomad asked for the end
 
