@@ -90,10 +90,11 @@ func TestDocsHaveEveryFlag(t *testing.T) {
 	text := page(t, "docs/setup-and-check.md")
 	row := regexp.MustCompile("(?m)^\\| `-([\\w-]+)` \\| (?:`(.*?)`)? ?\\|")
 	printed := regexp.MustCompile(`(?m)^  -([\w-]+)(?: \w+)?\n(?:.*\(default "?(.*?)"?\)$)?`)
-	for _, name := range []string{"setup", "check"} {
+	for _, command := range commands() {
+		name := command.Name
 		t.Run(name, func(t *testing.T) {
 			var help strings.Builder
-			code, known := operator.Run([]string{name, "-h"}, published, operator.Terminal{Out: &help, Err: &help})
+			code, known := operator.Run(commands(), []string{name, "-h"}, operator.Terminal{Out: &help, Err: &help})
 			must.True(t, known)
 			must.Zero(t, code)
 			_, table, _ := strings.Cut(text, "| flag of `"+name+"` |")

@@ -1,11 +1,11 @@
-// Command nomad-driver-vault is a Nomad task driver plugin: one of Nomad's own drivers, with what each of its tasks needs
-// from Vault. Nomad starts it from plugin_dir. Which driver it wraps is in the name it is started by, a link such as
-// vault-docker, or in the args of its plugin block.
+// Command nomad-driver-vault is a Nomad task driver plugin: one of Nomad's own drivers, with what each of its tasks
+// needs from Vault. Nomad starts it from plugin_dir. Which driver it wraps is in the name it is started by, a link
+// such as vault-docker, or in the args of its plugin block.
 //
-// A first argument of setup or check is for a person: see package operator.
+// A first argument that names a subcommand is for a person: see package operator and those below it.
 //
-// A first argument of executor, docker_logger or init never gets here: Nomad's drivers start this binary again with those
-// and take over in their packages' init functions.
+// A first argument of executor, docker_logger or init never gets here: Nomad's drivers start this binary again with
+// those and take over in their packages' init functions.
 package main
 
 import (
@@ -25,17 +25,26 @@ import (
 
 	_ "nomad-driver-vault/internal/sigpipe" // initialises before the executor does
 	"nomad-driver-vault/operator"
+	"nomad-driver-vault/operator/check"
+	"nomad-driver-vault/operator/setup"
 	"nomad-driver-vault/plugin"
 )
 
+// commands returns the subcommands.
+func commands() []operator.Command {
+	return []operator.Command{setup.Command(), check.Command(publishedBy)}
+}
+
 func main() {
 	parent := os.Getppid()
-	if code, known := operator.Run(os.Args[1:], published, operator.Terminal{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}); known {
+	terminal := operator.Terminal{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
+	if code, known := operator.Run(commands(), os.Args[1:], terminal); known {
 		os.Exit(code)
 	}
-	o, err := parse(os.Args, os.Stderr)
+	o, err := parse(os.Args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
+		help(os.Stdout)
 		return
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "nomad-driver-vault:", err)
@@ -64,29 +73,51 @@ type options struct {
 	version bool
 }
 
-// published is parse for a plugin block of an agent's configuration: the file's name and args.
-func published(args []string) (wraps, name string, err error) {
-	o, err := parse(args, io.Discard)
+// publishedBy is parse for a plugin block of an agent's configuration: the file's name and its args.
+func publishedBy(args []string) (wraps, name string, err error) {
+	o, err := parse(args)
 	return o.driver, o.name, err
+}
+
+// help says what the program does with which arguments.
+func help(w io.Writer) {
+	fmt.Fprint(w, "A Nomad task driver plugin, which an agent starts from its plugin_dir. A person runs:\n\n")
+	for _, c := range commands() {
+		fmt.Fprintf(w, "  nomad-driver-vault %-6s  %s; -h shows its flags\n", c.Name, c.Summary)
+	}
+	fmt.Fprint(w, "\nFlags of the plugin, for the args of its block in the agent's configuration:\n\n")
+	flags := new(options).flags("")
+	flags.SetOutput(w)
+	flags.PrintDefaults()
 }
 
 // nameRule is what can stand in a job's driver field and in an attribute's name.
 var nameRule = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
 
-// parse reads the arguments, the program's own name first. An error names the flag.
-func parse(args []string, out io.Writer) (options, error) {
-	var o options
-	var linked string
-	if base := filepath.Base(args[0]); strings.HasPrefix(base, "vault-") {
-		linked = strings.TrimPrefix(base, "vault-")
-	}
+// flags returns the plugin's flags, which set o. linked is the driver that the name of the file says, if it says one.
+func (o *options) flags(linked string) *flag.FlagSet {
 	flags := flag.NewFlagSet("nomad-driver-vault", flag.ContinueOnError)
-	flags.SetOutput(out)
+	flags.SetOutput(io.Discard)
 	flags.StringVar(&o.driver, "driver", linked, "the driver to wrap: "+strings.Join(plugin.Drivers(), ", "))
 	flags.StringVar(&o.name, "name", "", "the name jobs use (default \"vault-<driver>\")")
 	flags.BoolVar(&o.version, "version", false, "print the version and exit")
-	if err := flags.Parse(args[1:]); err != nil {
+	return flags
+}
+
+// parse reads the arguments, the program's own name first. An error names the flag; flag.ErrHelp means that -h is
+// among them.
+func parse(args []string) (options, error) {
+	var o options
+	linked, isLink := strings.CutPrefix(filepath.Base(args[0]), "vault-")
+	if !isLink {
+		linked = ""
+	}
+	flags := o.flags(linked)
+	switch err := flags.Parse(args[1:]); {
+	case errors.Is(err, flag.ErrHelp):
 		return o, err
+	case err != nil:
+		return o, fmt.Errorf("%w; -h shows the flags", err)
 	}
 	if o.name == "" {
 		o.name = "vault-" + o.driver
@@ -94,7 +125,8 @@ func parse(args []string, out io.Writer) (options, error) {
 	switch {
 	case o.version:
 	case flags.NArg() > 0:
-		return o, fmt.Errorf("argument %q is not understood", flags.Arg(0))
+		return o, fmt.Errorf("argument %q is no subcommand: use one of %s, or -h",
+			flags.Arg(0), operator.Names(commands()))
 	case !slices.Contains(plugin.Drivers(), o.driver):
 		return o, fmt.Errorf("no driver to wrap: set -driver to one of %s, or start it by a link named vault-<driver>",
 			strings.Join(plugin.Drivers(), ", "))
@@ -105,8 +137,8 @@ func parse(args []string, out io.Writer) (options, error) {
 }
 
 // scrub takes the agent's own Vault settings out of the environment, which the Vault API client would read on every
-// request, and hides its home directory, where a ~/.vault-token may lie. HOME is set and not unset because a library asks
-// getent for it in each executor otherwise; docker keeps it for its credential helpers.
+// request, and hides its home directory, where a ~/.vault-token may lie. HOME is set and not unset because a library
+// asks getent for it in each executor otherwise; docker keeps it for its credential helpers.
 //
 // The environment of tasks is not made from ours: Nomad sends it with each task, and plugin adds the host's part only
 // where Nomad leaves it out.

@@ -1,23 +1,16 @@
-// Package operator is what a person runs by hand: setup prepares a Vault for the workload identities of a Nomad, check says
-// whether a job would get its secrets there. Neither is part of the plugin that serves an agent.
+// Package operator is what the subcommands share that a person runs by hand: the command line, the operator's Vault,
+// the jobspec and the agent's configuration. Each subcommand is a package below it. None of them is part of the
+// plugin that serves an agent.
 package operator
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"maps"
-	"os"
-	"path/filepath"
-	"reflect"
+	"slices"
 	"strings"
-
-	"github.com/hashicorp/vault/api"
-
-	"nomad-driver-vault/driver/vault"
 )
 
 // A Terminal is where a subcommand reads answers and writes.
@@ -26,45 +19,73 @@ type Terminal struct {
 	Out, Err io.Writer
 }
 
-// Exit codes of the subcommands.
-const (
-	done     = 0
-	problems = 1
-	misused  = 2
-)
-
-// Run runs the subcommand that args begin with and returns its exit code; known is false where they begin with none.
-// named tells which driver the arguments of a plugin block wrap, and as what.
-func Run(args []string, named func(args []string) (wraps, name string, err error), t Terminal) (code int, known bool) {
-	if len(args) == 0 || args[0] != "setup" && args[0] != "check" {
-		return 0, false
-	}
-	var err error
-	if args[0] == "setup" {
-		err = runSetup(context.Background(), args[1:], t)
-	} else {
-		err = runCheck(context.Background(), args[1:], named, t)
-	}
-	var wrong usage
-	switch {
-	case err == nil, errors.Is(err, flag.ErrHelp):
-		return done, true
-	case errors.As(err, &wrong):
-		fmt.Fprintf(t.Err, "nomad-driver-vault %s: %v; -h shows the flags\n", args[0], err)
-		return misused, true
-	case !errors.Is(err, errFound):
-		fmt.Fprintf(t.Err, "nomad-driver-vault %s: %v\n", args[0], err)
-	}
-	return problems, true
+// A Command is a subcommand. Run gets the arguments after its name, and returns nil, an error of ParseFlags,
+// ErrReported or any other error, which is then printed.
+type Command struct {
+	Name    string
+	Summary string // what it does, in one line
+	Run     func(ctx context.Context, args []string, t Terminal) error
 }
 
-// usage is an error of who typed the command.
-type usage struct{ error }
+// ErrReported is returned by a command that has printed itself what is wrong.
+var ErrReported = errors.New("problems were reported")
 
-func misuse(format string, args ...any) error { return usage{fmt.Errorf(format, args...)} }
+// Exit codes of the subcommands.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
 
-// parse reads flags that begin with their description. What they do not know, and what is left, is a misuse.
-func parse(flags *flag.FlagSet, about string, args []string, t Terminal) error {
+// Run runs the command that args begin with and returns its exit code: 0 if it succeeded or printed its help, 1 if it
+// failed, 2 for a wrong command line. known is false if args begin with none of the commands.
+func Run(commands []Command, args []string, t Terminal) (code int, known bool) {
+	if len(args) == 0 {
+		return exitOK, false
+	}
+	i := slices.IndexFunc(commands, func(c Command) bool { return c.Name == args[0] })
+	if i < 0 {
+		return exitOK, false
+	}
+	err := commands[i].Run(context.Background(), args[1:], t)
+	var wrong UsageError
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return exitOK, true
+	case errors.As(err, &wrong):
+		fmt.Fprintf(t.Err, "nomad-driver-vault %s: %v; -h shows the flags\n", args[0], err)
+		return exitUsage, true
+	case !errors.Is(err, ErrReported):
+		fmt.Fprintf(t.Err, "nomad-driver-vault %s: %v\n", args[0], err)
+	}
+	return exitFailed, true
+}
+
+// Names returns the names of the commands, for a sentence: "check, setup".
+func Names(commands []Command) string {
+	var names []string
+	for _, c := range commands {
+		names = append(names, c.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// A UsageError is a mistake in the command line.
+type UsageError struct{ Err error }
+
+// Error is the text of the mistake.
+func (e UsageError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what caused it.
+func (e UsageError) Unwrap() error { return e.Err }
+
+// Usagef returns a UsageError; format may have %w.
+func Usagef(format string, args ...any) error { return UsageError{fmt.Errorf(format, args...)} }
+
+// ParseFlags parses the arguments of the command that flags are named after. It returns flag.ErrHelp after it printed
+// the help, which is what about says of the command and the flags, and a UsageError for an unknown flag, a wrong
+// value or an argument that is left over.
+func ParseFlags(flags *flag.FlagSet, about string, args []string, t Terminal) error {
 	flags.SetOutput(io.Discard)
 	flags.Usage = func() {}
 	err := flags.Parse(args)
@@ -75,88 +96,17 @@ func parse(flags *flag.FlagSet, about string, args []string, t Terminal) error {
 		flags.PrintDefaults()
 		return err
 	case err != nil:
-		return usage{err}
+		return UsageError{err}
 	case flags.NArg() > 0:
-		return misuse("argument %q is not understood", flags.Arg(0))
+		return Usagef("argument %q is not understood", flags.Arg(0))
 	}
 	return nil
 }
 
-// connect returns a client of the Vault that the vault command would talk to, with the same token: the VAULT_ variables
-// (https://developer.hashicorp.com/vault/docs/commands#environment-variables), or else what vault login has left.
-func connect() (*api.Client, error) {
-	conf := api.DefaultConfig()
-	if conf.Error != nil {
-		return nil, fmt.Errorf("read the VAULT_ variables: %w", conf.Error)
+// Repeated returns a flag's function that adds each value to the list.
+func Repeated(to *[]string) func(string) error {
+	return func(value string) error {
+		*to = append(*to, value)
+		return nil
 	}
-	client, err := api.NewClient(conf)
-	if err != nil {
-		return nil, fmt.Errorf("read the VAULT_ variables: %w", err)
-	}
-	if home, err := os.UserHomeDir(); client.Token() == "" && err == nil {
-		token, _ := os.ReadFile(filepath.Join(home, ".vault-token"))
-		client.SetToken(strings.TrimSpace(string(token)))
-	}
-	return client, nil
-}
-
-// failed tells an error of the operator's Vault. Which Vault that is, and as whom, is in the environment.
-func failed(op string, client *api.Client, err error) error {
-	var answer *api.ResponseError
-	switch {
-	case !errors.As(err, &answer):
-		return fmt.Errorf("%s: %s; VAULT_ADDR is %s", op, vault.Said(err), client.Address())
-	case answer.StatusCode == 403:
-		return fmt.Errorf("%s: %s; set VAULT_TOKEN to a token that may", op, vault.Said(err))
-	}
-	return fmt.Errorf("%s: %s", op, vault.Said(err))
-}
-
-// settings are what Vault is told of an object, and what it says of it.
-type settings map[string]any
-
-// read returns what Vault says of an object, but for what is empty; nil where there is none.
-func read(ctx context.Context, client *api.Client, path string) (settings, error) {
-	answer, err := client.Logical().ReadWithContext(ctx, path)
-	var refused *api.ResponseError
-	if err == nil && answer == nil || errors.As(err, &refused) && refused.StatusCode == 404 {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, failed("read "+path, client, err)
-	}
-	var have settings
-	text, err := json.Marshal(answer.Data) // its numbers become those of encoding/json
-	if err == nil {
-		err = json.Unmarshal(text, &have)
-	}
-	maps.DeleteFunc(have, func(_ string, v any) bool {
-		return v == nil || v == "" || reflect.DeepEqual(v, []any{}) || reflect.DeepEqual(v, map[string]any{})
-	})
-	return have, err
-}
-
-// policy returns a policy's text, empty where there is none.
-func policy(ctx context.Context, client *api.Client, name string) (string, error) {
-	text, err := client.Sys().GetPolicyWithContext(ctx, name)
-	if err != nil {
-		return "", failed("read policy "+name, client, err)
-	}
-	return text, nil
-}
-
-// list returns the names below a path.
-func list(ctx context.Context, client *api.Client, path string) (names []string, err error) {
-	answer, err := client.Logical().ListWithContext(ctx, path)
-	if err != nil {
-		return nil, failed("list "+path, client, err)
-	}
-	if answer == nil {
-		return nil, nil
-	}
-	keys, _ := answer.Data["keys"].([]any)
-	for _, key := range keys {
-		names = append(names, fmt.Sprint(key))
-	}
-	return names, nil
 }

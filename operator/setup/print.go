@@ -1,4 +1,4 @@
-package operator
+package setup
 
 import (
 	"encoding/json"
@@ -9,10 +9,10 @@ import (
 	"github.com/hashicorp/hcl/v2/hclwrite"
 )
 
-// printVault prints what the vault command reads, each with the command that reads it.
-func (s *setup) printVault(w io.Writer) error {
+// printVault prints the input of the vault command, each part below the command that reads it.
+func (o objects) printVault(w io.Writer) error {
 	indented := func(of settings) []byte {
-		text, _ := json.MarshalIndent(of, "", "  ") // it is written here
+		text, _ := json.MarshalIndent(of, "", "  ") // cannot fail, as toJSON
 		return text
 	}
 	_, err := fmt.Fprintf(w, `# vault auth enable -path=%[1]s jwt
@@ -26,14 +26,15 @@ func (s *setup) printVault(w io.Writer) error {
 %[6]s
 
 # vault secrets enable -path=%[7]s -version=2 kv
-`, s.path, indented(s.configSettings()), s.policy, s.missing("", "<accessor>"), s.rolePath(), indented(s.roleSettings()), s.kv)
+`, o.path, indented(o.config()), o.policy, o.missingRules("", "<accessor>"),
+		o.rolePath(), indented(o.roleSettings()), o.kv)
 	return err
 }
 
 // printTerraform prints resources of the Terraform provider for Vault
 // (https://registry.terraform.io/providers/hashicorp/vault/latest/docs), whose arguments have the names of Vault's API.
-func (s *setup) printTerraform(w io.Writer) error {
-	role := s.roleSettings()
+func (o objects) printTerraform(w io.Writer) error {
+	role := o.roleSettings()
 	delete(role, "token_policies")
 	text := fmt.Sprintf(`resource "vault_jwt_auth_backend" "nomad" {
   path = %q
@@ -57,12 +58,13 @@ resource "vault_mount" "nomad" {
   type = "kv"
   options = { version = "2" }
 }
-`, s.path, s.configSettings().terraform(), s.policy, s.missing("", "${vault_jwt_auth_backend.nomad.accessor}"), s.role, role.terraform(), s.kv)
+`, o.path, o.config().terraform(), o.policy, o.missingRules("", "${vault_jwt_auth_backend.nomad.accessor}"), o.role,
+		role.terraform(), o.kv)
 	_, err := w.Write(hclwrite.Format([]byte(text)))
 	return err
 }
 
-// terraform is the settings as arguments; JSON is HCL but for what begins an interpolation.
-func (want settings) terraform() string {
-	return strings.NewReplacer("${", "$${", "%{", "%%{").Replace(want.lines())
+// terraform is lines with what would begin an interpolation escaped.
+func (s settings) terraform() string {
+	return strings.NewReplacer("${", "$${", "%{", "%%{").Replace(s.lines())
 }
