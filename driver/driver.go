@@ -44,16 +44,6 @@ type Driver struct {
 	store *state.Store     // nil until Serve, and where sessions cannot be kept
 }
 
-// A Sweeper is a wrapped driver that knows the processes of a task without a handle, which can be lost with the
-// plugin process that asked for them: by the name of the task, its allocation and the allocation's directory.
-type Sweeper interface {
-	// Sweep ends them, and what the wrapped driver has started beside them.
-	Sweep(cfg *drivers.TaskConfig) error
-
-	// Runs reports whether there is one.
-	Runs(cfg *drivers.TaskConfig) bool
-}
-
 // New wraps inner under the published name. It acts on nothing before the first task. When ctx ends it leaves
 // everything as it is: the tasks go on, and the next plugin process takes them over.
 func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.DriverPlugin) *Driver {

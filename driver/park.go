@@ -33,6 +33,16 @@ const (
 	undoWithin   = 5 * time.Second
 )
 
+// A Sweeper is a wrapped driver that knows the processes of a task without a handle, which can be lost with the
+// plugin process that asked for them: by the name of the task, its allocation and the allocation's directory.
+type Sweeper interface {
+	// Sweep ends them, and what the wrapped driver has started beside them.
+	Sweep(cfg *drivers.TaskConfig) error
+
+	// Runs reports whether there is one.
+	Runs(cfg *drivers.TaskConfig) bool
+}
+
 // parking holds what runs of tasks leave for the next run of the same task.
 type parking struct {
 	ctx    context.Context // of the plugin
