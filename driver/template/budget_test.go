@@ -103,7 +103,8 @@ func TestTextsOfATaskShareABudget(t *testing.T) {
 	for says, text := range map[string]string{
 		"the task's templates have more than 1048576 bytes in their actions: give them less": "{{ print" +
 			strings.Repeat(" 1", 150<<10) + " }}",
-		"the task's templates have more than 33554432 bytes of text: give them less": strings.Repeat("0123456789abcdef", 600<<10),
+		"the task's templates have more than 33554432 bytes of text: give them less": strings.Repeat("0123456789abcdef",
+			600<<10),
 	} {
 		b := NewBudget()
 		var err error

@@ -30,15 +30,18 @@ var (
 	commentStart = regexp.MustCompile(`^(-\s)?/\*`)
 )
 
-// checkValues returns an error for a value of s.Values that is a part of the template's code. It names the variable only.
+// checkValues returns an error for a value of s.Values that is a part of the template's code. It names the variable
+// only.
 func (s Spec) checkValues() error {
 	code := s.read()
 	budget := maxCompared
-	for _, name := range slices.Backward(slices.Sorted(maps.Keys(s.Values))) { // NOMAD_META_x before NOMAD_META_X, which has the same value
+	// NOMAD_META_x before NOMAD_META_X, which has the same value
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(s.Values))) {
 		value := s.Values[name]
 		all := spellings(value)
 		if budget -= len(all) * len(s.Data); budget < 0 || code.odds(value) > maxCompared {
-			return fmt.Errorf("parse template %q: data and the task's environment are too large to be compared: use source", s.Name)
+			return fmt.Errorf("parse template %q: data and the task's environment are too large to be compared: use source",
+				s.Name)
 		}
 		for _, text := range all {
 			if at := cmp.Or(code.find(text), code.cut(text)); at != nil {
@@ -51,7 +54,8 @@ func (s Spec) checkValues() error {
 
 func (s Spec) valueError(name string, at int) error {
 	left, right := s.delimiters()
-	return fmt.Errorf("parse template %[1]q: line %[2]d: the value of %[3]s would be template code here: in place of ${%[3]s} write %[4]s env %[3]q %[5]s, "+
+	return fmt.Errorf("parse template %[1]q: line %[2]d: the value of %[3]s would be template code here: in place of "+
+		"${%[3]s} write %[4]s env %[3]q %[5]s, "+
 		"or (env %[3]q) within an action", s.Name, 1+strings.Count(s.Data[:at], "\n"), name, left, right)
 }
 
@@ -59,8 +63,8 @@ func (s Spec) delimiters() (left, right string) {
 	return cmp.Or(s.LeftDelim, "{{"), cmp.Or(s.RightDelim, "}}")
 }
 
-// spellings are the texts that the agent can make of a value with its HCL functions lower, upper, jsonencode and jsondecode. For substr
-// see cut.
+// spellings are the texts that the agent can make of a value with its HCL functions lower, upper, jsonencode and
+// jsondecode. For substr see cut.
 func spellings(value string) []string {
 	all := []string{value, strings.ToLower(value), strings.ToUpper(value)}
 	if encoded, err := json.Marshal(value); err == nil {
@@ -110,7 +114,8 @@ type code struct {
 	actions     map[string]int // in lower case, each with its place
 }
 
-// read reads the text as the lexer of text/template/parse does. Where that is not certain, because of odd delimiters, all is code.
+// read reads the text as the lexer of text/template/parse does. Where that is not certain, because of odd delimiters,
+// all is code.
 func (s Spec) read() *code {
 	c := &code{text: s.Data, regions: make([]region, len(s.Data)), actions: map[string]int{}}
 	c.left, c.right = s.delimiters()
@@ -170,8 +175,8 @@ func (c *code) until(end string, at int, as region) int {
 	return c.mark(at, at+len(end), inCode)
 }
 
-// find returns where a value is a part of the code, nil where it is not. It is none where it stands within one region that is not code; in
-// a quoted string a backslash of it could take the end of the string away.
+// find returns where a value is a part of the code, nil where it is not. It is none where it stands within one region
+// that is not code; in a quoted string a backslash of it could take the end of the string away.
 func (c *code) find(value string) *int {
 	harmless := innocent.MatchString(value) && !signs.MatchString(c.left+c.right)
 	for at := 0; at+len(value) <= len(c.text); {
@@ -201,8 +206,8 @@ func (c *code) odds(value string) int {
 	return len(value) * len(c.actions)
 }
 
-// cut returns where the text has an action, with its delimiters, that is a part of value whatever the case of its letters: such a part can
-// be cut out with substr. It is nil where there is none.
+// cut returns where the text has an action, with its delimiters, that is a part of value whatever the case of its
+// letters: such a part can be cut out with substr. It is nil where there is none.
 func (c *code) cut(value string) *int {
 	if c.odds(value) == 0 {
 		return nil
