@@ -18,6 +18,11 @@ import (
 // (cost.go), and the tree of the template is changed before it is executed: the value of each pipeline passes through a
 // function of ours. The value itself is not changed.
 
+// MaxOutput is the largest result of one template, in bytes: sixteen times
+// Nomad's default secrets directory, and little enough that a plugin can hold
+// a few. What it takes to get there is bounded too: see cost.go.
+const MaxOutput = 16 << 20
+
 const (
 	// of all that functions return in one pass of a task's templates, and of what the next one may take
 	maxHeld  = 4 * MaxOutput

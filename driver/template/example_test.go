@@ -28,12 +28,12 @@ func Example() {
 	// MODE=QUIET <nil>
 }
 
-// The error of a template names the line and what to do.
+// The error of a template names the line.
 func ExampleParse_error() {
-	_, err := template.Parse(template.Spec{Name: "secrets/app.env", Data: "a\n{{ key \"app/port\" }}"})
+	_, err := template.Parse(template.Spec{Name: "secrets/app.env", Data: "a\n{{ nope }}"})
 	fmt.Println(err)
-	// Output: parse template "secrets/app.env": line 2: function "key" reads Consul, which nomad-driver-vault does not:
-	// use secret or nomadVar
+	// Output:
+	// parse template "secrets/app.env": line 2: function "nope" not defined
 }
 
 // Files replace each other whole: a reader sees the old bytes or the new ones.

@@ -12,39 +12,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"text/template"
 	"text/template/parse"
 )
-
-// MaxOutput is the largest result of one template, in bytes: sixteen times
-// Nomad's default secrets directory, and little enough that a plugin can hold
-// a few. What it takes to get there is bounded too: see bound.go and cost.go.
-const MaxOutput = 16 << 20
-
-// Spec is one template as the job author wrote it.
-type Spec struct {
-	// Name is how messages name the template, e.g. its destination.
-	Name string
-
-	Data string
-
-	// LeftDelim and RightDelim are "{{" and "}}" when empty.
-	LeftDelim, RightDelim string
-
-	// ErrorOnMissingKey makes a map key that does not exist an error. Without
-	// it such a key renders as "<no value>", as in Nomad.
-	ErrorOnMissingKey bool
-
-	// Values are what may have been written into Data before it came here, by name. None of them may be a part of its
-	// code.
-	Values map[string]string
-
-	// Budget is that of all templates of the task; nil gives this one its own.
-	Budget *Budget
-}
 
 // Template is a template whose syntax and functions have been checked. It
 // holds no state of an execution.
@@ -53,21 +25,6 @@ type Template struct {
 	trees     map[string]*parse.Tree // by the names of {{ define }}, with counters
 	functions map[string]bool        // that are called in them
 	recursive bool                   // one of them calls itself
-}
-
-// Input is what a template may look at.
-type Input struct {
-	Source Source
-
-	// Env is the task's environment, the only one templates see.
-	Env map[string]string
-
-	// Root is the task's directory and Alloc the allocation's shared one, for
-	// the function file. Either may be nil; file then refuses its paths.
-	Root, Alloc *os.Root
-
-	// Budget is that of all templates of the task; nil gives this one its own.
-	Budget *Budget
 }
 
 // Parse checks a template without executing it. The error names the template,
@@ -99,15 +56,6 @@ func Parse(s Spec) (*Template, error) {
 	bound(trees)
 	t.trees, t.recursive = trees, recursive(trees)
 	return t, nil
-}
-
-// parse returns the template's text as trees, which may have functions that do not exist.
-func (s Spec) parse() (map[string]*parse.Tree, error) {
-	trees := make(map[string]*parse.Tree)
-	tree := parse.New("")
-	tree.Mode = parse.SkipFuncCheck
-	_, err := tree.Parse(s.Data, s.LeftDelim, s.RightDelim, trees)
-	return trees, err
 }
 
 // parseError turns the parser's "template: NAME:LINE: message" into ours. NAME
@@ -147,47 +95,6 @@ func (t *Template) checkNames(trees map[string]*parse.Tree) error {
 	}
 	line := 1 + strings.Count(t.spec.Data[:wrong.Pos], "\n")
 	return fmt.Errorf("parse template %q: line %d: function %q %s", t.spec.Name, line, wrong.Ident, why)
-}
-
-// walk calls visit for every node at or below node that can hold a function's name, and for the names.
-func walk(node parse.Node, visit func(parse.Node)) {
-	visit(node)
-	switch n := node.(type) {
-	case *parse.ActionNode:
-		walk(n.Pipe, visit)
-	case *parse.TemplateNode:
-		walk(n.Pipe, visit)
-	case *parse.ChainNode:
-		walk(n.Node, visit)
-	case *parse.IfNode:
-		walkBranch(&n.BranchNode, visit)
-	case *parse.RangeNode:
-		walkBranch(&n.BranchNode, visit)
-	case *parse.WithNode:
-		walkBranch(&n.BranchNode, visit)
-	case *parse.ListNode:
-		if n != nil {
-			walkAll(n.Nodes, visit)
-		}
-	case *parse.PipeNode:
-		if n != nil {
-			walkAll(n.Cmds, visit)
-		}
-	case *parse.CommandNode:
-		walkAll(n.Args, visit)
-	}
-}
-
-func walkBranch(n *parse.BranchNode, visit func(parse.Node)) {
-	walk(n.Pipe, visit)
-	walk(n.List, visit)
-	walk(n.ElseList, visit)
-}
-
-func walkAll[N parse.Node](nodes []N, visit func(parse.Node)) {
-	for _, n := range nodes {
-		walk(n, visit)
-	}
 }
 
 // Execute renders the template. It asks in.Source for what the template needs,

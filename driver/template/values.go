@@ -59,10 +59,6 @@ func (s Spec) valueError(name string, at int) error {
 		"or (env %[3]q) within an action", s.Name, 1+strings.Count(s.Data[:at], "\n"), name, left, right)
 }
 
-func (s Spec) delimiters() (left, right string) {
-	return cmp.Or(s.LeftDelim, "{{"), cmp.Or(s.RightDelim, "}}")
-}
-
 // spellings are the texts that the agent can make of a value with its HCL functions lower, upper, jsonencode and
 // jsondecode. For substr see cut.
 func spellings(value string) []string {
