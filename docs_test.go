@@ -67,7 +67,8 @@ func TestExampleOfAnAgentNamesEveryOption(t *testing.T) {
 // TestMigratedConfigIsAccepted reads each config block of docs/migration.md as the driver reads a job's.
 func TestMigratedConfigIsAccepted(t *testing.T) {
 	text := page(t, "docs/migration.md")
-	own := vault.Cluster{Name: "default", Address: "https://vault.example.com:8200", Role: "nomad-cluster", TokenFile: "/etc/nomad.d/vault_token"}
+	own := vault.Cluster{Name: "default", Address: "https://vault.example.com:8200", Role: "nomad-cluster",
+		TokenFile: "/etc/nomad.d/vault_token"}
 	blocks := regexp.MustCompile("(?s)```hcl\n(config \\{\n.*?)```").FindAllStringSubmatch(text, -1)
 	must.GreaterEq(t, 8, len(blocks))
 	for _, block := range blocks {
@@ -76,7 +77,8 @@ func TestMigratedConfigIsAccepted(t *testing.T) {
 		parsed[0]["image"] = "busybox"
 		conf, err := plugin.ReadTask(t.Context(), "docker", parsed[0], nil)
 		must.NoError(t, err, must.Sprint(block[1]))
-		op := config.Operator{Clusters: []vault.Cluster{{Name: "default"}, {Name: "audit"}}, PollInterval: time.Minute, MinPollInterval: time.Second}
+		op := config.Operator{Clusters: []vault.Cluster{{Name: "default"}, {Name: "audit"}}, PollInterval: time.Minute,
+			MinPollInterval: time.Second}
 		if strings.Contains(block[1], "policies") { // of a cluster with token roles
 			op.Clusters, op.Allow = []vault.Cluster{own}, config.Allow{"default": {"*": {"*"}}}
 		}
@@ -160,7 +162,8 @@ func documented(t *testing.T, file, wraps, name string) map[string]string {
 			scope = m[1]
 		}
 		m := option.FindStringSubmatch(line)
-		must.True(t, m != nil || !strings.HasPrefix(strings.TrimSpace(line), "- `"), must.Sprintf("not the form of an option: %s", line))
+		must.True(t, m != nil || !strings.HasPrefix(strings.TrimSpace(line), "- `"),
+			must.Sprintf("not the form of an option: %s", line))
 		if m == nil || scope != wraps {
 			continue
 		}
@@ -214,9 +217,9 @@ func named(t *testing.T, title string) []string {
 	return names
 }
 
-// TestDocsQuoteMessagesAsTheyArePrinted looks for each message of docs/troubleshooting.md in the string constants of the
-// program, piece by piece: the code may build a message from several strings, and "…" stands for what it fills in. So
-// this proves the words of a message and not their order.
+// TestDocsQuoteMessagesAsTheyArePrinted looks for each message of docs/troubleshooting.md in the string constants of
+// the program, piece by piece: the code may build a message from several strings, and "…" stands for what it fills in.
+// So this proves the words of a message and not their order.
 func TestDocsQuoteMessagesAsTheyArePrinted(t *testing.T) {
 	program := constants(t)
 	count := 0

@@ -40,29 +40,33 @@ func ourPackages(t *testing.T) map[string]listed {
 }
 
 // leaves are what package driver is built of. None knows Nomad.
-var leaves = []string{"driver/identity", "driver/logpipe", "driver/sched", "driver/state", "driver/taskapi", "driver/template", "driver/vault",
+var leaves = []string{"driver/identity", "driver/logpipe", "driver/sched", "driver/state", "driver/taskapi",
+	"driver/template", "driver/vault",
 	"driver/vault/session", "driver/vault/tokenrole"}
 
-// TestImportsPointOneWay keeps the map of the packages true: main -> plugin -> driver -> leaves. What an operator runs by hand
-// stands beside the plugin and reads configuration with its code.
+// TestImportsPointOneWay keeps the map of the packages true: main -> plugin -> driver -> leaves. What an operator runs
+// by hand stands beside the plugin and reads configuration with its code.
 func TestImportsPointOneWay(t *testing.T) {
 	allowed := map[string][]string{
 		"":         {"internal/sigpipe", "operator", "operator/check", "operator/setup", "plugin"},
 		"operator": {"driver/config", "driver/vault", "plugin"},
-		"plugin":   {"driver", "driver/config", "driver/vault", "plugin/wrapped"}, // vault for the type of a cluster's configuration
+		// vault for the type of a cluster's configuration
+		"plugin": {"driver", "driver/config", "driver/vault", "plugin/wrapped"},
 
 		"plugin/wrapped":    {"internal/inode", "plugin/execroot"},
 		"plugin/execroot":   {"internal/inode"},
 		"plugin/drivertest": {"e2e/stack"}, // for tests: an engine, and an image that is in it
 
-		"driver": {"internal/faults", "driver/config", "driver/credentials", "driver/render", "driver/identity", "driver/logpipe", "driver/sched", "driver/state",
+		"driver": {"internal/faults", "driver/config", "driver/credentials", "driver/render", "driver/identity",
+			"driver/logpipe", "driver/sched", "driver/state",
 			"driver/taskapi", "driver/template", "driver/vault", "driver/vault/session", "internal/logtext"},
 
 		"operator/check": {"driver/config", "driver/render", "driver/vault", "internal/logtext", "operator", "plugin"},
 		"operator/setup": {"operator"},
 
 		"driver/config": {"driver/template", "driver/vault"}, // for Fields and Cluster
-		"driver/credentials": {"driver/config", "driver/identity", "driver/state", "driver/taskapi", "driver/template", "driver/vault",
+		"driver/credentials": {"driver/config", "driver/identity", "driver/state", "driver/taskapi", "driver/template",
+			"driver/vault",
 			"driver/vault/session", "internal/inode"},
 		"driver/render":   {"driver/config", "driver/credentials", "driver/template", "driver/vault", "internal/inode"},
 		"driver/identity": {"internal/inode"},

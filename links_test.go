@@ -45,7 +45,8 @@ func pages(t *testing.T) []string {
 	return all
 }
 
-// links returns the targets of a page's links to files of this repository: "docs/limits.md", "docs/limits.md#templates".
+// links returns the targets of a page's links to files of this repository: "docs/limits.md",
+// "docs/limits.md#templates".
 func links(t *testing.T, file string) []string {
 	t.Helper()
 	var all []string

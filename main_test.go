@@ -34,8 +34,9 @@ func TestParse(t *testing.T) {
 		"a link with another prefix says nothing": {args: []string{"docker"}, err: "no driver to wrap: set -driver"},
 		"an unknown driver is refused":            {args: []string{"vault-java"}, err: "one of docker, exec, raw_exec"},
 		"a bad name is refused":                   {args: []string{"vault-exec", "-name=a b"}, err: `-name "a b"`},
-		"an argument is refused":                  {args: []string{"vault-exec", "serve"}, err: `argument "serve" is no subcommand: use one of`},
-		"an unknown flag is refused":              {args: []string{"vault-exec", "-x"}, err: "-x; -h shows the flags"},
+		"an argument is refused": {args: []string{"vault-exec", "serve"},
+			err: `argument "serve" is no subcommand: use one of`},
+		"an unknown flag is refused": {args: []string{"vault-exec", "-x"}, err: "-x; -h shows the flags"},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			got, err := parse(c.args)

@@ -22,8 +22,10 @@ import (
 func TestClusterWithATokenOfItsOwnIsLookedAfterOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New(t.Context(), hclog.NewNullLogger(), "vault-fake", nil)
-		c := config.Operator{StateDir: "/none", StartTimeout: time.Second, PollInterval: time.Second, MinPollInterval: time.Second,
-			Clusters: []vault.Cluster{{Name: "own", Address: "http://127.0.0.1:1", Role: "nomad-cluster", TokenFile: "/none"}}}
+		c := config.Operator{StateDir: "/none", StartTimeout: time.Second, PollInterval: time.Second,
+			MinPollInterval: time.Second,
+			Clusters: []vault.Cluster{
+				{Name: "own", Address: "http://127.0.0.1:1", Role: "nomad-cluster", TokenFile: "/none"}}}
 		must.NoError(t, d.Configure(c))
 		first, err := d.client("own")
 		must.NoError(t, err)

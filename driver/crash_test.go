@@ -304,7 +304,8 @@ func TestAgentThatDiesInAStartGetsOneProcessAndOneToken(t *testing.T) {
 				must.ErrorIs(t, err, drivers.ErrTaskNotFound)
 				_, err = h.InspectTask(lost.ID)
 				must.ErrorIs(t, err, drivers.ErrTaskNotFound)
-				must.ErrorContains(t, h.RecoverTask(&drivers.TaskHandle{Version: 1, Config: lost, DriverState: r.handle.DriverState}), r.cfg.ID)
+				must.ErrorContains(t, h.RecoverTask(&drivers.TaskHandle{Version: 1, Config: lost,
+					DriverState: r.handle.DriverState}), r.cfg.ID)
 				one()
 				ended := r.wait()
 				r.stop()
@@ -364,7 +365,8 @@ func TestTaskThatTheAgentNeverAsksAboutIsEnded(t *testing.T) {
 			h.inner.failing("stop", errWrapped)
 			time.AfterFunc(claimedWithin+30*time.Second, func() { h.inner.failing("stop", nil) })
 		}, claimedWithin + unclaimedAfter},
-		"whose allocation goes": {func(h *host, cfg *drivers.TaskConfig) { must.NoError(h, os.RemoveAll(cfg.AllocDir)) }, unclaimedAfter},
+		"whose allocation goes": {func(h *host, cfg *drivers.TaskConfig) { must.NoError(h, os.RemoveAll(cfg.AllocDir)) },
+			unclaimedAfter},
 	} {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {

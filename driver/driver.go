@@ -50,7 +50,8 @@ func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.Dr
 	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
 		outbox:   make(chan *drivers.TaskEvent, 64),
 		clusters: newClusters(logger, name), tasks: map[string]*task{}, idled: make(chan struct{})}
-	d.parking = &parking{ctx: ctx, logger: logger, inner: inner, store: d.kept, env: d.env, parked: map[string]*parkedRun{}}
+	d.parking = &parking{ctx: ctx, logger: logger, inner: inner, store: d.kept, env: d.env,
+		parked: map[string]*parkedRun{}}
 	context.AfterFunc(ctx, func() {
 		d.closeClients()
 		close(d.idled)

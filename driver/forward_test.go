@@ -29,7 +29,8 @@ func (f friendly) ExecTaskStreaming(_ context.Context, _ string, o *drivers.Exec
 	return &drivers.ExitResult{ExitCode: 3}, f.err
 }
 
-func (friendly) CreateNetwork(alloc string, _ *drivers.NetworkCreateRequest) (*drivers.NetworkIsolationSpec, bool, error) {
+func (friendly) CreateNetwork(alloc string, _ *drivers.NetworkCreateRequest) (*drivers.NetworkIsolationSpec, bool,
+	error) {
 	return &drivers.NetworkIsolationSpec{Path: alloc}, true, nil
 }
 

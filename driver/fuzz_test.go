@@ -44,7 +44,8 @@ func FuzzTaskConfig(f *testing.F) {
 	ctx, cancel := context.WithCancel(context.Background())
 	f.Cleanup(cancel)
 	d := New(ctx, hclog.NewNullLogger(), "vault-fake", newWrapped(ctx, &machine{procs: map[int]*process{}}))
-	must.NoError(f, d.Configure(config.Operator{Name: "vault-fake", Clusters: []vault.Cluster{{Name: "default", Address: "http://127.0.0.1:8200"}},
+	must.NoError(f, d.Configure(config.Operator{Name: "vault-fake",
+		Clusters: []vault.Cluster{{Name: "default", Address: "http://127.0.0.1:8200"}},
 		StateDir: "/none", StartTimeout: time.Minute, PollInterval: 30 * time.Second, MinPollInterval: 5 * time.Second}))
 	handOver := agent(f)
 

@@ -21,9 +21,12 @@ import (
 
 // threefold shows one user in three places, by paths that a careless reader takes for three questions.
 const threefold = asApp +
-	"template {\n destination = \"secrets/db.env\"\n data = \"{{ with secret \\\"database/creds/app\\\" }}DB={{ .Data.username }}\\nPASS={{ .Data.password }}{{ end }}\"\n env = true\n splay = \"1m\"\n}\n" +
-	"template {\n destination = \"secrets/user\"\n data = \"{{ with secret \\\"/database/creds/app\\\" }}{{ .Data.username }}{{ end }}\"\n splay = \"1m\"\n poll_interval = \"5s\"\n}\n" +
-	"template {\n destination = \"alloc/pass\"\n data = \"{{ with secret \\\"database/creds/app\\\" }}{{ .Data.password }}{{ end }}\"\n splay = \"1m\"\n}\n"
+	"template {\n destination = \"secrets/db.env\"\n data = \"{{ with secret \\\"database/creds/app\\\" }}DB={{ " +
+	".Data.username }}\\nPASS={{ .Data.password }}{{ end }}\"\n env = true\n splay = \"1m\"\n}\n" +
+	"template {\n destination = \"secrets/user\"\n data = \"{{ with secret \\\"/database/creds/app\\\" }}{{ " +
+	".Data.username }}{{ end }}\"\n splay = \"1m\"\n poll_interval = \"5s\"\n}\n" +
+	"template {\n destination = \"alloc/pass\"\n data = \"{{ with secret \\\"database/creds/app\\\" }}{{ " +
+	".Data.password }}{{ end }}\"\n splay = \"1m\"\n}\n"
 
 // crowd makes the configs of that many allocations with one task each.
 func (h *host) crowd(n int, config string) (all []*drivers.TaskConfig) {
@@ -174,11 +177,12 @@ func TestRotationBetweenRenderAndStartIsNotLost(t *testing.T) {
 			h.write("blue")
 		}},
 		// It does not end together with a period of the password: within seconds after that there may be another restart.
-		"one thing after the other": {takes: 4*time.Hour + 5*time.Minute, edits: true, host: func(h *host) { h.Static("app", 10*time.Minute) }, meets: func(h *host) {
-			h.write("blue")
-			h.RevokeLeases()
-			time.AfterFunc(time.Hour, h.RevokeTokens)
-		}},
+		"one thing after the other": {takes: 4*time.Hour + 5*time.Minute, edits: true,
+			host: func(h *host) { h.Static("app", 10*time.Minute) }, meets: func(h *host) {
+				h.write("blue")
+				h.RevokeLeases()
+				time.AfterFunc(time.Hour, h.RevokeTokens)
+			}},
 	} {
 		for _, during := range []string{"the first start", "a restart"} {
 			t.Run(how+", during "+during, func(t *testing.T) {
@@ -238,7 +242,8 @@ func TestSecretsThatChangeTogetherBecomeOneGeneration(t *testing.T) {
 		write(1)
 		const cert = `{{ with secret "kv/cert" }}{{ .Data.k }}{{ end }}`
 		r := h.start(asApp + templateHCL("secrets/key.env", "KEY="+kv, "env = true\npoll_interval = \"17s\"") +
-			templateHCL("secrets/cert.env", "CERT="+cert, "env = true\npoll_interval = \"10m\"") + templateHCL("secrets/db.env", "DB="+creds, "env = true"))
+			templateHCL("secrets/cert.env", "CERT="+cert, "env = true\npoll_interval = \"10m\"") +
+			templateHCL("secrets/db.env", "DB="+creds, "env = true"))
 		user := sole(t, h.Users())
 		agree := func(v string) {
 			t.Helper()
@@ -271,12 +276,14 @@ func TestSecretsThatChangeTogetherBecomeOneGeneration(t *testing.T) {
 // before stay, and when the template is right again there is one step to the newest.
 func TestTemplateThatFailsLeavesTheWholeGenerationBefore(t *testing.T) {
 	bubble(t, func(h *host) {
-		h.SetRole("app", vaulttest.Role{TTL: 8 * time.Hour, Fixed: true, Revoke: true}) // replaced after seven hours, and lives for eight
+		// replaced after seven hours, and lives for eight
+		h.SetRole("app", vaulttest.Role{TTL: 8 * time.Hour, Fixed: true, Revoke: true})
 		h.Creds["app"] = vaulttest.Creds{TTL: 10 * time.Minute}
 		began := time.Now()
 		h.write("1")
 		const fussy = `{{ with secret "secret/data/web" }}{{ .Data.data.k | parseInt }}{{ end }}`
-		r := h.start(asApp + templateHCL("secrets/n.env", "N="+fussy+"\nDB="+creds, "env = true") + templateHCL("secrets/db", creds, ""))
+		r := h.start(asApp + templateHCL("secrets/n.env", "N="+fussy+"\nDB="+creds, "env = true") +
+			templateHCL("secrets/db", creds, ""))
 		user := sole(t, h.Users())
 		stays := func() {
 			t.Helper()

@@ -55,11 +55,13 @@ func bubble(t *testing.T, scenario func(*host)) {
 	t.Helper()
 	state := statetest.Memory(t)
 	synctest.Test(t, func(t *testing.T) {
-		h := &host{T: t, Server: vaulttest.New(t), machine: &machine{procs: map[int]*process{}}, alloc: t.TempDir(), stderr: os.DevNull}
+		h := &host{T: t, Server: vaulttest.New(t), machine: &machine{procs: map[int]*process{}}, alloc: t.TempDir(),
+			stderr: os.DevNull}
 		h.JWT = jwt("one")
 		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour}
-		h.config = config.Operator{Name: "vault-fake", Clusters: []vault.Cluster{h.Cluster()}, StateDir: state, StartTimeout: time.Minute,
-			Linger: time.Minute, PollInterval: 30 * time.Second, MinPollInterval: 5 * time.Second}
+		h.config = config.Operator{Name: "vault-fake", Clusters: []vault.Cluster{h.Cluster()}, StateDir: state,
+			StartTimeout: time.Minute,
+			Linger:       time.Minute, PollInterval: 30 * time.Second, MinPollInterval: 5 * time.Second}
 		for _, dir := range []string{"alloc", "web/local", "web/secrets"} {
 			must.NoError(t, os.MkdirAll(filepath.Join(h.alloc, dir), 0o755))
 		}
@@ -73,7 +75,8 @@ func bubble(t *testing.T, scenario func(*host)) {
 // jwt has the form of a workload identity. Its signature is the sentinel's.
 func jwt(name string) string {
 	part := base64.RawURLEncoding.EncodeToString
-	return part([]byte(`{"alg":"EdDSA"}`)) + "." + part([]byte(`{"sub":"`+name+`"}`)) + "." + part(bytes.Repeat([]byte(vaulttest.Planted), 10))
+	return part([]byte(`{"alg":"EdDSA"}`)) + "." + part([]byte(`{"sub":"`+name+`"}`)) + "." +
+		part(bytes.Repeat([]byte(vaulttest.Planted), 10))
 }
 
 func (h *host) identity(jwt string) { h.put("web/secrets/nomad_vault.jwt", jwt) }
@@ -171,8 +174,9 @@ type run struct {
 // job is the next run of the task with that config block, which is decoded with the defaults of the specification.
 func (h *host) job(config string) *drivers.TaskConfig {
 	h.runs++
-	cfg := &drivers.TaskConfig{ID: fmt.Sprintf("alloc-1/web/%d", h.runs), AllocID: "alloc-1", Name: "web", AllocDir: h.alloc,
-		Env: map[string]string{"NOMAD_TASK_NAME": "web"}, StdoutPath: os.DevNull, StderrPath: h.stderr}
+	cfg := &drivers.TaskConfig{ID: fmt.Sprintf("alloc-1/web/%d", h.runs), AllocID: "alloc-1", Name: "web",
+		AllocDir: h.alloc,
+		Env:      map[string]string{"NOMAD_TASK_NAME": "web"}, StdoutPath: os.DevNull, StderrPath: h.stderr}
 	must.NoError(h, encode(h.T, cfg, config))
 	return cfg
 }
@@ -196,7 +200,8 @@ func encode(t *testing.T, cfg *drivers.TaskConfig, block string) error {
 	}
 	spec, diagnostics := hclspecutils.Convert(hclspec.NewObject(attrs))
 	must.False(t, diagnostics.HasErrors(), must.Sprint(diagnostics))
-	value, diagnostics, _ := hclutils.ParseHclInterface(hclutils.HclConfigToInterface(t, "config {\ncommand = \"app\"\n"+block+"\n}"), spec, nil)
+	value, diagnostics, _ := hclutils.ParseHclInterface(hclutils.HclConfigToInterface(t,
+		"config {\ncommand = \"app\"\n"+block+"\n}"), spec, nil)
 	if diagnostics.HasErrors() {
 		return diagnostics
 	}

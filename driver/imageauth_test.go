@@ -40,7 +40,8 @@ func TestRegistryCredentialsAreFoundWhereverVaultHasThem(t *testing.T) {
 		"in a KV version 1 with its keys": {asApp + `auth { vault_path = "kv/like-v2" }`, "u2:p2"},
 		"under other keys":                {auth("username_key = \"login\"\n password_key = \"token\""), "l:t"},
 		"but for the user":                {auth("username = \"_json_key\"\n password_key = \"token\""), "_json_key:t"},
-		"for another vault block":         {"vault {\n name = \"b\"\n role = \"app\"\n}\nauth {\n vault_path = \"kv/registry\"\n vault = \"b\"\n}", "u1:p1"},
+		"for another vault block": {"vault {\n name = \"b\"\n role = \"app\"\n}\nauth {\n vault_path = " +
+			"\"kv/registry\"\n vault = \"b\"\n}", "u1:p1"},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -89,7 +90,8 @@ func TestRegistryCredentialsGoToTheWrappedDriverOnly(t *testing.T) {
 		events := strings.Join(h.events(), "\n")
 		must.StrContains(t, events, "templates rendered: 0, registry credentials read, vault \"default\" token")
 		task, _ := h.task(cfg.ID)
-		for place, content := range map[string]string{"handle": string(stored.DriverState) + fmt.Sprintf("%+v", stored.Config), "events": events,
+		for place, content := range map[string]string{"handle": string(stored.DriverState) +
+			fmt.Sprintf("%+v", stored.Config), "events": events,
 			"log": h.log.String(), "generation": fmt.Sprintf("%v %#v", task.current.Auth, task.current.Auth)} {
 			must.StrNotContains(t, content, vaulttest.Planted, must.Sprint(place))
 		}
@@ -157,26 +159,36 @@ func TestRegistryCredentialsThatAreLostDoNotStopARotation(t *testing.T) {
 
 func TestRegistryCredentialsThatCannotBeHad(t *testing.T) {
 	for sentence, test := range map[string]struct{ config, says string }{
-		"not asked for, but how": {`auth { password_key = "token" }`, `auth: vault_path is missing: name the secret that has the credentials`},
+		"not asked for, but how": {`auth { password_key = "token" }`,
+			`auth: vault_path is missing: name the secret that has the credentials`},
 		"not asked for, but who": {`auth { vault = "b" }`, `auth: vault_path is missing`},
 		"two passwords":          {auth(`password = "x"`), `auth: both password and vault_path are set: keep one`},
-		"two users":              {auth("username = \"x\"\n username_key = \"y\""), `auth: both username and username_key are set: keep one`},
-		"an unknown vault block": {auth(`vault = "west"`), `auth: vault = "west": the task has no vault block with that name`},
-		"a path that is none":    {`auth { vault_path = "kv/%zz" }`, `auth: vault_path "kv/%zz" is not a path such as "kv/data/app/registry"`},
-		"a path that is empty":   {`auth { vault_path = "/" }`, `auth: vault_path "/" is not a path`},
+		"two users": {auth("username = \"x\"\n username_key = \"y\""),
+			`auth: both username and username_key are set: keep one`},
+		"an unknown vault block": {auth(`vault = "west"`),
+			`auth: vault = "west": the task has no vault block with that name`},
+		"a path that is none": {`auth { vault_path = "kv/%zz" }`,
+			`auth: vault_path "kv/%zz" is not a path such as "kv/data/app/registry"`},
+		"a path that is empty": {`auth { vault_path = "/" }`, `auth: vault_path "/" is not a path`},
 
-		"no such secret":  {asApp + `auth { vault_path = "secret/data/none" }`, `auth: vault_path: read secret/data/none: not found in Vault`},
-		"no such version": {asApp + `auth { vault_path = "secret/data/registry?version=7" }`, `auth: vault_path: read secret/data/registry: not found in Vault: there is no version 7`},
-		"denied":          {asApp + `auth { vault_path = "database/creds/app" }`, `auth: vault_path: read database/creds/app: denied by Vault`},
-		"no user":         {auth(`username_key = "none"`), `auth: vault_path: secret/data/registry has no text under the key "none": write it, or correct username_key`},
-		"no password":     {auth(`password_key = "none"`), `auth: vault_path: secret/data/registry has no text under the key "none": write it, or correct password_key`},
-		"a number":        {auth(`password_key = "number"`), `has no text under the key "number"`},
-		"an empty text":   {auth(`password_key = "empty"`), `has no text under the key "empty"`},
+		"no such secret": {asApp + `auth { vault_path = "secret/data/none" }`,
+			`auth: vault_path: read secret/data/none: not found in Vault`},
+		"no such version": {asApp + `auth { vault_path = "secret/data/registry?version=7" }`,
+			`auth: vault_path: read secret/data/registry: not found in Vault: there is no version 7`},
+		"denied": {asApp + `auth { vault_path = "database/creds/app" }`,
+			`auth: vault_path: read database/creds/app: denied by Vault`},
+		"no user": {auth(`username_key = "none"`),
+			`auth: vault_path: secret/data/registry has no text under the key "none": write it, or correct username_key`},
+		"no password": {auth(`password_key = "none"`),
+			`auth: vault_path: secret/data/registry has no text under the key "none": write it, or correct password_key`},
+		"a number":      {auth(`password_key = "number"`), `has no text under the key "number"`},
+		"an empty text": {auth(`password_key = "empty"`), `has no text under the key "empty"`},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Deny: []string{"database/"}})
-				h.Put("secret/registry", map[string]any{"username": vaulttest.Planted, "password": vaulttest.Planted, "number": 7, "empty": ""})
+				h.Put("secret/registry", map[string]any{"username": vaulttest.Planted, "password": vaulttest.Planted, "number": 7,
+					"empty": ""})
 				err := h.refused(test.config)
 				must.StrContains(t, err.Error(), test.says)
 				must.StrNotContains(t, err.Error()+h.log.String(), vaulttest.Planted)
@@ -190,7 +202,8 @@ func TestRegistryCredentialsThatCannotBeHad(t *testing.T) {
 // Docker's own forms stay what they are, and so does a task that an older version has started.
 func TestAnAuthBlockOfTheWrappedDriverIsPassedOn(t *testing.T) {
 	bubble(t, func(h *host) {
-		config := map[string]any{"command": "app", "kill_timeout": "5s", "auth": map[string]any{"username": "u", "password": "p"}}
+		config := map[string]any{"command": "app", "kill_timeout": "5s", "auth": map[string]any{"username": "u",
+			"password": "p"}}
 		cfg := h.job("")
 		must.NoError(t, cfg.EncodeConcreteDriverConfig(config))
 		_, _, err := h.StartTask(cfg)

@@ -73,7 +73,8 @@ type wrapped struct {
 }
 
 func newWrapped(ctx context.Context, m *machine) *wrapped {
-	return &wrapped{ctx: ctx, m: m, tasks: map[string]*process{}, fails: map[string]error{}, takes: map[string]time.Duration{}, out: map[string]bool{}}
+	return &wrapped{ctx: ctx, m: m, tasks: map[string]*process{}, fails: map[string]error{},
+		takes: map[string]time.Duration{}, out: map[string]bool{}}
 }
 
 // call records a call, lets it take its time and returns the error it is to fail with.
@@ -156,7 +157,8 @@ func (w *wrapped) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *driv
 	}
 	w.m.mu.Lock()
 	w.m.pids++
-	p := &process{pid: w.m.pids, alloc: cfg.AllocID, env: maps.Clone(cfg.Env), auth: config.Auth, ended: make(chan struct{})}
+	p := &process{pid: w.m.pids, alloc: cfg.AllocID, env: maps.Clone(cfg.Env), auth: config.Auth,
+		ended: make(chan struct{})}
 	w.m.procs[p.pid] = p
 	w.m.mu.Unlock()
 	w.mu.Lock()
@@ -303,7 +305,8 @@ func (w *wrapped) InspectTask(id string) (*drivers.TaskStatus, error) {
 }
 
 // TaskStats tells the process's pid once a second, for as long as it runs.
-func (w *wrapped) TaskStats(ctx context.Context, id string, interval time.Duration) (<-chan *drivers.TaskResourceUsage, error) {
+func (w *wrapped) TaskStats(ctx context.Context, id string, interval time.Duration) (<-chan *drivers.TaskResourceUsage,
+	error) {
 	p := w.process(id)
 	if p == nil {
 		return nil, drivers.ErrTaskNotFound

@@ -23,7 +23,8 @@ var mistakes = map[string]struct {
 		`its token is from http://127.0.0.1:8200, and no vault block of plugin "vault-fake" has that address: correct vault "default", or add a block with the address`, true},
 	"of another address": {func(h *host) { h.config.Clusters[0].Address = "http://127.0.0.1:9999" },
 		`its token is from http://127.0.0.1:8200, and no vault block of plugin "vault-fake" has that address: correct vault "default", or add a block with the address`, true},
-	"of another namespace": {func(h *host) { h.config.Clusters[0].Namespace = "team" }, `vault "default" of plugin "vault-fake" has another address, role or namespace now than its token is from: correct it`, false},
+	"of another namespace": {func(h *host) { h.config.Clusters[0].Namespace = "team" },
+		`vault "default" of plugin "vault-fake" has another address, role or namespace now than its token is from: correct it`, false},
 }
 
 // mistaken boots with a mistake, and returns a boot without it.
@@ -60,7 +61,8 @@ func TestTaskKeepsItsSessionOverAMistakeOfTheOperators(t *testing.T) {
 					after(time.Minute)
 					must.Eq(t, 1, h.logged("a session is kept for later"))
 					must.StrContains(t, h.log.String(), strings.ReplaceAll(mistake.says, `"`, `\"`))
-					must.Eq(t, 1, h.logged("taken over after the end of the plugin before, the session of vault \"default\" has to wait: "))
+					must.Eq(t, 1, h.logged("taken over after the end of the plugin before, the session of vault \"default\" has to "+
+						"wait: "))
 					must.Eq(t, user, h.file("secrets/db"))
 					h.Down(false)
 					mended()
@@ -87,7 +89,14 @@ func TestWhatIsToBeRevokedWaitsForItsVault(t *testing.T) {
 	config := asApp + templateHCL("secrets/db", creds, "")
 	for name, mistake := range mistakes {
 		for how, end := range map[string]func(r *run, mistaken func()){
-			"of a task that had ended":        func(r *run, mistaken func()) { r.Down(true); r.stop(); after(time.Minute); mistaken(); r.Down(false) },
+			"of a task that had ended": func(r *run,
+				mistaken func()) {
+				r.Down(true)
+				r.stop()
+				after(time.Minute)
+				mistaken()
+				r.Down(false)
+			},
 			"of a task that ends":             func(r *run, mistaken func()) { mistaken(); r.recovered(); r.stop() },
 			"of a task that nobody comes for": func(r *run, mistaken func()) { r.exit(1); mistaken() },
 			"of a task that is started anew": func(r *run, mistaken func()) {

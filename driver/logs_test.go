@@ -38,7 +38,8 @@ func TestLogGoesOnOverARestartInTheDriver(t *testing.T) {
 		cfg.StdoutPath, cfg.StderrPath = stdout, stderr
 		_, _, failed := h.StartTask(cfg)
 		must.NoError(t, failed)
-		must.StrHasPrefix(t, "[vault-fake] secrets ready after 0s: templates rendered: 1, vault \"default\" token accessor-", err.Read())
+		must.StrHasPrefix(t, "[vault-fake] secrets ready after 0s: templates rendered: 1, vault \"default\" token accessor-",
+			err.Read())
 		h.inner.slow("start", time.Minute) // between the two processes nobody but us holds the pipes
 		h.write("blue")
 		for len(h.machine.running()) > 0 {
@@ -83,7 +84,8 @@ func TestRestartWaitsForALogCollector(t *testing.T) {
 					must.Len(t, 1, h.machine.running())
 				}
 				told := h.events()[1:] // of the start is the first
-				must.Eq(t, after3h, len(told) == 1 && strings.Contains(told[0], "the restart waits: no log collector reads the task's output"))
+				must.Eq(t, after3h, len(told) == 1 && strings.Contains(told[0],
+					"the restart waits: no log collector reads the task's output"))
 				out, err = logpipetest.Collect(t, stdout), logpipetest.Collect(t, stderr)
 				after(2 * time.Second)
 				must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())

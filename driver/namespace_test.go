@@ -13,7 +13,8 @@ import (
 // TestNamespaceIsInTheHeaderOfEveryRequest looks at what is sent, since Vault's community edition has no namespaces:
 // at logins, reads, renewals, rotations and revocations, by the plugin process that logged in and by the next one.
 func TestNamespaceIsInTheHeaderOfEveryRequest(t *testing.T) {
-	const team, second = "namespace = \"team\"\n", "vault {\n name = \"second\"\n role = \"app\"\n namespace = \"second\"\n}\n"
+	const team, second = "namespace = \"team\"\n", "vault {\n name = \"second\"\n role = \"app\"\n namespace = " +
+		"\"second\"\n}\n"
 	for name, test := range map[string]struct {
 		cluster, block, more string
 		want                 []string
@@ -33,7 +34,8 @@ func TestNamespaceIsInTheHeaderOfEveryRequest(t *testing.T) {
 				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
 				h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, MaxTTL: 2 * time.Hour}
 				h.write("green")
-				r := h.start("vault {\n role = \"app\"\n env = true\n" + test.block + "}\n" + test.more + templateHCL("secrets/first", creds+kv, onSignal))
+				r := h.start("vault {\n role = \"app\"\n env = true\n" + test.block + "}\n" + test.more +
+					templateHCL("secrets/first", creds+kv, onSignal))
 				must.Eq(t, test.env, r.process().env["VAULT_NAMESPACE"])
 				after(3 * time.Hour)
 				mend := h.Break(vaulttest.Fault{Match: "GET secret/data/web", Status: 403})
@@ -45,8 +47,10 @@ func TestNamespaceIsInTheHeaderOfEveryRequest(t *testing.T) {
 				r.stop()
 				after(olderLinger)
 				h.nothingLeft()
-				for _, call := range []string{"PUT auth/jwt-nomad/login", "GET database/creds/app", "GET secret/data/web", "GET sys/internal/ui/mounts/",
-					"PUT auth/token/renew-self", "PUT sys/leases/renew", "PUT sys/leases/revoke", "GET auth/token/lookup-self", "PUT auth/token/revoke-self"} {
+				for _, call := range []string{"PUT auth/jwt-nomad/login", "GET database/creds/app", "GET secret/data/web",
+					"GET sys/internal/ui/mounts/",
+					"PUT auth/token/renew-self", "PUT sys/leases/renew", "PUT sys/leases/revoke",
+					"GET auth/token/lookup-self", "PUT auth/token/revoke-self"} {
 					must.Positive(t, h.Calls(call), must.Sprint(call))
 				}
 				must.Eq(t, strings.Join(test.want, ","), strings.Join(h.Namespaces(), ","))

@@ -87,15 +87,20 @@ func TestStopCanBeAskedAtAnyTime(t *testing.T) {
 		within time.Duration
 		starts int // of processes altogether
 	}{
-		"while nothing happens":          {config: several(onSignal), within: 0},
-		"while the splay runs":           {config: strings.ReplaceAll(several(""), `"0s"`, `"1h"`), within: 0},
-		"while changes are waited for":   {config: several("wait {\nmin = \"10m\"\n}"), within: 0},
-		"while it is rendered":           {config: asApp + templateHCL("local/0", kv+`{{ with secret "secret/data/web" }}{{ if eq .Data.data.k "blue" }}{{ with secret "kv/more" }}{{ end }}{{ end }}{{ end }}`, ""), busy: func(h *host) { h.Break(vaulttest.Fault{Match: "GET kv/more", Hang: true}) }, within: 0},
-		"while Vault is away":            {config: several(""), busy: func(h *host) { h.Down(true) }, within: 0},
-		"while a script runs":            {config: scriptly, busy: func(h *host) { h.inner.slow("exec", 30*time.Minute) }, within: 0},
-		"while the old process ends":     {config: several(""), busy: func(h *host) { h.inner.slow("stop", time.Minute) }, within: time.Minute},
-		"while the new process starts":   {config: several(""), busy: func(h *host) { h.inner.slow("start", time.Minute) }, within: time.Minute, starts: 2},
-		"while the old one is forgotten": {config: several(""), busy: func(h *host) { h.inner.slow("destroy", time.Minute) }, within: time.Minute, starts: 2},
+		"while nothing happens":        {config: several(onSignal), within: 0},
+		"while the splay runs":         {config: strings.ReplaceAll(several(""), `"0s"`, `"1h"`), within: 0},
+		"while changes are waited for": {config: several("wait {\nmin = \"10m\"\n}"), within: 0},
+		"while it is rendered": {config: asApp + templateHCL("local/0",
+			kv+`{{ with secret "secret/data/web" }}{{ if eq .Data.data.k "blue" }}{{ with secret "kv/more" }}{{ end }}{{ end }}{{ end }}`, ""), busy: func(h *host) { h.Break(vaulttest.Fault{Match: "GET kv/more", Hang: true}) }, within: 0},
+		"while Vault is away": {config: several(""), busy: func(h *host) { h.Down(true) }, within: 0},
+		"while a script runs": {config: scriptly, busy: func(h *host) { h.inner.slow("exec", 30*time.Minute) },
+			within: 0},
+		"while the old process ends": {config: several(""), busy: func(h *host) { h.inner.slow("stop", time.Minute) },
+			within: time.Minute},
+		"while the new process starts": {config: several(""), busy: func(h *host) { h.inner.slow("start", time.Minute) },
+			within: time.Minute, starts: 2},
+		"while the old one is forgotten": {config: several(""), busy: func(h *host) { h.inner.slow("destroy", time.Minute) },
+			within: time.Minute, starts: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -123,7 +128,8 @@ func TestStopCanBeAskedAtAnyTime(t *testing.T) {
 }
 
 func TestStopThatFailsLeavesTheTaskAsItWas(t *testing.T) {
-	for name, more := range map[string]string{"running": onSignal, "in a script": strings.ReplaceAll(onScript, "args =", "timeout = \"30m\"\n args =")} {
+	for name, more := range map[string]string{"running": onSignal, "in a script": strings.ReplaceAll(onScript, "args =",
+		"timeout = \"30m\"\n args =")} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
@@ -242,7 +248,8 @@ func TestStartDuringAnOutageUsesTheSessionThatIsThere(t *testing.T) {
 // The moment at which a session expires is also one at which the next run may come. Either that has all of the old
 // one, or all is new; never are its files removed, or its token revoked, by the end of the run before.
 func TestStartAtTheMomentTheLingerEnds(t *testing.T) {
-	for how, early := range map[string]time.Duration{"before": time.Nanosecond, "then": 0, "afterwards": -time.Nanosecond} {
+	for how, early := range map[string]time.Duration{"before": time.Nanosecond, "then": 0,
+		"afterwards": -time.Nanosecond} {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				r := h.start(whole)
@@ -438,7 +445,8 @@ func (h *host) west() *vaulttest.Server {
 func TestRevocationDoesNotWaitForAnotherCluster(t *testing.T) {
 	bubble(t, func(h *host) {
 		west := h.west()
-		inWest := "vault {\n name = \"west\"\n role = \"app\"\n cluster = \"west\"\n}\n" + templateHCL("secrets/west", creds, "vault = \"west\"")
+		inWest := "vault {\n name = \"west\"\n role = \"app\"\n cluster = \"west\"\n}\n" +
+			templateHCL("secrets/west", creds, "vault = \"west\"")
 		all := h.crowd(180, asApp+templateHCL("secrets/db", creds, ""))
 		for i, cfg := range all {
 			switch {
@@ -521,7 +529,8 @@ func TestEndOfAPluginWaitsForWhatVaultIsMaking(t *testing.T) {
 		fault vaulttest.Fault
 		takes time.Duration
 	}{
-		"that takes a moment": {vaulttest.Fault{Match: "GET database/", Slow: 1200 * time.Millisecond, Forget: true}, 200 * time.Millisecond},
+		"that takes a moment": {vaulttest.Fault{Match: "GET database/", Slow: 1200 * time.Millisecond, Forget: true},
+			200 * time.Millisecond},
 		"that takes too long": {vaulttest.Fault{Match: "GET database/", Hang: true}, endWithin},
 		"that is nothing":     {vaulttest.Fault{Match: "GET kv/", Hang: true}, 0},
 	} {

@@ -100,24 +100,36 @@ func TestPKIBlockThatCannotBeRenewedKeepsItsFiles(t *testing.T) {
 }
 
 var invalidPKIs = map[string]struct{ config, says string }{
-	"no path":                  {`pki "web" { cert_file = "secrets/x" }`, `pki "web": path is required: name a role such as "pki/issue/app"`},
-	"no file":                  {pkiHCL("web", ""), `pki "web": no file is asked for: set one of cert_file, key_file`},
-	"a name with a slash":      {pkiHCL("a/b", `cert_file = "secrets/x"`), `pki "a/b": name: use letters, digits, -, _ and ., which is not the first`},
-	"one file for two":         {pkiHCL("web", "cert_file = \"secrets/x\"\nkey_file = \"/secrets/x\""), `pki "web": key_file: pki "web" has the same: choose another`},
-	"a file of a secret block": {secretHCL("x", "") + pkiHCL("web", `ca_file = "secrets/x"`), `pki "web": ca_file: secret "x" has the same: choose another`},
-	"a file outside":           {pkiHCL("web", `bundle_file = "../x"`), `pki "web": bundle_file: path "../x" is not below the task's directory`},
-	"another format":           {pkiHCL("web", "cert_file = \"secrets/x\"\nargs = { format = \"der\" }"), `pki "web": args.format: the files are PEM`},
-	"an option among the args": {pkiHCL("web", "cert_file = \"secrets/x\"\nargs = { ttl = \"1h\" }"), `pki "web": args.ttl: set ttl itself`},
-	"renew_before is none":     {pkiHCL("web", "cert_file = \"secrets/x\"\nrenew_before = \"soon\""), `pki "web": renew_before "soon" is not a duration`},
-	"renew_before is long":     {pkiHCL("web", "cert_file = \"secrets/x\"\nttl = \"1h\"\nrenew_before = \"31m\""), `pki "web": renew_before 31m0s is more than half of ttl 1h0m0s`},
-	"unknown vault":            {pkiHCL("web", "cert_file = \"secrets/x\"\nvault = \"west\""), `pki "web": vault = "west": the task has no vault block with that name`},
-	"perms is no mode":         {pkiHCL("web", "cert_file = \"secrets/x\"\nperms = \"x\""), `pki "web": perms "x" is not an octal file mode`},
+	"no path": {`pki "web" { cert_file = "secrets/x" }`,
+		`pki "web": path is required: name a role such as "pki/issue/app"`},
+	"no file": {pkiHCL("web", ""), `pki "web": no file is asked for: set one of cert_file, key_file`},
+	"a name with a slash": {pkiHCL("a/b", `cert_file = "secrets/x"`),
+		`pki "a/b": name: use letters, digits, -, _ and ., which is not the first`},
+	"one file for two": {pkiHCL("web", "cert_file = \"secrets/x\"\nkey_file = \"/secrets/x\""),
+		`pki "web": key_file: pki "web" has the same: choose another`},
+	"a file of a secret block": {secretHCL("x", "") + pkiHCL("web", `ca_file = "secrets/x"`),
+		`pki "web": ca_file: secret "x" has the same: choose another`},
+	"a file outside": {pkiHCL("web", `bundle_file = "../x"`),
+		`pki "web": bundle_file: path "../x" is not below the task's directory`},
+	"another format": {pkiHCL("web", "cert_file = \"secrets/x\"\nargs = { format = \"der\" }"),
+		`pki "web": args.format: the files are PEM`},
+	"an option among the args": {pkiHCL("web", "cert_file = \"secrets/x\"\nargs = { ttl = \"1h\" }"),
+		`pki "web": args.ttl: set ttl itself`},
+	"renew_before is none": {pkiHCL("web", "cert_file = \"secrets/x\"\nrenew_before = \"soon\""),
+		`pki "web": renew_before "soon" is not a duration`},
+	"renew_before is long": {pkiHCL("web", "cert_file = \"secrets/x\"\nttl = \"1h\"\nrenew_before = \"31m\""),
+		`pki "web": renew_before 31m0s is more than half of ttl 1h0m0s`},
+	"unknown vault": {pkiHCL("web", "cert_file = \"secrets/x\"\nvault = \"west\""),
+		`pki "web": vault = "west": the task has no vault block with that name`},
+	"perms is no mode": {pkiHCL("web", "cert_file = \"secrets/x\"\nperms = \"x\""),
+		`pki "web": perms "x" is not an octal file mode`},
 	"revoked nobody knows where": {`pki "web" {
 		path = "pki/root/generate/exported"
 		cert_file = "secrets/x"
 		revoke = true
 	}`, `pki "web": revoke: there is no telling where Vault revokes what is issued at "pki/root/generate/exported"`},
-	"a mode without a signal": {pkiHCL("web", "cert_file = \"secrets/x\"\nchange_mode = \"signal\""), `pki "web": change_signal is missing`},
+	"a mode without a signal": {pkiHCL("web", "cert_file = \"secrets/x\"\nchange_mode = \"signal\""),
+		`pki "web": change_signal is missing`},
 }
 
 func TestInvalidPKIBlockFailsAtOnceAndNamesTheField(t *testing.T) {
@@ -136,8 +148,9 @@ func TestInvalidPKIBlockFailsAtOnceAndNamesTheField(t *testing.T) {
 func TestPKIBlockThatGetsNoCertificateSaysWhyAndLeavesNothing(t *testing.T) {
 	key := vaulttest.Planted
 	for name, test := range map[string]struct{ answer, says string }{
-		"no certificate": {`{"data": {"private_key": "` + key + `"}}`, `pki "web": no certificate in PEM form in Vault's answer for "pki/issue/app": use a path such as pki/issue/<role>`},
-		"no key":         {"", `pki "web": key_file: no private key in Vault's answer: use a path such as pki/issue/<role>`},
+		"no certificate": {`{"data": {"private_key": "` + key + `"}}`,
+			`pki "web": no certificate in PEM form in Vault's answer for "pki/issue/app": use a path such as pki/issue/<role>`},
+		"no key": {"", `pki "web": key_file: no private key in Vault's answer: use a path such as pki/issue/<role>`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -185,7 +198,7 @@ func TestPKIBlockIsRevokedWhereItSaysSo(t *testing.T) {
 
 func TestPKIBlockOfAStartThatFailsIsRevoked(t *testing.T) {
 	bubble(t, func(h *host) {
-		h.refused(asApp + pkiHCL("web", everyFile+"revoke = true") +
+		_ = h.refused(asApp + pkiHCL("web", everyFile+"revoke = true") + // why is of no interest
 			templateHCL("local/x", `{{ with pkiCert "pki/issue/app" "common_name=a.example" "alt_names=b.example,c.example" }}{{ secret "secret/none" }}{{ end }}`, onNoop))
 		must.Eq(t, 1, h.Calls("PUT pki/issue/"))
 		must.Zero(t, h.Certificates())

@@ -52,7 +52,8 @@ func TestTaskOfATokenRole(t *testing.T) {
 		r.stop()
 		r = h.start(asking(`"app-web", "app-more"`, "file = true") + templateHCL("secrets/user", creds, onNoop))
 		after(time.Second)
-		must.NotEq(t, first, sole(t, h.Tokens()), must.Sprint("other policies are another token, and the one before is revoked"))
+		must.NotEq(t, first, sole(t, h.Tokens()), must.Sprint("other policies are another token, and the one before is "+
+			"revoked"))
 		h.RevokeTokens()
 		r.stop()
 		after(stopLinger)
@@ -78,10 +79,13 @@ func TestSessionOfATokenRoleIsRestoredWithItsPolicies(t *testing.T) {
 
 func TestStartsThatATokenRoleRefuses(t *testing.T) {
 	for sentence, c := range map[string]struct{ config, says string }{
-		"a template without a vault block": {templateHCL("secrets/user", creds, onNoop), `vault "default": policies is missing`},
-		"a policy that is not allowed":     {asking(`"admin"`) + templateHCL("secrets/user", creds, onNoop), `vault "default": policies: "admin" is not allowed`},
-		"a role":                           {asApp + templateHCL("secrets/user", creds, onNoop), `vault "default": role is set`},
-		"a policy that nobody asks with":   {asking(`"admin"`), `vault "default": policies: "admin" is not allowed`},
+		"a template without a vault block": {templateHCL("secrets/user", creds, onNoop),
+			`vault "default": policies is missing`},
+		"a policy that is not allowed": {asking(`"admin"`) + templateHCL("secrets/user", creds, onNoop),
+			`vault "default": policies: "admin" is not allowed`},
+		"a role": {asApp + templateHCL("secrets/user", creds, onNoop),
+			`vault "default": role is set`},
+		"a policy that nobody asks with": {asking(`"admin"`), `vault "default": policies: "admin" is not allowed`},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			bubble(t, func(h *host) {

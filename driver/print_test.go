@@ -15,7 +15,8 @@ import (
 func secretive(h *host) *run {
 	h.write(vaulttest.Planted)
 	return h.start("vault {\n role = \"app\"\n env = true\n file = true\n}\n" +
-		templateHCL("secrets/env", "PASS="+strings.ReplaceAll(creds, "username", "password"), "env = true") + templateHCL("local/k", kv, "") + templateHCL("local/once", kv, "once = true") +
+		templateHCL("secrets/env", "PASS="+strings.ReplaceAll(creds, "username", "password"), "env = true") +
+		templateHCL("local/k", kv, "") + templateHCL("local/once", kv, "once = true") +
 		templateHCL("local/w", `{{ with secret "pki/issue/app" "password=`+vaulttest.Planted+`" }}{{ .Data.certificate }}{{ end }}`, ""))
 }
 
@@ -31,12 +32,15 @@ func TestNothingThatHoldsASecretPrintsIt(t *testing.T) {
 		session := tk.credentials.Session("default")
 		login := jwt("one")
 		all := []any{tk, *tk.current, tk.current, kept, &kept, kept.Sessions, tk.parkedRun(), rendered{next: tk.current},
-			tk.current.Files, tk.current.Files[0], tk.current.Snapshot, tk.credentials, tk.renderer, session, session.Begin(false),
-			vault.Request{Op: vault.Write, Path: "x", Data: map[string]any{"password": vaulttest.Planted}}, h.Driver.tasks, h.parking.parked}
+			tk.current.Files, tk.current.Files[0], tk.current.Snapshot, tk.credentials, tk.renderer,
+			session, session.Begin(false),
+			vault.Request{Op: vault.Write, Path: "x", Data: map[string]any{"password": vaulttest.Planted}},
+			h.Driver.tasks, h.parking.parked}
 		for _, one := range all {
 			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 				text := fmt.Sprintf(verb, one)
-				for _, never := range []string{vaulttest.Planted, fmt.Sprintf("%x", vaulttest.Planted), strings.Trim(fmt.Sprint([]byte(vaulttest.Planted)), "[]"), login} {
+				for _, never := range []string{vaulttest.Planted, fmt.Sprintf("%x", vaulttest.Planted),
+					strings.Trim(fmt.Sprint([]byte(vaulttest.Planted)), "[]"), login} {
 					must.StrNotContains(t, text, never, must.Sprintf("%s of %T", verb, one))
 				}
 			}

@@ -84,7 +84,10 @@ func TestRecoverOfASessionThatHasEndedIsOneRotationAndOneAction(t *testing.T) {
 				}
 				after(2 * time.Minute)
 				must.True(t, process != r.process())
-				must.Len(t, 1, slices.DeleteFunc(h.events(), func(e string) bool { return !strings.HasPrefix(e, "Secrets changed") }))
+				must.Len(t, 1, slices.DeleteFunc(h.events(), func(e string) bool {
+					return !strings.HasPrefix(e,
+						"Secrets changed")
+				}))
 				must.Eq(t, sole(t, h.Users()), r.process().env["USER"])
 				must.Eq(t, 2, h.Minted())
 				r.did()
@@ -231,7 +234,8 @@ func TestRecoverWaitsForNoLogCollectorAndTellsTheNextOne(t *testing.T) {
 		collector = logpipetest.Collect(t, h.stderr) // the agent starts one when it gets there
 		h.write("red")
 		after(noticed)
-		must.Eq(t, "[vault-fake] taken over after the end of the plugin before, vault \"default\" token accessor-1 with policies [default]\n"+
+		must.Eq(t, "[vault-fake] taken over after the end of the plugin before, vault \"default\" token accessor-1 with "+
+			"policies [default]\n"+
 			"[vault-fake] local/0 changed; sent SIGHUP\n", collector.Read())
 		collector.Close()
 	})
@@ -243,17 +247,26 @@ func TestRecoverDoesNotAskWhatOnlyAStartNeeds(t *testing.T) {
 		change func(*host)
 		says   string
 	}{
-		"poll intervals are limited": {change: func(h *host) { h.config.PollInterval, h.config.MinPollInterval = time.Hour, time.Hour }},
-		"the user is denied":         {change: func(h *host) { h.config.DeniedUsers = []string{"daemon"} }},
-		"the cluster is taken away":  {change: func(h *host) { h.config.Clusters[0].Name = "other" }, says: `cluster "default" is unknown`},
-		"the source has gone":        {change: func(h *host) { must.NoError(h, os.Remove(filepath.Join(h.alloc, "web/local/x.tpl"))) }, says: "no such file or directory"},
-		"the source is wrong":        {change: func(h *host) { h.put("web/local/x.tpl", "{{ none }}") }, says: `function "none" not defined`},
+		"poll intervals are limited": {change: func(h *host) {
+			h.config.PollInterval, h.config.MinPollInterval = time.Hour,
+				time.Hour
+		}},
+		"the user is denied": {change: func(h *host) { h.config.DeniedUsers = []string{"daemon"} }},
+		"the cluster is taken away": {change: func(h *host) { h.config.Clusters[0].Name = "other" },
+			says: `cluster "default" is unknown`},
+		"the source has gone": {change: func(h *host) {
+			must.NoError(h,
+				os.Remove(filepath.Join(h.alloc, "web/local/x.tpl")))
+		}, says: "no such file or directory"},
+		"the source is wrong": {change: func(h *host) { h.put("web/local/x.tpl", "{{ none }}") },
+			says: `function "none" not defined`},
 	} {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
 				h.put("web/local/x.tpl", kv)
-				cfg := h.job(asApp + "template {\n destination = \"local/x\"\n source = \"local/x.tpl\"\n poll_interval = \"5s\"\n}")
+				cfg := h.job(asApp + "template {\n destination = \"local/x\"\n source = \"local/x.tpl\"\n poll_interval = " +
+					"\"5s\"\n}")
 				cfg.User = "daemon"
 				handle, _, err := h.StartTask(cfg)
 				must.NoError(t, err)
@@ -269,7 +282,8 @@ func TestRecoverDoesNotAskWhatOnlyAStartNeeds(t *testing.T) {
 				must.Eq(t, "green", h.file("local/x"))
 				if test.says != "" {
 					must.StrContains(t, sole(t, h.events()), "Secrets not updated: ")
-					must.Between(t, 10, h.logged("still: the last known good secrets stay in use: "), 12, must.Sprint("reminders of an hour"))
+					must.Between(t, 10, h.logged("still: the last known good secrets stay in use: "), 12,
+						must.Sprint("reminders of an hour"))
 					must.Eq(t, 1, h.logged("]  the last known good secrets stay in use: "))
 					must.StrContains(t, h.log.String(), test.says)
 				}
@@ -341,7 +355,8 @@ func TestHandleThatIsNoneOfOursIsAnError(t *testing.T) {
 	bubble(t, func(h *host) {
 		must.ErrorContains(t, h.RecoverTask(nil), "the handle has no config")
 		must.ErrorContains(t, h.RecoverTask(&drivers.TaskHandle{}), "the handle has no config")
-		must.ErrorContains(t, h.RecoverTask(&drivers.TaskHandle{Config: h.job(""), DriverState: []byte("no msgpack")}), "decode task handle")
+		must.ErrorContains(t, h.RecoverTask(&drivers.TaskHandle{Config: h.job(""), DriverState: []byte("no msgpack")}),
+			"decode task handle")
 		must.ErrorContains(t, h.RecoverTask(&drivers.TaskHandle{Config: h.job("")}), "decode task handle")
 	})
 }

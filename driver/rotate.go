@@ -263,7 +263,7 @@ func (e scriptError) Error() string { return string(e) }
 // drivers/shared/executor/executor_linux_cgo.go, handleExecWait).
 func (t *task) script(s *config.ChangeScript) error {
 	select {
-	case <-t.overdue[s]:
+	case <-t.overdue[s]: //nolint:errcheck // how it ended was said when its timeout was over
 	default:
 		if t.overdue[s] != nil {
 			return errors.New("the last one is still running")

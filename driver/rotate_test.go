@@ -63,9 +63,11 @@ func TestSeveralChangesBecomeOneAction(t *testing.T) {
 		config string
 		calls  []string
 	}{
-		"a restart replaces all others":      {several(onSignal, onScript, "", onNoop), []string{"stop 5s", "destroy", "start"}},
-		"one restart for several":            {several("", ""), []string{"stop 5s", "destroy", "start"}},
-		"each script, then each signal once": {several(onSignal, script("/a"), onSignal, usr, script("/b"), onNoop), []string{"exec /a web", "exec /b web", "signal SIGHUP", "signal SIGUSR1"}},
+		"a restart replaces all others": {several(onSignal, onScript, "", onNoop),
+			[]string{"stop 5s", "destroy", "start"}},
+		"one restart for several": {several("", ""), []string{"stop 5s", "destroy", "start"}},
+		"each script, then each signal once": {several(onSignal, script("/a"), onSignal, usr, script("/b"), onNoop),
+			[]string{"exec /a web", "exec /b web", "signal SIGHUP", "signal SIGUSR1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -314,7 +316,8 @@ func TestTemplateThatDoesNotEndHoldsUpNoStop(t *testing.T) {
 				running, _ := h.task(r.cfg.ID)
 				made, goOn := running.renderer.Funcs[0], make(chan struct{})
 				var late error
-				running.renderer.Funcs[0] = func(ctx context.Context, from *credentials.Source, in template.Input) ([][]byte, error) {
+				running.renderer.Funcs[0] = func(ctx context.Context, from *credentials.Source, in template.Input) ([][]byte,
+					error) {
 					<-goOn
 					_, late = running.credentials.Snapshot(false).Source("default", 0).Services(ctx, "")
 					return made(ctx, from, in)

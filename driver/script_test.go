@@ -27,8 +27,10 @@ func TestScriptThatFailsIsNotRunAgain(t *testing.T) {
 		takes           time.Duration
 	}{
 		"exit code": {more: onScript, says: `change_script "/bin/tell" failed: exit code 7`},
-		"late":      {more: onScript, says: `change_script "/bin/tell" failed: it did not end within its timeout of 5s`, takes: time.Hour},
-		"fatal":     {more: fatal, says: `change_script "/bin/tell" failed: exit code 7`, end: `change_script "/bin/tell": exit code 7`},
+		"late": {more: onScript, says: `change_script "/bin/tell" failed: it did not end within its timeout of 5s`,
+			takes: time.Hour},
+		"fatal": {more: fatal, says: `change_script "/bin/tell" failed: exit code 7`,
+			end: `change_script "/bin/tell": exit code 7`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -138,7 +140,8 @@ func TestProcessThatCannotBeReachedIsToldLater(t *testing.T) {
 				h.inner.failing(call, errWrapped)
 				h.write("second")
 				after(noticed)
-				must.Eq(t, []string{"Secrets changed: secrets/db; " + test.fails + ": wrapped: no such image; trying again"}, h.events())
+				must.Eq(t, []string{"Secrets changed: secrets/db; " + test.fails + ": wrapped: no such image; trying again"},
+					h.events())
 				must.Eq(t, 1, h.logged("secrets/db changed; "+test.fails+": wrapped: no such image; trying again"))
 				after(5 * time.Hour)
 				must.Between(t, 300, len(r.did()), 620) // a minute apart, less the jitter
@@ -175,7 +178,8 @@ func TestProcessThatCannotBeReachedIsToldLater(t *testing.T) {
 // What has reached the process does not again, because of something else that has not.
 func TestOnlyWhatWasNotDoneIsTriedAgain(t *testing.T) {
 	usr := strings.ReplaceAll(onSignal, "SIGHUP", "SIGUSR1")
-	config := "vault {\n role = \"app\"\n file = true\n" + usr + "\n}\n" + templateHCL("local/0", kv, onSignal) + templateHCL("local/1", kv, onScript) + templateHCL("local/2", kv, onNoop)
+	config := "vault {\n role = \"app\"\n file = true\n" + usr + "\n}\n" + templateHCL("local/0", kv, onSignal) +
+		templateHCL("local/1", kv, onScript) + templateHCL("local/2", kv, onNoop)
 	began := func(h *host) *run {
 		h.write("green")
 		r := h.start(config)

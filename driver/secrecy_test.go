@@ -25,10 +25,12 @@ func TestNoSecretIsTold(t *testing.T) {
 		secret := vaulttest.Planted + "-in-kv"
 		h.write(secret)
 
-		cfg := h.job("vault {\n role = \"app\"\n env = true\n file = true\n change_mode = \"signal\"\n change_signal = \"SIGHUP\"\n}\n" +
+		cfg := h.job("vault {\n role = \"app\"\n env = true\n file = true\n change_mode = \"signal\"\n change_signal = " +
+			"\"SIGHUP\"\n}\n" +
 			templateHCL("secrets/env", "COLOR="+kv+"\nUSER="+strings.ReplaceAll(creds, "username", "password"), "env = true") +
 			templateHCL("local/n", `{{ with secret "secret/data/web" }}{{ if .Data.data.fails }}{{ .Data.data.k | parseInt }}{{ end }}{{ end }}`, onScript) +
-			secretHCL("all", "env = true\n format = \"yaml\"\n destination = \"secrets/all\"\n"+onNoop) + secretHCL("bytes", "key = \"k\"\n optional = true\n"+onNoop))
+			secretHCL("all", "env = true\n format = \"yaml\"\n destination = \"secrets/all\"\n"+onNoop) +
+			secretHCL("bytes", "key = \"k\"\n optional = true\n"+onNoop))
 		cfg.StdoutPath, cfg.StderrPath = stdout, stderr
 		handle, _, failed := h.StartTask(cfg)
 		must.NoError(t, failed)
@@ -47,7 +49,8 @@ func TestNoSecretIsTold(t *testing.T) {
 		after(2 * time.Minute)
 		h.RevokeTokens()
 		after(2 * time.Hour)
-		for _, f := range []vaulttest.Fault{{Hang: true}, {Status: 403}, {Status: 404}, {Status: 400}, {Body: `{"errors": ["` + secret + `"]}`}, {Reset: true}} {
+		for _, f := range []vaulttest.Fault{{Hang: true}, {Status: 403}, {Status: 404}, {Status: 400},
+			{Body: `{"errors": ["` + secret + `"]}`}, {Reset: true}} {
 			mend := h.Break(f)
 			after(2 * time.Hour)
 			mend()

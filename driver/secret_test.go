@@ -36,14 +36,18 @@ func (h *host) ownerOf(path string) (uid, gid uint32) {
 
 func TestSecretBlockIsAFile(t *testing.T) {
 	for name, test := range map[string]struct{ config, file, holds string }{
-		"by default":         {secretHCL("db", ""), "secrets/db", `{"password":"hunter2","user":"web"}` + "\n"},
-		"in a format":        {secretHCL("db", "format = \"properties\"\n destination = \"local/x\""), "local/x", "password=hunter2\nuser=web\n"},
-		"one field":          {secretHCL("db", `key = "user"`), "secrets/db", "web"},
-		"some, renamed":      {secretHCL("db", "exclude = [\"user\"]\n rename = { password = \"PW\" }\n format = \"env\""), "secrets/db", "PW=hunter2\n"},
-		"by the API's path":  {"secret \"db\" {\n path = \"/secret/data/web\"\n key = \"user\"\n}", "secrets/db", "web"},
-		"of KV version 1":    {"secret \"db\" {\n path = \"kv/web\"\n}", "secrets/db", `{"data":{"a":1}}` + "\n"},
-		"of another engine":  {"secret \"db\" {\n path = \"database/creds/app\"\n include = [\"user*\"]\n}", "secrets/db", `{"username":"v-`},
-		"of a write":         {"secret \"db\" {\n path = \"pki/issue/x\"\n method = \"write\"\n args = { ttl = \"2h\" }\n key = \"certificate\"\n}", "secrets/db", "-----BEGIN CERTIFICATE-----"},
+		"by default": {secretHCL("db", ""), "secrets/db", `{"password":"hunter2","user":"web"}` + "\n"},
+		"in a format": {secretHCL("db", "format = \"properties\"\n destination = \"local/x\""), "local/x",
+			"password=hunter2\nuser=web\n"},
+		"one field": {secretHCL("db", `key = "user"`), "secrets/db", "web"},
+		"some, renamed": {secretHCL("db", "exclude = [\"user\"]\n rename = { password = \"PW\" }\n format = \"env\""),
+			"secrets/db", "PW=hunter2\n"},
+		"by the API's path": {"secret \"db\" {\n path = \"/secret/data/web\"\n key = \"user\"\n}", "secrets/db", "web"},
+		"of KV version 1":   {"secret \"db\" {\n path = \"kv/web\"\n}", "secrets/db", `{"data":{"a":1}}` + "\n"},
+		"of another engine": {"secret \"db\" {\n path = \"database/creds/app\"\n include = [\"user*\"]\n}", "secrets/db",
+			`{"username":"v-`},
+		"of a write": {"secret \"db\" {\n path = \"pki/issue/x\"\n method = \"write\"\n args = { ttl = \"2h\" }\n " +
+			"key = \"certificate\"\n}", "secrets/db", "-----BEGIN CERTIFICATE-----"},
 		"named by its block": {secretHCL("a-b_C9.txt", `key = "user"`), "secrets/a-b_C9.txt", "web"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -66,7 +70,8 @@ func TestSecretBlockIsEnvironment(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.Put("secret/web", map[string]any{"user": "web", "cert": "a\nb\n", "port": 5432})
 		r := h.start(asApp + secretHCL("db", "env = true\n rename = { user = \"PGUSER\" }"))
-		must.MapEq(t, map[string]string{"NOMAD_TASK_NAME": "web", "PGUSER": "web", "cert": "a\nb\n", "port": "5432"}, r.process().env)
+		must.MapEq(t, map[string]string{"NOMAD_TASK_NAME": "web", "PGUSER": "web", "cert": "a\nb\n", "port": "5432"},
+			r.process().env)
 		must.Eq(t, "", h.file("secrets/db"), must.Sprint("nobody asked for a file"))
 
 		h.Put("secret/web", map[string]any{"user": "job"})
@@ -115,7 +120,8 @@ func TestSecretBlockChangesAsATemplateDoes(t *testing.T) {
 func TestSecretBlockAndTemplateShowTheSameCredentials(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true}
-		r := h.start(asApp + templateHCL("secrets/user", creds, onSignal) + "secret \"db\" {\n path = \"database/creds/app\"\n key = \"username\"\n splay = \"0s\"\n" +
+		r := h.start(asApp + templateHCL("secrets/user", creds, onSignal) +
+			"secret \"db\" {\n path = \"database/creds/app\"\n key = \"username\"\n splay = \"0s\"\n" +
 			onSignal + "\n}\nsecret \"env\" {\n path = \"/database/creds/app\"\n env = true\n change_mode = \"noop\"\n}\n")
 		must.Eq(t, 1, h.Minted())
 		must.Eq(t, sole(t, h.Users()), h.file("secrets/user"))
@@ -132,7 +138,8 @@ func TestSecretBlockAndTemplateShowTheSameCredentials(t *testing.T) {
 func TestOptionalSecretBlockIsAbsentUntilItIsThere(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.put("web/secrets/db", "of an earlier run")
-		config := asApp + secretHCL("db", "optional = true\n"+onSignal) + secretHCL("env", "optional = true\n env = true\n"+onNoop) + templateHCL("local/x", "x", "")
+		config := asApp + secretHCL("db", "optional = true\n"+onSignal) + secretHCL("env",
+			"optional = true\n env = true\n"+onNoop) + templateHCL("local/x", "x", "")
 		cfg := h.job(config)
 		handle, _, err := h.StartTask(cfg)
 		must.NoError(t, err)
@@ -173,7 +180,8 @@ func TestOptionalSecretBlockIsAbsentUntilItIsThere(t *testing.T) {
 func TestSecretBlockOnce(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		config := asApp + strings.Replace(secretHCL("db", "once = true\n env = true\n destination = \"secrets/db\""), "secret/web", "secret/data/web", 1) + templateHCL("local/color", kv, onSignal)
+		config := asApp + strings.Replace(secretHCL("db", "once = true\n env = true\n destination = \"secrets/db\""),
+			"secret/web", "secret/data/web", 1) + templateHCL("local/color", kv, onSignal)
 		r := h.start(config)
 		h.write("blue")
 		after(noticed)
@@ -191,30 +199,49 @@ func TestSecretBlockOnce(t *testing.T) {
 
 // Each of these is refused before anybody is asked, with one line that names the block and the field.
 var invalidSecrets = map[string]struct{ config, says string }{
-	"no path":                   {`secret "db" {}`, `secret "db": path is required: name a secret such as "kv/data/app"`},
-	"a name that hides":         {"secret \".x\" {\n path = \"x/y\"\n}", `secret ".x": name: use letters`},
-	"a write that is polled":    {"secret \"x\" {\n path = \"x/y\"\n method = \"write\"\n poll_interval = \"5s\"\n}", `secret "x": poll_interval is for what is read again`},
-	"a name with a slash":       {"secret \"a/b\" {\n path = \"x/y\"\n}", `secret "a/b": name: use letters, digits, -, _ and ., which is not the first`},
-	"parameters in the path":    {"secret \"db\" {\n path = \"kv/data/x?version=2\"\n}", `secret "db": path: parameters belong into args`},
-	"unknown method":            {secretHCL("db", `method = "GET"`), `secret "db": method "GET" is unknown: use "read" or "write"`},
-	"version of a write":        {secretHCL("db", "method = \"write\"\nversion = 2"), `secret "db": version is that of a KV secret to read`},
-	"version below 0":           {secretHCL("db", "version = -1"), `secret "db": version is that of a KV secret to read`},
-	"version twice":             {secretHCL("db", "version = 1\nargs = { version = \"2\" }"), `secret "db": both version and args.version are set: keep one`},
-	"optional write":            {secretHCL("db", "method = \"write\"\noptional = true"), `secret "db": optional is for what may not be there yet`},
-	"unknown format":            {secretHCL("db", `format = "xml"`), `secret "db": format "xml" is unknown: use "json", "env", "properties" or "yaml"`},
-	"format without a file":     {secretHCL("db", "format = \"json\"\nenv = true"), `secret "db": format is that of a file: set destination too`},
-	"unknown encoding":          {secretHCL("db", "key = \"k\"\nencoding = \"rot13\""), `secret "db": encoding "rot13" is unknown: use "utf-8", "base64" or "hex"`},
-	"unknown vault":             {secretHCL("db", `vault = "west"`), `secret "db": vault = "west": the task has no vault block with that name`},
-	"destination outside":       {secretHCL("db", `destination = "../x"`), `secret "db": destination: path "../x" is not below the task's directory`},
-	"destination of a template": {templateHCL("secrets/db", "x", "") + secretHCL("db", ""), `secret "db": destination: template "secrets/db" has the same: choose another`},
-	"destination of another":    {secretHCL("a", "") + secretHCL("b", `destination = "/secrets/a"`), `secret "b": destination: secret "a" has the same: choose another`},
-	"destination of the token":  {"vault {\nfile = true\n}\n" + secretHCL("vault_token", ""), `secret "vault_token": destination: vault "default" puts its token there: choose another`},
-	"perms is no mode":          {secretHCL("db", `perms = "rw"`), `secret "db": perms "rw" is not an octal file mode`},
-	"uid below -1":              {secretHCL("db", `uid = -2`), `secret "db": uid and gid are numbers from 0`},
-	"a signal for env":          {secretHCL("db", "env = true\n"+onSignal), `secret "db": change_mode "signal" with env = true`},
-	"poll_interval is short":    {secretHCL("db", `poll_interval = "4s"`), `secret "db": poll_interval 4s is below the 5s that this node's operator allows`},
-	"wait.max before wait.min":  {secretHCL("db", "wait {\nmin = \"9s\"\nmax = \"8s\"\n}"), `secret "db": wait.max 8s is shorter than wait.min 9s`},
-	"script without its block":  {secretHCL("db", `change_mode = "script"`), `secret "db": change_mode "script" and a change_script block go together`},
+	"no path":           {`secret "db" {}`, `secret "db": path is required: name a secret such as "kv/data/app"`},
+	"a name that hides": {"secret \".x\" {\n path = \"x/y\"\n}", `secret ".x": name: use letters`},
+	"a write that is polled": {"secret \"x\" {\n path = \"x/y\"\n method = \"write\"\n poll_interval = \"5s\"\n}",
+		`secret "x": poll_interval is for what is read again`},
+	"a name with a slash": {"secret \"a/b\" {\n path = \"x/y\"\n}",
+		`secret "a/b": name: use letters, digits, -, _ and ., which is not the first`},
+	"parameters in the path": {"secret \"db\" {\n path = \"kv/data/x?version=2\"\n}",
+		`secret "db": path: parameters belong into args`},
+	"unknown method": {secretHCL("db", `method = "GET"`),
+		`secret "db": method "GET" is unknown: use "read" or "write"`},
+	"version of a write": {secretHCL("db", "method = \"write\"\nversion = 2"),
+		`secret "db": version is that of a KV secret to read`},
+	"version below 0": {secretHCL("db", "version = -1"), `secret "db": version is that of a KV secret to read`},
+	"version twice": {secretHCL("db", "version = 1\nargs = { version = \"2\" }"),
+		`secret "db": both version and args.version are set: keep one`},
+	"optional write": {secretHCL("db", "method = \"write\"\noptional = true"),
+		`secret "db": optional is for what may not be there yet`},
+	"unknown format": {secretHCL("db", `format = "xml"`),
+		`secret "db": format "xml" is unknown: use "json", "env", "properties" or "yaml"`},
+	"format without a file": {secretHCL("db", "format = \"json\"\nenv = true"),
+		`secret "db": format is that of a file: set destination too`},
+	"unknown encoding": {secretHCL("db", "key = \"k\"\nencoding = \"rot13\""),
+		`secret "db": encoding "rot13" is unknown: use "utf-8", "base64" or "hex"`},
+	"unknown vault": {secretHCL("db", `vault = "west"`),
+		`secret "db": vault = "west": the task has no vault block with that name`},
+	"destination outside": {secretHCL("db", `destination = "../x"`),
+		`secret "db": destination: path "../x" is not below the task's directory`},
+	"destination of a template": {templateHCL("secrets/db", "x", "") + secretHCL("db", ""),
+		`secret "db": destination: template "secrets/db" has the same: choose another`},
+	"destination of another": {secretHCL("a", "") + secretHCL("b", `destination = "/secrets/a"`),
+		`secret "b": destination: secret "a" has the same: choose another`},
+	"destination of the token": {"vault {\nfile = true\n}\n" + secretHCL("vault_token", ""),
+		`secret "vault_token": destination: vault "default" puts its token there: choose another`},
+	"perms is no mode": {secretHCL("db", `perms = "rw"`), `secret "db": perms "rw" is not an octal file mode`},
+	"uid below -1":     {secretHCL("db", `uid = -2`), `secret "db": uid and gid are numbers from 0`},
+	"a signal for env": {secretHCL("db", "env = true\n"+onSignal),
+		`secret "db": change_mode "signal" with env = true`},
+	"poll_interval is short": {secretHCL("db", `poll_interval = "4s"`),
+		`secret "db": poll_interval 4s is below the 5s that this node's operator allows`},
+	"wait.max before wait.min": {secretHCL("db", "wait {\nmin = \"9s\"\nmax = \"8s\"\n}"),
+		`secret "db": wait.max 8s is shorter than wait.min 9s`},
+	"script without its block": {secretHCL("db", `change_mode = "script"`),
+		`secret "db": change_mode "script" and a change_script block go together`},
 }
 
 func TestInvalidSecretBlockFailsAtOnceAndNamesTheField(t *testing.T) {
@@ -233,13 +260,19 @@ func TestInvalidSecretBlockFailsAtOnceAndNamesTheField(t *testing.T) {
 
 func TestSecretBlockThatDoesNotFitSaysWhyAndLeavesNothing(t *testing.T) {
 	for name, test := range map[string]struct{ config, says string }{
-		"no such field":      {secretHCL("db", `key = "pasword"`), `secret "db": key: the secret has no field "pasword"`},
-		"a newline in env":   {secretHCL("db", `format = "env"`), `secret "db": field "cert" has a newline or another control character`},
-		"not base64":         {secretHCL("db", "key = \"cert\"\n encoding = \"base64\""), `secret "db": field "cert" is not encoded in base64`},
-		"nothing there":      {"secret \"db\" {\n path = \"secret/none\"\n}", `secret "db": read secret/data/none: not found in Vault`},
-		"a variable twice":   {secretHCL("a", "env = true\n key = \"k\"") + secretHCL("b", "env = true\n key = \"k\""), `secret "b": env = true: secret "a" sets k too: rename one of them`},
-		"a template's, too":  {templateHCL("local/x", "k=1", "env = true") + secretHCL("b", "env = true\n key = \"k\""), `secret "b": env = true: template "local/x" sets k too`},
-		"no variable's name": {secretHCL("db", "env = true"), `secret "db": field "no-name" cannot be the name of a variable`},
+		"no such field": {secretHCL("db", `key = "pasword"`), `secret "db": key: the secret has no field "pasword"`},
+		"a newline in env": {secretHCL("db", `format = "env"`),
+			`secret "db": field "cert" has a newline or another control character`},
+		"not base64": {secretHCL("db", "key = \"cert\"\n encoding = \"base64\""),
+			`secret "db": field "cert" is not encoded in base64`},
+		"nothing there": {"secret \"db\" {\n path = \"secret/none\"\n}",
+			`secret "db": read secret/data/none: not found in Vault`},
+		"a variable twice": {secretHCL("a", "env = true\n key = \"k\"") + secretHCL("b", "env = true\n key = \"k\""),
+			`secret "b": env = true: secret "a" sets k too: rename one of them`},
+		"a template's, too": {templateHCL("local/x", "k=1", "env = true") + secretHCL("b", "env = true\n key = \"k\""),
+			`secret "b": env = true: template "local/x" sets k too`},
+		"no variable's name": {secretHCL("db", "env = true"),
+			`secret "db": field "no-name" cannot be the name of a variable`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {

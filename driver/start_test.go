@@ -65,7 +65,8 @@ func TestOneIDStartsOnce(t *testing.T) {
 }
 
 // whole asks for something of every kind, so that a start that fails has everything to take back.
-const whole = "vault {\n role = \"app\"\n file = true\n}\ntemplate {\n data = \"{{ with secret \\\"database/creds/app\\\" }}{{ .Data.password }}{{ end }}\"\n destination = \"secrets/db\"\n}\n"
+const whole = "vault {\n role = \"app\"\n file = true\n}\ntemplate {\n data = \"{{ with secret " +
+	"\\\"database/creds/app\\\" }}{{ .Data.password }}{{ end }}\"\n destination = \"secrets/db\"\n}\n"
 
 var (
 	errWrapped     = errors.New("wrapped: no such image")
@@ -80,14 +81,20 @@ var failures = map[string]struct {
 	recoverable bool
 	took        time.Duration
 }{
-	"no identity": {host: func(h *host) { must.NoError(h, os.Remove(filepath.Join(h.alloc, "web/secrets/nomad_vault.jwt"))) },
+	"no identity": {host: func(h *host) {
+		must.NoError(h,
+			os.Remove(filepath.Join(h.alloc, "web/secrets/nomad_vault.jwt")))
+	},
 		says:        []string{`identity "vault"`, `add to the task: identity { name = "vault" aud = ["vault.io"] file = true }`},
 		recoverable: true, took: 3150 * time.Millisecond},
-	"half an identity": {host: func(h *host) { h.identity(jwt("x")[:40]) }, says: []string{`identity "vault"`, "not a complete JWT"},
+	"half an identity": {host: func(h *host) { h.identity(jwt("x")[:40]) }, says: []string{`identity "vault"`,
+		"not a complete JWT"},
 		recoverable: true, took: time.Minute},
-	"an identity that has expired": {host: func(h *host) { h.identity(expired) }, says: []string{`identity "vault"`, "expired"},
+	"an identity that has expired": {host: func(h *host) { h.identity(expired) },
+		says:        []string{`identity "vault"`, "expired"},
 		recoverable: true, took: time.Minute},
-	"an identity that Vault calls expired": {host: func(h *host) { h.identity(jwt("two")) }, says: []string{"log in to vault", "expired"},
+	"an identity that Vault calls expired": {host: func(h *host) { h.identity(jwt("two")) },
+		says:        []string{"log in to vault", "expired"},
 		recoverable: true, took: time.Minute},
 
 	"a file of Nomad's own token": {host: func(h *host) {
@@ -96,32 +103,46 @@ var failures = map[string]struct {
 		h.put("web/private/vault_token", "hvs.derived")
 	}, config: "vault {\n file = true\n}\n" + templateHCL("local/x", kv, ""), says: []string{`vault "default": file = true: `, "leave file out"}},
 
-	"Vault is down":   {host: func(h *host) { h.Down(true) }, says: []string{"Vault unavailable", "connection refused"}, recoverable: true, took: time.Minute},
-	"Vault hangs":     {host: func(h *host) { h.Break(vaulttest.Fault{Hang: true}) }, says: []string{"Vault unavailable"}, recoverable: true, took: time.Minute},
-	"Vault is sealed": {host: func(h *host) { h.Break(vaulttest.Fault{Status: 503}) }, says: []string{"Vault unavailable"}, recoverable: true, took: time.Minute},
+	"Vault is down": {host: func(h *host) { h.Down(true) }, says: []string{"Vault unavailable", "connection refused"},
+		recoverable: true, took: time.Minute},
+	"Vault hangs": {host: func(h *host) { h.Break(vaulttest.Fault{Hang: true}) }, says: []string{"Vault unavailable"},
+		recoverable: true, took: time.Minute},
+	"Vault is sealed": {host: func(h *host) { h.Break(vaulttest.Fault{Status: 503}) }, says: []string{"Vault unavailable"},
+		recoverable: true, took: time.Minute},
 	"Vault has enough": {host: func(h *host) { h.Break(vaulttest.Fault{Match: "GET database/", Status: 429}) },
 		says: []string{"read database/creds/app: "}, recoverable: true, took: time.Minute},
 
 	"denied": {host: func(h *host) { h.SetRole("app", vaulttest.Role{TTL: time.Hour, Deny: []string{"database/"}}) },
-		says: []string{"read database/creds/app: denied by Vault", `path "database/creds/app" { capabilities = ["read"] }`}, took: time.Second},
-	"no such role":   {config: "vault {\n role = \"nobody\"\n}\n" + templateHCL("local/x", kv, ""), says: []string{`with role "nobody"`, "could not be found"}},
-	"no such secret": {config: whole + templateHCL("local/x", `{{ with secret "secret/data/none" }}{{ end }}`, ""), says: []string{"read secret/data/none: not found in Vault", "write it first"}},
-	"not what Vault has there": {config: whole + templateHCL("local/x", `{{ with secret "database/creds/app" "a=b" }}{{ end }}{{ with secret "database/creds/none" }}{{ end }}`, ""),
+		says: []string{"read database/creds/app: denied by Vault",
+			`path "database/creds/app" { capabilities = ["read"] }`}, took: time.Second},
+	"no such role": {config: "vault {\n role = \"nobody\"\n}\n" + templateHCL("local/x", kv, ""),
+		says: []string{`with role "nobody"`, "could not be found"}},
+	"no such secret": {config: whole + templateHCL("local/x", `{{ with secret "secret/data/none" }}{{ end }}`, ""),
+		says: []string{"read secret/data/none: not found in Vault", "write it first"}},
+	"not what Vault has there": {config: whole + templateHCL("local/x",
+		`{{ with secret "database/creds/app" "a=b" }}{{ end }}{{ with secret "database/creds/none" }}{{ end }}`, ""),
 		says: []string{"refused by Vault", "unknown role: none"}},
 
-	"a template fails": {config: whole + templateHCL("local/x", `{{ with secret "database/creds/app" }}{{ .Data.password | toInt }}{{ .Data.password | parseJSON }}{{ end }}`, ""),
+	"a template fails": {config: whole + templateHCL("local/x",
+		`{{ with secret "database/creds/app" }}{{ .Data.password | toInt }}{{ .Data.password | parseJSON }}{{ end }}`, ""),
 		says: []string{`template "local/x": line 1`}},
-	"a template's lines are no environment": {config: whole + templateHCL("local/x", "A=1\nB", "env = true"), says: []string{`template "local/x": env = true: parse environment: line 2`}},
-	"a destination is taken": {host: func(h *host) { must.NoError(h, unix.Mkfifo(filepath.Join(h.alloc, "web/local/x"), 0o600)) },
+	"a template's lines are no environment": {config: whole + templateHCL("local/x", "A=1\nB", "env = true"),
+		says: []string{`template "local/x": env = true: parse environment: line 2`}},
+	"a destination is taken": {host: func(h *host) {
+		must.NoError(h, unix.Mkfifo(filepath.Join(h.alloc, "web/local/x"),
+			0o600))
+	},
 		config: whole + templateHCL("local/x", "x", ""), says: []string{`destination "local/x" is a named pipe`}},
-	"no variable of Nomad's": {config: whole + templateHCL("local/x", `{{ with nomadVar "a/b" }}{{ end }}`, ""), says: []string{`template "local/x": line 1`}, recoverable: true},
+	"no variable of Nomad's": {config: whole + templateHCL("local/x", `{{ with nomadVar "a/b" }}{{ end }}`, ""),
+		says: []string{`template "local/x": line 1`}, recoverable: true},
 
 	"nobody reads the log": {host: func(h *host) {
 		h.stderr = filepath.Join(h.alloc, "web/log")
 		must.NoError(h, unix.Mkfifo(h.stderr, 0o600))
 	},
 		says: []string{"no log collector reads the task's output"}, recoverable: true},
-	"the log is not there": {host: func(h *host) { h.stderr = "/none/such" }, says: []string{"open log pipe /none/such"}, recoverable: true},
+	"the log is not there": {host: func(h *host) { h.stderr = "/none/such" }, says: []string{"open log pipe /none/such"},
+		recoverable: true},
 }
 
 // expired is a JWT of before the time at which every bubble begins.
@@ -236,9 +257,12 @@ func TestSecretThatChangesWhileTheProcessStartsIsNotLost(t *testing.T) {
 
 func TestSourceIsNeverReadOutsideOfTheTasksDirectories(t *testing.T) {
 	for name, make := range map[string]func(h *host, path string) error{
-		"a link to another task's secret": func(h *host, path string) error { return os.Symlink("../../other/secrets/db", path) },
-		"a pipe that nobody writes":       func(h *host, path string) error { return unix.Mkfifo(path, 0o600) },
-		"a directory":                     func(h *host, path string) error { return os.Mkdir(path, 0o700) },
+		"a link to another task's secret": func(h *host, path string) error {
+			return os.Symlink("../../other/secrets/db",
+				path)
+		},
+		"a pipe that nobody writes": func(h *host, path string) error { return unix.Mkfifo(path, 0o600) },
+		"a directory":               func(h *host, path string) error { return os.Mkdir(path, 0o700) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {

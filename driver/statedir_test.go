@@ -144,9 +144,12 @@ func TestRecordOfATaskIsBounded(t *testing.T) {
 		config string
 		fits   bool
 	}{
-		"many outputs that are rendered once": {templateHCL("local/0", kv+big, "once = true") + templateHCL("local/1", kv+big, "once = true"), false},
-		"outputs that are rendered again":     {templateHCL("local/0", kv+big, "") + templateHCL("local/1", kv+big, ""), true},
-		"what is read of Vault":               {templateHCL("local/0", `{{ with secret "secret/data/big" }}{{ len .Data.data.k }}{{ end }}`, ""), false},
+		"many outputs that are rendered once": {templateHCL("local/0", kv+big, "once = true") +
+			templateHCL("local/1", kv+big, "once = true"), false},
+		"outputs that are rendered again": {templateHCL("local/0", kv+big, "") + templateHCL("local/1", kv+big, ""),
+			true},
+		"what is read of Vault": {templateHCL("local/0",
+			`{{ with secret "secret/data/big" }}{{ len .Data.data.k }}{{ end }}`, ""), false},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -187,7 +190,8 @@ func TestRecordStaysSmallFor30Days(t *testing.T) {
 		h.SetRole("app", vaulttest.Role{TTL: time.Hour, Fixed: true})
 		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour}
 		h.write("green")
-		r := h.start(asApp + templateHCL("secrets/db", creds, onNoop) + templateHCL("local/color", kv, onNoop+"\n poll_interval = \"1h\""))
+		r := h.start(asApp + templateHCL("secrets/db", creds, onNoop) + templateHCL("local/color", kv,
+			onNoop+"\n poll_interval = \"1h\""))
 		size := func() int64 {
 			info, err := os.Stat(filepath.Join(h.config.StateDir, state.FileOf("alloc-1/web")))
 			must.NoError(t, err)

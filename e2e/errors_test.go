@@ -306,13 +306,13 @@ func leftBehind(t *testing.T, s *stack.Stack, jobID string, alloc *stack.Alloc) 
 	}
 	if container, err := alloc.Container(t.Context(), jobID); err == nil || !strings.Contains(err.Error(),
 		"No such container") {
-		return fmt.Errorf("a container is left: %s (%v)", container, err)
+		return fmt.Errorf("a container is left: %s (%s)", container, fmt.Sprint(err))
 	}
 	if files := rendered(t, alloc); len(files) > 0 {
 		return fmt.Errorf("files are left: %v", files)
 	}
 	if records, err := filepath.Glob(filepath.Join(s.Dir, "state", "*", alloc.ID+"*")); err != nil || len(records) > 0 {
-		return fmt.Errorf("records are left: %v (%v)", records, err)
+		return fmt.Errorf("records are left: %v (%s)", records, fmt.Sprint(err))
 	}
 	return unrevoked(t, t.Context(), s, jobID)
 }

@@ -122,7 +122,8 @@ func watchSteps(t *testing.T, dirs ...string) func() []step {
 	must.NoError(t, err)
 	t.Cleanup(func() { _ = unix.Close(fd) })
 	for _, dir := range dirs {
-		_, err := unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_MODIFY|unix.IN_ATTRIB|unix.IN_CLOSE_WRITE|unix.IN_DELETE|unix.IN_MOVED_FROM|unix.IN_MOVED_TO)
+		_, err := unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_MODIFY|unix.IN_ATTRIB|unix.IN_CLOSE_WRITE|
+			unix.IN_DELETE|unix.IN_MOVED_FROM|unix.IN_MOVED_TO)
 		must.NoError(t, err)
 	}
 	return func() (steps []step) {

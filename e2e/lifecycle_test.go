@@ -260,7 +260,9 @@ func searchProcesses(t *testing.T, alloc *stack.Alloc, j job, secrets map[string
 	procs, err := filepath.Glob("/proc/[0-9]*")
 	must.NoError(t, err)
 	for _, proc := range procs {
-		own := slices.ContainsFunc(applications(alloc), func(p process) bool { return filepath.Base(proc) == fmt.Sprint(p.pid) })
+		own := slices.ContainsFunc(applications(alloc), func(p process) bool {
+			return filepath.Base(proc) == fmt.Sprint(p.pid)
+		})
 		for _, name := range []string{"cmdline", "environ"} {
 			content, _ := os.ReadFile(filepath.Join(proc, name)) // It may have ended.
 			if argv := strings.Split(string(content), "\x00"); name == "cmdline" && len(argv) > 1 {

@@ -229,7 +229,8 @@ func TestDockerVolumes(t *testing.T) {
 	put(t, s, j, map[string]any{"color": "green"})
 	j.Config = fmt.Sprintf("volumes = [\"%s:/host:ro\", \"local/conf:/etc/app\"]\n", host) +
 		file("local/conf/color", inJob(j, "color"), "")
-	_, alloc := register(t, s, shell(j, "cat /host/file; touch /host/x || echo read-only; cat /etc/app/color; echo; "+stay))
+	const script = "cat /host/file; touch /host/x || echo read-only; cat /etc/app/color; echo; "
+	_, alloc := register(t, s, shell(j, script+stay))
 	must.Eq(t, "of the hostread-only\ngreen\n", whole(t, ctx, alloc, j, "green"))
 }
 

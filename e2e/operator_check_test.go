@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -240,7 +241,9 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 	})
 	t.Run("a Vault that is not the one of the plugin", func(t *testing.T) {
 		conf := filepath.Join(t.TempDir(), "agent.hcl")
-		must.NoError(t, os.WriteFile(conf, []byte("plugin \"vault-exec\" {\n config {\n vault \"default\" {\n address = \""+s.Clusters["west"].Addr+"\"\n }\n }\n }\n"), 0o600))
+		text := fmt.Sprintf("plugin \"vault-exec\" {\n config {\n vault \"default\" {\n address = %q\n }\n }\n }\n",
+			s.Clusters["west"].Addr)
+		must.NoError(t, os.WriteFile(conf, []byte(text), 0o600))
 		must.NoError(t, s.Vault.Role(t.Context(), "checked-here", checkedPolicy, nil))
 		must.NoError(t, s.Clusters["west"].Role(t.Context(), "checked-there", checkedPolicy, nil))
 		for role, wants := range map[string]int{"checked-here": 1, "checked-there": 0} {

@@ -169,7 +169,8 @@ func TestSetupPreparesAVault(t *testing.T) {
 		role := "auth/jwt-nomad/role/nomad-workloads"
 		must.NoError(t, s.Vault.Put(ctx, role, map[string]any{"role_type": "jwt", "user_claim": "nomad_task",
 			"user_claim_json_pointer": true,
-			"bound_audiences":         []string{"other"}, "token_policies": []string{"other"}, "bound_claims": map[string]any{"nomad_namespace": "default"}}))
+			"bound_audiences":         []string{"other"}, "token_policies": []string{"other"},
+			"bound_claims": map[string]any{"nomad_namespace": "default"}}))
 		out, code := operate(t, s, "", "setup")
 		must.Eq(t, 1, code)
 		must.StrContains(t, out, `user_claim: "nomad_task" -> "/nomad_job_id"`)

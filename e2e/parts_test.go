@@ -65,7 +65,8 @@ func TestPartsGiveCredentialsThatPostgreSQLAccepts(t *testing.T) {
 			user := creds.Data["username"].(string)
 
 			alloc := run(t, s, job{Name: name, Driver: driver, Args: []string{"db"}, Task: fmt.Sprintf(
-				"env {\n PGHOST = \"127.0.0.1\"\n PGPORT = %d\n PGUSER = %q\n PGPASSWORD = %q\n }", s.Postgres.Port, user, creds.Data["password"])})
+				"env {\n PGHOST = \"127.0.0.1\"\n PGPORT = %d\n PGUSER = %q\n PGPASSWORD = %q\n }", s.Postgres.Port, user,
+				creds.Data["password"])})
 			connected, err := alloc.Log(ctx, name, "stdout", "connected as (.*)", 1)
 			must.NoError(t, err)
 			must.Eq(t, []string{user}, connected)

@@ -74,8 +74,11 @@ func TestExecTaskWithSystemdResolved(t *testing.T) {
 	stop(t, ctx, s, alloc, j)
 	eventually(t, slack, func() error {
 		_, err := os.Lstat(alloc.Path(j.Name, strings.TrimPrefix(resolverDir, "/")))
+		if err == nil {
+			return errors.New("the mount points are still there")
+		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("the mount points are still there: %v", err)
+			return err
 		}
 		return nil
 	})

@@ -71,7 +71,9 @@ func TestRenderedFilesDoNotMoveToTheNextVersion(t *testing.T) {
 		})
 		_, err = second.Log(ctx, j.Name, "stdout", "mine", 1)
 		must.NoError(t, err)
-		_, err = second.Wait(ctx, "the task to run", func(a *nomad.Allocation) bool { return a.ClientStatus == nomad.AllocClientStatusRunning })
+		_, err = second.Wait(ctx, "the task to run", func(a *nomad.Allocation) bool {
+			return a.ClientStatus == nomad.AllocClientStatusRunning
+		})
 		must.NoError(t, err)
 		for _, name := range []string{second.Path(j.Name, "local/color"), second.Path("alloc", "data/color")} {
 			_, err := os.Stat(name)

@@ -25,11 +25,14 @@ func TestRunSaysWhatIsWrongAndReturnsTheExitCode(t *testing.T) {
 		code      int
 		out, says string
 	}{
-		"it succeeds":                      {args: nil},
-		"it fails":                         {fails: errors.New("no Vault"), code: 1, says: "nomad-driver-vault try: no Vault\n"},
-		"it said itself why":               {fails: ErrReported, code: 1},
-		"an unknown flag":                  {args: []string{"-x"}, code: 2, says: "nomad-driver-vault try: flag provided but not defined: -x; -h shows the flags\n"},
-		"an argument":                      {args: []string{"now"}, code: 2, says: "nomad-driver-vault try: argument \"now\" is not understood; -h shows the flags\n"},
+		"it succeeds": {args: nil},
+		"it fails": {fails: errors.New("no Vault"), code: 1,
+			says: "nomad-driver-vault try: no Vault\n"},
+		"it said itself why": {fails: ErrReported, code: 1},
+		"an unknown flag": {args: []string{"-x"}, code: 2,
+			says: "nomad-driver-vault try: flag provided but not defined: -x; -h shows the flags\n"},
+		"an argument": {args: []string{"now"}, code: 2,
+			says: "nomad-driver-vault try: argument \"now\" is not understood; -h shows the flags\n"},
 		"a wrong value, found by the flag": {args: []string{"-hard=maybe"}, code: 2, says: "-hard"},
 		"help names what it does":          {args: []string{"-h"}, out: "Usage: nomad-driver-vault try [flags]\n\nTries it."},
 	} {

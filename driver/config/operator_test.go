@@ -9,7 +9,8 @@ import (
 
 func TestUserOfATaskThatNamesNoneIsDeniedToo(t *testing.T) {
 	for sentence, c := range map[string]struct{ user, runsAs, says string }{
-		"the wrapped driver's is judged":             {runsAs: "root", says: `the task names no user and would run as "root": this node's operator denies it (denied_users): set another`},
+		"the wrapped driver's is judged": {runsAs: "root",
+			says: `the task names no user and would run as "root": this node's operator denies it (denied_users): set another`},
 		"also by its number":                         {runsAs: "0", says: `would run as "root"`},
 		"another one is not denied":                  {runsAs: "nobody"},
 		"nor is one that the image decides":          {},
@@ -30,7 +31,8 @@ func TestUserOfATaskThatNamesNoneIsDeniedToo(t *testing.T) {
 // Docker reads the number of a user as this program does, and takes root where there is a group alone.
 func TestDeniedUserIsKnownByEachOfItsNames(t *testing.T) {
 	for user, allowed := range map[string]bool{
-		"root": false, "root:nogroup": false, "0": false, "00": false, "+0": false, "-0": false, "0:65534": false, "000:0": false,
+		"root": false, "root:nogroup": false, "0": false, "00": false, "+0": false, "-0": false,
+		"0:65534": false, "000:0": false,
 		":0": false, ":root": false, ":": false, "1": true, "nobody": true, "10": true, "of-the-image": true, "": true,
 	} {
 		for _, denied := range []string{"root", "0", "00"} {
@@ -49,8 +51,11 @@ func TestOperatorsConfigIsChecked(t *testing.T) {
 		`start_timeout 1ms is too short: set 1s or more`:    func(c *Operator) { c.StartTimeout = time.Millisecond },
 		`linger -1s is negative: set 0s to revoke at once`:  func(c *Operator) { c.Linger = -time.Second },
 		`min_poll_interval 0s is too short: set 1s or more`: func(c *Operator) { c.MinPollInterval = 0 },
-		`poll_interval 1s is below min_poll_interval 2s`:    func(c *Operator) { c.PollInterval, c.MinPollInterval = time.Second, 2*time.Second },
-		`state_dir is empty: leave it out for the default`:  func(c *Operator) { c.StateDir = "" },
+		`poll_interval 1s is below min_poll_interval 2s`: func(c *Operator) {
+			c.PollInterval,
+				c.MinPollInterval = time.Second, 2*time.Second
+		},
+		`state_dir is empty: leave it out for the default`: func(c *Operator) { c.StateDir = "" },
 	} {
 		c := good
 		change(&c)

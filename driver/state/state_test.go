@@ -19,7 +19,8 @@ import (
 )
 
 // full is a record with something in every field.
-var full = Record{Version: recordVersion, Key: "alloc-1/web", TaskID: "alloc-1/web/1", InnerVersion: 2, Inner: []byte("inner"),
+var full = Record{Version: recordVersion, Key: "alloc-1/web", TaskID: "alloc-1/web/1", InnerVersion: 2,
+	Inner:     []byte("inner"),
 	Delivered: map[string]string{"local/x": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"},
 	Once:      map[string][]byte{"local/once": {0xff, 0}}, AllocDir: "/alloc", Files: []string{"web/local/x"},
 	Sessions: map[string]Session{"default": {Login: Login{"default", "app", "", "vault", "", ""}, State: []byte("{}")}}}
@@ -75,16 +76,18 @@ func TestRecordThatCannotBeBelievedIsIgnoredWithOneWarning(t *testing.T) {
 		make func(dir string) error
 		says string
 	}{
-		"empty":             {write("", 0o600), "it is not a whole record"},
-		"garbage":           {write("\x00\xff\xfe", 0o600), "it is not a whole record"},
-		"cut short":         {write(string(good[:len(good)/2]), 0o600), "it is not a whole record"},
-		"with more behind":  {write(string(good)+"{}", 0o600), "it is not a whole record"},
-		"of other types":    {write(`{"Version":1,"Key":7}`, 0o600), "it is not a whole record"},
-		"of a newer plugin": {write(strings.Replace(string(good), `"Version":1`, `"Version":2`, 1), 0o600), "its version 2 is not one this plugin reads"},
+		"empty":            {write("", 0o600), "it is not a whole record"},
+		"garbage":          {write("\x00\xff\xfe", 0o600), "it is not a whole record"},
+		"cut short":        {write(string(good[:len(good)/2]), 0o600), "it is not a whole record"},
+		"with more behind": {write(string(good)+"{}", 0o600), "it is not a whole record"},
+		"of other types":   {write(`{"Version":1,"Key":7}`, 0o600), "it is not a whole record"},
+		"of a newer plugin": {write(strings.Replace(string(good), `"Version":1`, `"Version":2`, 1), 0o600),
+			"its version 2 is not one this plugin reads"},
 		"without a version": {write(`{}`, 0o600), "its version 0 is not one"},
-		"of another task":   {write(strings.Replace(string(good), "alloc-1/web", "alloc-1/db", 1), 0o600), "it belongs to another task"},
-		"world-readable":    {write(string(good), 0o644), "it is not a regular file that only we can read"},
-		"group-writable":    {write(string(good), 0o620), "it is not a regular file that only we can read"},
+		"of another task": {write(strings.Replace(string(good), "alloc-1/web", "alloc-1/db", 1), 0o600),
+			"it belongs to another task"},
+		"world-readable": {write(string(good), 0o644), "it is not a regular file that only we can read"},
+		"group-writable": {write(string(good), 0o620), "it is not a regular file that only we can read"},
 		"a link": {func(dir string) error {
 			if err := write(string(good), 0o600)(dir); err != nil {
 				return err
@@ -100,8 +103,10 @@ func TestRecordThatCannotBeBelievedIsIgnoredWithOneWarning(t *testing.T) {
 			}
 			return os.Link(filepath.Join(dir, name), filepath.Join(dir, "other"))
 		}, "it is not a regular file that only we can read"},
-		"a directory": {func(dir string) error { return os.Mkdir(filepath.Join(dir, name), 0o700) }, "it is not a regular file"},
-		"a pipe":      {func(dir string) error { return unix.Mkfifo(filepath.Join(dir, name), 0o600) }, "it is not a regular file"},
+		"a directory": {func(dir string) error { return os.Mkdir(filepath.Join(dir, name), 0o700) },
+			"it is not a regular file"},
+		"a pipe": {func(dir string) error { return unix.Mkfifo(filepath.Join(dir, name), 0o600) },
+			"it is not a regular file"},
 		"another user's": {func(dir string) error {
 			if err := write(string(good), 0o600)(dir); err != nil {
 				return err
@@ -139,14 +144,16 @@ func TestStateDirThatIsNotOursIsRefused(t *testing.T) {
 		make func(t *testing.T, dir string)
 		says string
 	}{
-		"a link": {func(t *testing.T, dir string) { must.NoError(t, os.Symlink(statetest.Memory(t), dir)) }, "state_dir is not a directory of user"},
+		"a link": {func(t *testing.T, dir string) { must.NoError(t, os.Symlink(statetest.Memory(t), dir)) },
+			"state_dir is not a directory of user"},
 		"a file": {func(t *testing.T, dir string) { must.NoError(t, os.WriteFile(dir, nil, 0o600)) }, "create state_dir: "},
 		"another user's": {func(t *testing.T, dir string) {
 			statetest.NeedRoot(t)
 			must.NoError(t, os.Mkdir(dir, 0o700))
 			must.NoError(t, os.Chown(dir, 65534, 65534))
 		}, "state_dir is not a directory of user"},
-		"in use": {func(t *testing.T, dir string) { opened(t, dir) }, "lock state_dir, does another agent on this host use it?"},
+		"in use": {func(t *testing.T, dir string) { opened(t, dir) },
+			"lock state_dir, does another agent on this host use it?"},
 	} {
 		t.Run(how, func(t *testing.T) {
 			dir := filepath.Join(statetest.Memory(t), "state")
@@ -208,7 +215,8 @@ func FuzzDecodeRecord(f *testing.F) {
 	good, err := json.Marshal(full)
 	must.NoError(f, err)
 	name := FileOf(full.Key)
-	for _, seed := range [][]byte{good, nil, []byte("{}"), []byte("null"), good[:100], bytes.Replace(good, []byte("alloc"), []byte("../.."), 1)} {
+	for _, seed := range [][]byte{good, nil, []byte("{}"), []byte("null"), good[:100],
+		bytes.Replace(good, []byte("alloc"), []byte("../.."), 1)} {
 		f.Add(name, seed)
 	}
 	f.Add(stem(full.Key)+".x"+asideSuffix, good)

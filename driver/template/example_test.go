@@ -43,7 +43,7 @@ func ExampleWrite() {
 		fmt.Println(err)
 		return
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	for _, sub := range []string{"alloc", "web/secrets"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			fmt.Println(err)

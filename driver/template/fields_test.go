@@ -35,7 +35,8 @@ func TestFieldsAsFiles(t *testing.T) {
 			`{"a":"<&>","b":1,"c":{"d":12345678901234567890}}` + "\n"},
 		"JSON by its name": {Fields{Format: "json"}, `{}`, "{}\n"},
 		"env": {Fields{Format: "env"}, several,
-			"big=12345678901234567890\nempty=\nnone=null\non=true\npass='a'\"'\"'b\"$c\\ d&<'\nport=5432\ntags='[\"a\",\"b\"]'\nuser=web\n"},
+			"big=12345678901234567890\nempty=\nnone=null\non=true\npass='a'\"'\"'b\"$c\\ d&<'\nport=5432\n" +
+				"tags='[\"a\",\"b\"]'\nuser=web\n"},
 		"properties": {Fields{Format: "properties"}, `{"a b=c:d": " x\n\\é", "emoji": "😀", "n": 1}`,
 			`a\ b\=c\:d=\ x\n\\\u00E9` + "\nemoji=\\uD83D\\uDE00\nn=1\n"},
 		"YAML":           {Fields{Format: "yaml"}, `{"on": true, "user": "yes", "a b": "x: y\nz", "del": "\u007f", "list": [1]}`, "\"a b\": \"x: y\\nz\"\ndel: \"\\u007f\"\nlist: [1]\n\"on\": true\nuser: \"yes\"\n"},

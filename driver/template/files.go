@@ -302,7 +302,8 @@ func enter(parent *os.Root, name string, create bool) (*os.Root, error) {
 func notWritten(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return fmt.Errorf("cannot be written, its directory is full: old and new files need room side by side; "+
-			"for secrets/ raise resources { secrets = <MB> } (Nomad's default is 1), elsewhere free disk space: %w", inode.Cause(err))
+			"for secrets/ raise resources { secrets = <MB> } (Nomad's default is 1), elsewhere free disk space: %w",
+			inode.Cause(err))
 	}
 	return fmt.Errorf("cannot be written: %w", inode.Cause(err))
 }

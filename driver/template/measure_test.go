@@ -68,7 +68,8 @@ func TestTemplateWithoutEndFailsAlone(t *testing.T) {
 			tooMuch},
 		"much text of a template": {`{{ range loop 10000 }}{{ template "a" }}{{ end }}{{ define "a" }}` +
 			strings.Repeat("0123456789", 1000) + `{{ end }}`, tooMuch},
-		"much in a scratch": {`{{ range loop 200 }}{{ scratch.MapSet "m" (print .) (sprig_repeat 10000000 "x") }}{{ end }}`, "sprig_repeat: " + tooLarge},
+		"much in a scratch": {`{{ range loop 200 }}{{ scratch.MapSet "m" (print .) (sprig_repeat 10000000 "x") }}{{ end }}`,
+			"sprig_repeat: " + tooLarge},
 		"many keys in a scratch": {`{{ range loop 1000000 }}{{ scratch.MapSet "m" (printf "%0999d" .) . }}{{ end }}`,
 			tooLarge},
 		"many keys in a map": {`{{ $d := sprig_dict }}{{ range loop 1000000 }}{{ $_ := sprig_set $d (printf "%0999d" .) . }}{{ end }}`, tooLarge},

@@ -75,7 +75,8 @@ func TestAValueIsNeverCode(t *testing.T) {
 func TestValuesThatAreNoCode(t *testing.T) {
 	values := map[string]string{"NOMAD_ALLOC_ID": "4c2f0a7e-3d1b-9c55-8f0e-1a2b3c4d5e6f", "NOMAD_PORT_http": "8080",
 		"NOMAD_REGION":    "global",
-		"NOMAD_TASK_NAME": "secret", "NOMAD_ADDR_http": "10.0.0.1:8080", "BASE": "/", "HERE": ".", "SEP": ", ", "PIPE": "|", "SPACE": " ", "NO": "-",
+		"NOMAD_TASK_NAME": "secret", "NOMAD_ADDR_http": "10.0.0.1:8080", "BASE": "/", "HERE": ".",
+		"SEP": ", ", "PIPE": "|", "SPACE": " ", "NO": "-",
 		"EMPTY": "", "PATH": "/usr/bin:/bin", "NAME": `O'Neil "Jr" \o/`, "JSON": `{"a":{"b":"c}}d"}}`, "KV": "kv/data/web app", "LINES": "a\nb\n", "EQ": "=",
 		"TOKEN": "{{.Time}} {{.Level}}", "LAST": "x {"}
 	for _, data := range []string{

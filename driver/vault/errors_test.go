@@ -49,7 +49,8 @@ func TestFail(t *testing.T) {
 		lost      bool
 		text      string
 	}{
-		"refused connection": {sent(dial), ErrUnavailable, true, false, `read x: Vault unavailable: dial 10.0.0.1:8200: connection refused; address in the plugin's vault "main" block is http://10.0.0.1:8200`},
+		"refused connection": {sent(dial), ErrUnavailable, true, false,
+			`read x: Vault unavailable: dial 10.0.0.1:8200: connection refused; address in the plugin's vault "main" block is http://10.0.0.1:8200`},
 		"broken connection": {sent(reset), ErrUnavailable, true, true,
 			"read 10.0.0.1:8200: connection reset by peer; address in the plugin's vault \"main\" block is " +
 				"http://10.0.0.1:8200: does the server speak https?"},
@@ -109,10 +110,12 @@ func TestExplainLogin(t *testing.T) {
 	}{
 		`role "api" could not be found`: {ErrNotFound, `correct role in the task's vault block, or create role "api" of auth/jwt-nomad`},
 		"missing role":                  {ErrNotFound, `create_from_role in the plugin's vault "main" block`},
-		`error validating claims: claim "nomad_job_id" does not match any associated bound claim values`:                                   {ErrDenied, "see its bound_claims"},
-		"error validating token: invalid audience (aud) claim: audience claim does not match any expected audience":                        {ErrDenied, `bound_audiences of role "api"`},
-		"error validating token: invalid expiration time (exp) claim: token is expired":                                                    {ErrUnavailable, "waiting for Nomad to renew"},
-		"error validating token: invalid not before (nbf) claim: token not yet valid":                                                      {ErrUnavailable, "compare the clocks"},
+		`error validating claims: claim "nomad_job_id" does not match any associated bound claim values`:            {ErrDenied, "see its bound_claims"},
+		"error validating token: invalid audience (aud) claim: audience claim does not match any expected audience": {ErrDenied, `bound_audiences of role "api"`},
+		"error validating token: invalid expiration time (exp) claim: token is expired": {
+			ErrUnavailable, "waiting for Nomad to renew"},
+		"error validating token: invalid not before (nbf) claim: token not yet valid": {
+			ErrUnavailable, "compare the clocks"},
 		`error verifying token signature: fetching keys oidc: get keys failed Get "http://10.0.0.1": dial tcp: connect: permission denied`: {ErrUnavailable, "check jwks_url in auth/jwt-nomad/config"},
 		"permission denied": {ErrDenied, "there is no JWT auth method at auth/jwt-nomad"},
 		"something new":     {ErrInvalid, ""},
@@ -139,12 +142,13 @@ func TestNewClientNamesTheField(t *testing.T) {
 		cluster Cluster
 		says    string
 	}{
-		"no address":      {Cluster{}, `address "" is not a URL`},
-		"a bare host":     {Cluster{Address: "vault:8200"}, "is not a URL"},
-		"a socket":        {Cluster{Address: "unix:///run/vault.sock"}, "is not a URL"},
-		"a password":      {Cluster{Address: "https://me:hunter2@vault"}, "address holds a user name or password"},
-		"no such file":    {Cluster{Address: "https://vault", CAFile: "/none"}, "ca_file, ca_path, cert_file or key_file"},
-		"no number":       {Cluster{Address: "https://vault", RateLimit: "many"}, `rate_limit "many" is not a number of requests a second`},
+		"no address":   {Cluster{}, `address "" is not a URL`},
+		"a bare host":  {Cluster{Address: "vault:8200"}, "is not a URL"},
+		"a socket":     {Cluster{Address: "unix:///run/vault.sock"}, "is not a URL"},
+		"a password":   {Cluster{Address: "https://me:hunter2@vault"}, "address holds a user name or password"},
+		"no such file": {Cluster{Address: "https://vault", CAFile: "/none"}, "ca_file, ca_path, cert_file or key_file"},
+		"no number": {Cluster{Address: "https://vault", RateLimit: "many"},
+			`rate_limit "many" is not a number of requests a second`},
 		"no requests":     {Cluster{Address: "https://vault", RateLimit: "0"}, `rate_limit "0"`},
 		"no burst":        {Cluster{Address: "https://vault", RateLimit: "5:0"}, `rate_limit "5:0"`},
 		"half a burst":    {Cluster{Address: "https://vault", RateLimit: "5:1.5"}, `rate_limit "5:1.5"`},

@@ -3,7 +3,7 @@
 //
 //	app env                   prints its environment and ends
 //	app show FILE...          prints each file, now and at each SIGHUP
-//	app db [FILE]             connects to PostgreSQL as PG* of FILE (default: of the environment) say, again at each SIGHUP
+//	app db [FILE]             connects to PostgreSQL as PG* of FILE or the environment say, again at each SIGHUP
 //	app busy [FILE]           does the same, and connects every half second in between as it did last
 //	app query                 connects once, as PG* of the environment say, and ends
 //	app exit CODE [DURATION]  ends with CODE after DURATION
@@ -143,7 +143,9 @@ func setEnv(name string) error {
 		return fmt.Errorf("parse %s: %w", name, err)
 	}
 	for k, v := range env {
-		os.Setenv(k, v)
+		if err := os.Setenv(k, v); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -193,7 +193,8 @@ func (n *Nomad) writeConfig() error {
 		return slices.ContainsFunc(plugins, func(p Plugin) bool { return p.Name == name })
 	}
 	data := map[string]any{
-		"Dir": s.Dir, "AllocDir": s.path(allocDir), "Ports": n.ports, "CNI": cniPath(), "Plugins": plugins, "Clusters": s.clusters(), "Examples": s.options.AsInExamples,
+		"Dir": s.Dir, "AllocDir": s.path(allocDir), "Ports": n.ports, "CNI": cniPath(),
+		"Plugins": plugins, "Clusters": s.clusters(), "Examples": s.options.AsInExamples,
 		"NomadsOwn": s.options.NomadsOwn, "Blocks": s.options.Blocks,
 		"OwnDocker": !serves("docker"), "OwnRawExec": !serves("raw_exec"),
 	}

@@ -63,7 +63,7 @@ func (s *Stack) initDB(ctx context.Context, data, password string) error {
 	if err := os.WriteFile(secret, []byte(password), 0o644); err != nil {
 		return fmt.Errorf("write password of PostgreSQL: %w", err)
 	}
-	defer os.Remove(secret)
+	defer func() { _ = os.Remove(secret) }()
 	initdb, err := s.asPostgres("initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256", "--pwfile="+secret,
 		"--no-sync", "--locale=C")
 	if err != nil {
@@ -155,7 +155,8 @@ func postgresTool(name string) (string, error) {
 // Connect opens the database as the given user; nothing is sent before the first query.
 func (p *Postgres) Connect(user, password string) (*sql.DB, error) {
 	connector, err := pq.NewConnectorConfig(pq.Config{
-		Host: "127.0.0.1", Port: uint16(p.Port), User: user, Password: password, Database: "postgres", SSLMode: pq.SSLModeDisable,
+		Host: "127.0.0.1", Port: uint16(p.Port), User: user, Password: password, Database: "postgres",
+		SSLMode: pq.SSLModeDisable,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to PostgreSQL: %w", err)

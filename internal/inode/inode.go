@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrLarge: the file has more bytes than are allowed.
+// ErrLarge is the error for a file that has more bytes than are allowed.
 var ErrLarge = errors.New("it is too large")
 
 // A TypeError says that something of another type has the name.

@@ -22,13 +22,17 @@ func TestWhatTheHostsUsersAndTasksReachIsSaid(t *testing.T) {
 		about taskDriver
 		says  []string
 	}{
-		"a data_dir that everyone enters":     {dir: open + "/alloc", mode: 0o755, says: []string{"every user of this host can enter " + open + "/alloc"}},
+		"a data_dir that everyone enters": {dir: open + "/alloc", mode: 0o755,
+			says: []string{"every user of this host can enter " + open + "/alloc"}},
 		"one in a directory that nobody does": {dir: open + "/alloc", mode: 0o700},
 		"none":                                {},
-		"a chroot on clients":                 {about: taskDriver{name: "vault-exec", wraps: "exec"}, says: []string{`with filesystem = "chroot" on one, tasks can write`}},
-		"a chroot here": {about: taskDriver{name: "vault-exec", wraps: "exec", local: true, block: map[string]any{"filesystem": "chroot"}},
+		"a chroot on clients": {about: taskDriver{name: "vault-exec", wraps: "exec"},
+			says: []string{`with filesystem = "chroot" on one, tasks can write`}},
+		"a chroot here": {about: taskDriver{name: "vault-exec", wraps: "exec", local: true,
+			block: map[string]any{"filesystem": "chroot"}},
 			says: []string{`with filesystem = "chroot" on this client`}},
-		"the built-in's name":             {about: taskDriver{name: "exec", wraps: "exec", local: true}, says: []string{`on this client`}},
+		"the built-in's name": {about: taskDriver{name: "exec", wraps: "exec", local: true},
+			says: []string{`on this client`}},
 		"binds here, a chroot elsewhere":  {about: taskDriver{name: "vault-exec", wraps: "exec", local: true}},
 		"a driver without a root of ours": {about: taskDriver{name: "vault-docker", wraps: "docker"}},
 	} {

@@ -27,17 +27,20 @@ func TestTerraformIsHCL(t *testing.T) {
 		must.Eq(t, "resource", block.Type)
 		args := map[string]string{}
 		for name, attribute := range block.Body.Attributes {
-			if value, diagnostics := attribute.Expr.Value(nil); !diagnostics.HasErrors() && value.Type().FriendlyName() == "string" {
+			if value, diagnostics := attribute.Expr.Value(nil); !diagnostics.HasErrors() &&
+				value.Type().FriendlyName() == "string" {
 				args[name] = value.AsString()
 			}
 		}
 		found[block.Labels[0]] = args
 	}
 	must.Eq(t, map[string]map[string]string{
-		"vault_jwt_auth_backend":      {"path": "jwt/team", "type": "jwt", "jwks_url": "http://nomad/${x}?a=1&b=%{2}", "default_role": "r"},
-		"vault_policy":                {"name": "p"}, // the policy has the accessor of another resource in it
-		"vault_jwt_auth_backend_role": {"role_name": "r", "role_type": "jwt", "token_type": "service", "user_claim": "/nomad_job_id"},
-		"vault_mount":                 {"path": "team/kv", "type": "kv"},
+		"vault_jwt_auth_backend": {"path": "jwt/team", "type": "jwt", "jwks_url": "http://nomad/${x}?a=1&b=%{2}",
+			"default_role": "r"},
+		"vault_policy": {"name": "p"}, // the policy has the accessor of another resource in it
+		"vault_jwt_auth_backend_role": {"role_name": "r", "role_type": "jwt", "token_type": "service",
+			"user_claim": "/nomad_job_id"},
+		"vault_mount": {"path": "team/kv", "type": "kv"},
 	}, found)
 	must.StrContains(t, out, `path "team/kv/data/{{identity.entity.aliases.${vault_jwt_auth_backend.nomad.accessor}.metadata.nomad_namespace}}/`)
 	must.StrContains(t, out, `bound_audiences         = ["https://vault/"]`)

@@ -21,7 +21,7 @@ func Memory(t testing.TB) string {
 	}
 	dir, err := os.MkdirTemp("/dev/shm", "nomad-driver-vault-test-")
 	must.NoError(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
 	return dir
 }
 

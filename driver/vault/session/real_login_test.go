@@ -42,14 +42,17 @@ func TestRealVaultRefusesLogins(t *testing.T) {
 		key         *ecdsa.PrivateKey
 		want        refusal
 	}{
-		"unknown role": {role: "none", want: refusal{vault.ErrNotFound, false, []string{`role "none" could not be found`, "correct role in the task's vault block"}}},
+		"unknown role": {role: "none", want: refusal{vault.ErrNotFound, false, []string{`role "none" could not be found`,
+			"correct role in the task's vault block"}}},
 		"no role": {role: "", want: refusal{vault.ErrNotFound, false, []string{"missing role",
 			"create_from_role"}}},
-		"another job":             {role: "claims", want: denied(`claim "nomad_job_id" does not match`, `role "claims" of auth/jwt-nomad does not admit this job: see its bound_claims`)},
-		"a claim the job has not": {role: "claim-missing", want: denied(`claim "nomad_task" is missing`, "see its bound_claims")},
-		"no user claim":           {role: "user", want: denied("correct user_claim")},
-		"another subject":         {role: "subject", want: denied("see its bound_subject")},
-		"another node":            {role: "cidrs", want: denied("token_bound_cidrs")},
+		"another job": {role: "claims", want: denied(`claim "nomad_job_id" does not match`,
+			`role "claims" of auth/jwt-nomad does not admit this job: see its bound_claims`)},
+		"a claim the job has not": {role: "claim-missing", want: denied(`claim "nomad_task" is missing`,
+			"see its bound_claims")},
+		"no user claim":   {role: "user", want: denied("correct user_claim")},
+		"another subject": {role: "subject", want: denied("see its bound_subject")},
+		"another node":    {role: "cidrs", want: denied("token_bound_cidrs")},
 		"wrong audience": {role: "app", claims: map[string]any{"aud": "other"},
 			want: denied("make aud of the task's identity block one of bound_audiences of role \"app\"")},
 		"no audience": {role: "app", claims: map[string]any{"aud": nil},
@@ -118,7 +121,10 @@ func (v *real) rotatingKeys(t *testing.T, mount string) (rotate func()) {
 
 // unreachableKeys mounts an auth method whose JWKS server has gone since.
 func (v *real) unreachableKeys(t *testing.T, mount string) {
-	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"keys":[]}`)) }))
+	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_,
+			_ = w.Write([]byte(`{"keys":[]}`))
+	}))
 	must.NoError(t, v.root.Sys().EnableAuthWithOptions(mount, &api.EnableAuthOptions{Type: "jwt"}))
 	v.write(t, "auth/"+mount+"/config", map[string]any{"jwks_url": keys.URL})
 	v.write(t, "auth/"+mount+"/role/app", map[string]any{"role_type": "jwt", "bound_audiences": "vault.io",

@@ -279,9 +279,13 @@ func TestRealVaultAnswers(t *testing.T) {
 		req  vault.Request
 		want refusal
 	}{
-		"policy missing":             {vault.Request{Op: vault.Read, Path: "secret/other"}, refusal{vault.ErrDenied, false, []string{`role "app" grants the policies [app default]`, `path "secret/data/other" { capabilities = ["read"] }`}}},
-		"policy missing for a list":  {vault.Request{Op: vault.List, Path: "transit/keys"}, refusal{vault.ErrDenied, false, []string{`path "transit/keys" { capabilities = ["list"] }`}}},
-		"policy missing for a write": {vault.Request{Op: vault.Write, Path: "pki/issue/other"}, refusal{vault.ErrDenied, false, []string{`path "pki/issue/other" { capabilities = ["create", "update"] }`}}},
+		"policy missing": {vault.Request{Op: vault.Read, Path: "secret/other"},
+			refusal{vault.ErrDenied, false, []string{`role "app" grants the policies [app default]`,
+				`path "secret/data/other" { capabilities = ["read"] }`}}},
+		"policy missing for a list": {vault.Request{Op: vault.List, Path: "transit/keys"},
+			refusal{vault.ErrDenied, false, []string{`path "transit/keys" { capabilities = ["list"] }`}}},
+		"policy missing for a write": {vault.Request{Op: vault.Write, Path: "pki/issue/other"},
+			refusal{vault.ErrDenied, false, []string{`path "pki/issue/other" { capabilities = ["create", "update"] }`}}},
 		"nothing there": {vault.Request{Op: vault.Read, Path: "secret/app-none"},
 			missing("read secret/data/app-none: not found in Vault", "write it first")},
 		"nothing there in KV v1": {vault.Request{Op: vault.Read, Path: "kv1/none"}, missing("write it first")},

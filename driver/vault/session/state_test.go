@@ -236,13 +236,20 @@ func TestAdoptionRefusesWhatIsNotItsOwn(t *testing.T) {
 	}{
 		"another role":      {options: func(o *session.Options) { o.Login.Role = "other" }, says: `it belongs to role "app"`},
 		"another namespace": {options: func(o *session.Options) { o.Login.Namespace = "team" }, says: "it belongs to role"},
-		"another cluster":   {spoil: func(s string) string { return strings.Replace(s, `"cluster":"default"`, `"cluster":"x"`, 1) }, says: `vault "x"`},
-		"nothing":           {spoil: func(string) string { return "" }, says: "decode saved session: EOF"},
+		"another cluster": {spoil: func(s string) string {
+			return strings.Replace(s, `"cluster":"default"`, `"cluster":"x"`,
+				1)
+		}, says: `vault "x"`},
+		"nothing": {spoil: func(string) string { return "" }, says: "decode saved session: EOF"},
 		"half of it": {spoil: func(s string) string { return s[:len(s)/2] },
 			says: "decode saved session: unexpected EOF"},
-		"two of them":        {spoil: func(s string) string { return s + s }, says: "something follows it"},
-		"no token":           {spoil: func(string) string { return `{"cluster":"default","role":"app"}` }, says: "it lacks a token"},
-		"an empty old token": {spoil: func(s string) string { return strings.Replace(s, `"used":1`, `"used":1,"retired":[null]`, 1) }, says: "it lacks a token"},
+		"two of them": {spoil: func(s string) string { return s + s }, says: "something follows it"},
+		"no token": {spoil: func(string) string { return `{"cluster":"default","role":"app"}` },
+			says: "it lacks a token"},
+		"an empty old token": {spoil: func(s string) string {
+			return strings.Replace(s, `"used":1`,
+				`"used":1,"retired":[null]`, 1)
+		}, says: "it lacks a token"},
 		"no answer": {spoil: func(s string) string {
 			return strings.Replace(s, `"used":1`, `"used":1,"items":[{"request":{"op":"read","path":"x"}}]`, 1)
 		},

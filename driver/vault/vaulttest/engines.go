@@ -66,8 +66,8 @@ func (s *Server) inside(path string) (rest, in string) {
 	return path, ""
 }
 
-// ruled is the path that policies must grant for a request: what is asked about a lease is asked in its namespace, which the lease's ID tells
-// (vault/request_handling.go, handleCancelableRequest).
+// ruled is the path that policies must grant for a request: what is asked about a lease is asked in its namespace,
+// which the lease's ID tells (vault/request_handling.go, handleCancelableRequest).
 func (s *Server) ruled(path string, body map[string]any) string {
 	id, _ := body["lease_id"].(string)
 	if l := s.leases[id]; l != nil && strings.HasPrefix(path, "sys/leases/") {
@@ -139,7 +139,8 @@ func seconds(d time.Duration) int { return int(d / time.Second) }
 func (s *Server) self(path, value string, t *token) answer {
 	switch path {
 	case "token/lookup-self":
-		return reply(map[string]any{"data": map[string]any{"ttl": seconds(time.Until(t.ends)), "accessor": t.accessor, "policies": t.names(),
+		return reply(map[string]any{"data": map[string]any{"ttl": seconds(time.Until(t.ends)), "accessor": t.accessor,
+			"policies":  t.names(),
 			"renewable": !t.role.Batch && !t.role.Fixed, "period": seconds(t.role.TTL)}})
 	case "token/revoke-self":
 		delete(s.tokens, value)
@@ -165,8 +166,9 @@ func (s *Server) issuing(path string, body map[string]any) (answer, bool) {
 		if !ok {
 			return refuse(http.StatusNotFound), true
 		}
-		return reply(map[string]any{"data": map[string]any{"token_period": seconds(role.Period), "token_explicit_max_ttl": seconds(role.ExplicitMax),
-			"renewable": !role.Fixed, "orphan": true, "disallowed_policies": role.Disallowed}}), true
+		return reply(map[string]any{"data": map[string]any{"token_period": seconds(role.Period),
+			"token_explicit_max_ttl": seconds(role.ExplicitMax),
+			"renewable":              !role.Fixed, "orphan": true, "disallowed_policies": role.Disallowed}}), true
 	}
 	if name, ok := strings.CutPrefix(path, "token/create/"); ok {
 		return s.create(name, body), true
@@ -197,7 +199,8 @@ func (s *Server) create(name string, body map[string]any) answer {
 		}
 		policies = append(policies, text)
 	}
-	value, t := s.issue(Role{TTL: role.Period, MaxTTL: role.ExplicitMax, Fixed: role.Fixed, Policies: policies, Deny: role.Deny})
+	value, t := s.issue(Role{TTL: role.Period, MaxTTL: role.ExplicitMax, Fixed: role.Fixed, Policies: policies,
+		Deny: role.Deny})
 	return reply(map[string]any{"auth": t.auth(value, role.Period)})
 }
 
@@ -229,8 +232,8 @@ func (s *Server) sys(path string, body map[string]any) answer {
 	return refuse(http.StatusNotFound, "unsupported path")
 }
 
-// mountOf tells where a path leads. Vault leaves out the auth/ of auth methods, and puts the whole namespace before the mount when it is not
-// the one that it was asked in.
+// mountOf tells where a path leads. Vault leaves out the auth/ of auth methods, and puts the whole namespace before the
+// mount when it is not the one that it was asked in.
 func (s *Server) mountOf(path, namespace string) answer {
 	path, in := s.inside(path)
 	engine, rest, _ := strings.Cut(path, "/")
@@ -258,7 +261,8 @@ func (s *Server) mountOf(path, namespace string) answer {
 
 func unseen(path string) answer {
 	return refuse(http.StatusForbidden,
-		fmt.Sprintf("preflight capability check returned 403, please ensure client's policies grant access to path \"%s/\"", path))
+		fmt.Sprintf("preflight capability check returned 403, please ensure client's policies grant access to path \"%s/\"",
+			path))
 }
 
 func (s *Server) kv1(r *http.Request, path string) answer {
@@ -330,13 +334,15 @@ func (s *Server) database(in, path, value string, t *token) answer {
 	if in != "" { // the ID has the path in the lease's namespace and, after a dot, that namespace's own ID
 		id += ".child"
 	}
-	l := &lease{token: value, in: in, creds: creds, issued: time.Now(), ends: time.Now().Add(creds.TTL), max: limit(creds.MaxTTL)}
+	l := &lease{token: value, in: in, creds: creds, issued: time.Now(), ends: time.Now().Add(creds.TTL),
+		max: limit(creds.MaxTTL)}
 	if t.role.Batch && t.ends.Before(l.max) {
 		l.max = t.ends
 	}
 	s.leases[id] = l
-	return reply(map[string]any{"request_id": s.request(), "lease_id": id, "lease_duration": seconds(creds.TTL), "renewable": !creds.Fixed,
-		"data": map[string]any{"username": user(id), "password": Planted + user(id)}})
+	return reply(map[string]any{"request_id": s.request(), "lease_id": id, "lease_duration": seconds(creds.TTL),
+		"renewable": !creds.Fixed,
+		"data":      map[string]any{"username": user(id), "password": Planted + user(id)}})
 }
 
 func (s *Server) staticCreds(name string) answer {
@@ -365,8 +371,9 @@ func (s *Server) pki(path string, body map[string]any) answer {
 	ca, _ := certificate(0, "root", "", true)
 	cert, key := certificate(s.serial, name, names, false)
 	s.certs[cert] = key
-	return reply(map[string]any{"request_id": s.request(), "data": map[string]any{"certificate": cert, "private_key": key, "serial_number": fmt.Sprintf("%02x", s.serial),
-		"issuing_ca": ca, "ca_chain": []string{ca}, "expiration": time.Now().Add(s.Ahead + ttl).Unix()}})
+	return reply(map[string]any{"request_id": s.request(), "data": map[string]any{"certificate": cert, "private_key": key,
+		"serial_number": fmt.Sprintf("%02x", s.serial),
+		"issuing_ca":    ca, "ca_chain": []string{ca}, "expiration": time.Now().Add(s.Ahead + ttl).Unix()}})
 }
 
 // certificate is signed with its own key, which is enough for those who look at no more than the form.

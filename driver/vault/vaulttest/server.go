@@ -1,7 +1,8 @@
-// Package vaulttest is a Vault for tests: in memory and over net.Pipe, so that a testing/synctest bubble can hold both it
-// and the client, and a day passes in no time. It knows what package vault asks for: JWT logins, token roles, tokens, leases, KV v1
-// and v2, a database engine that counts its users, static roles and certificates. It can fail in every way that a real
-// one does. That it speaks like a real one is what the tests of package vault against bin/vault show.
+// Package vaulttest is a Vault for tests: in memory and over net.Pipe, so that a testing/synctest bubble can hold both
+// it and the client, and a day passes in no time. It knows what package vault asks for: JWT logins, token roles,
+// tokens, leases, KV v1 and v2, a database engine that counts its users, static roles and certificates. It can fail in
+// every way that a real one does. That it speaks like a real one is what the tests of package vault against bin/vault
+// show.
 package vaulttest
 
 import (
@@ -59,15 +60,16 @@ type Fault struct {
 	Reset  bool          // break the connection without acting
 	Lose   bool          // act, and break the connection instead of answering
 	Slow   time.Duration // act, and answer only after that long
-	Forget bool          // while it is slow: what it makes for who hangs up before the answer has no lease and ends by its TTL only
-	Body   string        // act, and answer this instead
-	Each   int           // only each of so many requests, not those between; zero: all
+	// while it is slow: what it makes for who hangs up before the answer has no lease and ends by its TTL only
+	Forget bool
+	Body   string // act, and answer this instead
+	Each   int    // only each of so many requests, not those between; zero: all
 
 	seen int // requests that match
 }
 
-// Server is one Vault, with mounts secret/ (KV v2), kv/ (KV v1), database/, pki/ and auth/jwt-nomad/. Its exported fields
-// are for set-up, before the first request.
+// Server is one Vault, with mounts secret/ (KV v2), kv/ (KV v1), database/, pki/ and auth/jwt-nomad/. Its exported
+// fields are for set-up, before the first request.
 type Server struct {
 	JWT   string // what a login must present
 	Roles map[string]Role
@@ -76,8 +78,8 @@ type Server struct {
 	Ahead time.Duration // how far its clock is ahead of the client's
 	Lag   time.Duration // for how long the node that answers does not know a token that another has just made
 
-	// Child is the name of a child namespace of the one that tokens live in, with the same mounts and roles: child/secret/app. Mute keeps
-	// OpenBao's mount lookup from telling of it. Empty: there is none.
+	// Child is the name of a child namespace of the one that tokens live in, with the same mounts and roles:
+	// child/secret/app. Mute keeps OpenBao's mount lookup from telling of it. Empty: there is none.
 	Child string
 	Mute  bool
 
@@ -130,8 +132,10 @@ type entry struct {
 // accepts the JWT "jwt".
 func New(t testing.TB) *Server {
 	s := &Server{JWT: "jwt", Roles: map[string]Role{"app": {TTL: time.Hour}}, Creds: map[string]Creds{},
-		Makes: map[string]TokenRole{}, kv: map[string]*entry{}, static: map[string]time.Duration{}, began: time.Now(), tokens: map[string]*token{},
-		leases: map[string]*lease{}, conns: map[net.Conn]bool{}, accept: make(chan net.Conn), done: make(chan struct{}), asked: map[string]bool{}, certs: map[string]string{}, revoked: map[string]bool{}}
+		Makes: map[string]TokenRole{}, kv: map[string]*entry{}, static: map[string]time.Duration{},
+		began: time.Now(), tokens: map[string]*token{},
+		leases: map[string]*lease{}, conns: map[net.Conn]bool{}, accept: make(chan net.Conn),
+		done: make(chan struct{}), asked: map[string]bool{}, certs: map[string]string{}, revoked: map[string]bool{}}
 	serving := &http.Server{Handler: s, ConnState: s.connState}
 	ended := make(chan struct{})
 	go func() {
@@ -306,8 +310,8 @@ func (s *Server) Calls(prefix string) int {
 	return n
 }
 
-// Namespaces are those that requests were for, each once, sorted. The server itself has none: as Vault's community edition, it does not
-// look at the header.
+// Namespaces are those that requests were for, each once, sorted. The server itself has none: as Vault's community
+// edition, it does not look at the header.
 func (s *Server) Namespaces() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -373,7 +377,8 @@ func (s *Server) Neglected() map[string]time.Time {
 	return users
 }
 
-// Returned are the database users that the client itself has given up: it has revoked their lease, or the token they came with.
+// Returned are the database users that the client itself has given up: it has revoked their lease, or the token they
+// came with.
 func (s *Server) Returned() (users []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -405,7 +410,8 @@ func (s *Server) Tokens() []string {
 	return values
 }
 
-// Leaked are the tokens that live although they could be revoked: no batch tokens, and none of which the client never heard.
+// Leaked are the tokens that live although they could be revoked: no batch tokens, and none of which the client never
+// heard.
 func (s *Server) Leaked() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -445,8 +451,8 @@ func (s *Server) RevokeLeases() {
 	}
 }
 
-// lives reports whether a lease does. One of a child namespace does not end with its token: OpenBao 2.6 looks for it in the token's namespace
-// (vault/expiration.go, RevokeByToken).
+// lives reports whether a lease does. One of a child namespace does not end with its token: OpenBao 2.6 looks for it in
+// the token's namespace (vault/expiration.go, RevokeByToken).
 func (s *Server) lives(l *lease) bool {
 	t := s.tokens[l.token]
 	return time.Now().Before(l.ends) && (l.forgotten || l.in != "" || t != nil && time.Now().Before(t.ends))
@@ -533,8 +539,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// delay is what Vault does until it answers. A database user that it has made for a request that is cut off before its lease is registered it
-// forgets (builtin/logical/database/path_creds_create.go, vault/expiration.go).
+// delay is what Vault does until it answers. A database user that it has made for a request that is cut off before its
+// lease is registered it forgets (builtin/logical/database/path_creds_create.go, vault/expiration.go).
 func (s *Server) delay(r *http.Request, fault Fault, a answer) {
 	hungUp := r.Context().Done()
 	if !fault.Forget {
