@@ -11,7 +11,7 @@ func TestRegistryCredentialsGoWhereTheOperatorLetsThem(t *testing.T) {
 		"registry.example.com/team/app:1": true, "registry.example.com:5000/app": true,
 		"https://registry.example.com/app": true,
 		"busybox":                          true, "library/busybox": true, "docker.io/library/busybox": true,
-		"index.docker.io/x/y": true,
+		"index.docker.io/x/y":  true,
 		"evil.example.com/app": false, "registry.example.com.evil.example/app": false, "registry.example.com:6000/app": false,
 		"localhost/app": false, "localhost:5000/app": false, "Registry/app": false,
 		"registry.example.com@evil.example/app": false,
