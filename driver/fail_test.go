@@ -15,7 +15,7 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// The column "while running" of DESIGN's table of failures; start_test.go has the one "at start".
+// The column "while it runs" of the table of failures (docs/changes-and-failures.md). start_test.go has the other one.
 
 func TestRunningTaskKeepsItsTokenWhileItsIdentityIsNoGood(t *testing.T) {
 	for how, jwt := range map[string]string{"absent": "", "malformed": "x.y", "expired": expired} {
