@@ -41,7 +41,8 @@ func (c *Client) Login(ctx context.Context, role, namespace, jwt string) (Auth, 
 			Hint: fmt.Sprintf("is auth/%s a JWT auth method?", c.cluster.AuthPath)}
 	}
 	auth := newAuth(answer.Auth, now, c.Jitter())
-	c.logger.Debug("logged in", "role", role, "accessor", auth.Accessor, "policies", auth.Policies, "ttl", auth.Lease.TTL)
+	c.logger.Debug("logged in", "role", role, "accessor", auth.Accessor, "policies", auth.Policies,
+		"ttl", auth.Lease.TTL.String())
 	return auth, nil
 }
 

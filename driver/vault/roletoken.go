@@ -44,7 +44,7 @@ func (c *Caller) CreateToken(ctx context.Context, role string, req TokenRequest)
 	}
 	auth := newAuth(answer.Auth, now, c.client.Jitter())
 	c.client.logger.Debug("made a token", "role", role, "accessor", auth.Accessor, "policies", auth.Policies,
-		"ttl", auth.Lease.TTL)
+		"ttl", auth.Lease.TTL.String())
 	return auth, nil
 }
 

@@ -303,10 +303,13 @@ func (s *Session) renewed(it *item, path string, extended vault.Lease, err error
 		it.at = sched.Earlier(it.at, now.Add(renewAgain))
 	}
 	s.mu.Unlock()
-	s.cluster.logger.Debug("renewed lease", "path", path, "ttl", time.Until(extended.Ends), "error", err)
 	if err == nil {
+		s.cluster.logger.Debug("renewed lease", "path", path, "ttl", time.Until(extended.Ends).String())
 		s.clearReport(vault.OpRenewLease(path))
-	} else if !errors.Is(err, vault.ErrLeaseGone) {
+		return
+	}
+	s.cluster.logger.Debug("lease is not renewed", "path", path, "error", err)
+	if !errors.Is(err, vault.ErrLeaseGone) {
 		s.reportOnce(err)
 	}
 }
@@ -422,7 +425,7 @@ func (s *Session) retryLater(ctx context.Context, u *upkeep, err error, l vault.
 		u.timeouts++
 	}
 	u.class, u.lastErr = class, err
-	s.cluster.logger.Debug("try again", "in", u.at.Sub(now), "accessor", s.token.Accessor, "error", err)
+	s.cluster.logger.Debug("try again", "in", u.at.Sub(now).String(), "accessor", s.token.Accessor, "error", err)
 	s.mu.Unlock()
 	s.reportOnce(err)
 }
