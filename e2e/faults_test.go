@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -133,6 +134,12 @@ func (f fault) survived(t *testing.T, s *stack.Stack, j job) {
 	if f.stop {
 		must.NoError(t, s.Fault(j.Name, f.step))
 	} else {
+		eventually(t, slack, func() error { // the files are there before the process that Nomad starts anew
+			if len(applications(alloc)) == 0 {
+				return errors.New("there is no process")
+			}
+			return nil
+		})
 		must.Len(t, 1, applications(alloc), must.Sprint("one process, whatever was lost"))
 		must.LessEq(t, uint64(f.restarts), state(t, ctx, alloc, j).Restarts)
 	}
