@@ -11,8 +11,8 @@ import (
 	"github.com/hashicorp/nomad/nomad/structs"
 	"github.com/shoenig/test/must"
 
-	"nomad-driver-vault/driver/state/statetest"
 	"nomad-driver-vault/driver/vault/vaulttest"
+	"nomad-driver-vault/internal/need"
 )
 
 // secretHCL is a secret block for the path that the tests write to.
@@ -315,7 +315,7 @@ func TestSecretBlockBelongsToTheTasksUser(t *testing.T) {
 		"half of it by both": {"nobody", "uid = 7", 7, 65534},
 	} {
 		t.Run(name, func(t *testing.T) {
-			statetest.NeedRoot(t)
+			need.Root(t)
 			bubble(t, func(h *host) {
 				h.write("green")
 				cfg := h.job(asApp + secretHCL("db", test.more) + templateHCL("local/x", "x", ""))

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nomad-driver-vault/driver/state"
-	"nomad-driver-vault/driver/state/statetest"
 	"nomad-driver-vault/driver/vault/vaulttest"
+	"nomad-driver-vault/internal/need"
 )
 
 // locked has another process hold the state directory for that long after the next boot.
@@ -112,7 +112,7 @@ func TestWhatIsLeftIsSavedWhenTheStateDirIsThere(t *testing.T) {
 }
 
 func TestStateThatCouldNotBeSavedIsSavedLater(t *testing.T) {
-	statetest.NeedRoot(t)
+	need.Root(t)
 	bubble(t, func(h *host) {
 		h.crash()
 		must.NoError(t, unix.Mount("test", h.config.StateDir, "tmpfs", 0, "size=64k"))
@@ -231,7 +231,7 @@ func TestTasksRunWithoutAStateDir(t *testing.T) {
 		"in use":  {lose: func(h *host) { h.otherAgent() }, says: "sessions will not survive a restart of this plugin"},
 		"removed": {take: func(h *host) { must.NoError(h, os.RemoveAll(h.config.StateDir)) }, says: "state is not saved"},
 		"full": {lose: func(h *host) {
-			statetest.NeedRoot(h.T)
+			need.Root(h.T)
 			must.NoError(h, unix.Mount("test", h.config.StateDir, "tmpfs", 0, "size=4k"))
 			h.Cleanup(func() { must.NoError(h, unix.Unmount(h.config.StateDir, 0)) })
 			must.NoError(h, os.WriteFile(filepath.Join(h.config.StateDir, "filler"), make([]byte, 4096), 0o600))

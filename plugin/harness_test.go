@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nomad-driver-vault/driver"
+	"nomad-driver-vault/internal/need"
 	"nomad-driver-vault/plugin/drivertest"
 )
 
@@ -240,7 +241,7 @@ func TestWrappedRawExec(t *testing.T) { testBehaviours(t, "raw_exec") }
 func TestWrappedDocker(t *testing.T)  { testBehaviours(t, "docker") }
 
 func testBehaviours(t *testing.T, d string) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	if d == "docker" {
 		drivertest.RequireDocker(t)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"nomad-driver-vault/driver"
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/internal/need"
 	"nomad-driver-vault/plugin/drivertest"
 )
 
@@ -30,7 +31,7 @@ func (d late) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.
 // TestLogPipeIsNotAnotherFileLater exchanges the pipes of a task's log for links to a key, where the executor or the
 // docker logger would write the task's output into it.
 func TestLogPipeIsNotAnotherFileLater(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	for _, d := range []string{"exec", "raw_exec", "docker"} {
 		t.Run(d, func(t *testing.T) {
 			if d == "docker" {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nomad-driver-vault/driver/state/statetest"
+	"nomad-driver-vault/internal/need"
 )
 
 // full is a record with something in every field.
@@ -111,7 +112,7 @@ func TestRecordThatCannotBeBelievedIsIgnoredWithOneWarning(t *testing.T) {
 			if err := write(string(good), 0o600)(dir); err != nil {
 				return err
 			}
-			statetest.NeedRoot(t)
+			need.Root(t)
 			return os.Chown(filepath.Join(dir, name), 65534, 65534)
 		}, "it is not a regular file that only we can read"},
 	} {
@@ -148,7 +149,7 @@ func TestStateDirThatIsNotOursIsRefused(t *testing.T) {
 			"state_dir is not a directory of user"},
 		"a file": {func(t *testing.T, dir string) { must.NoError(t, os.WriteFile(dir, nil, 0o600)) }, "create state_dir: "},
 		"another user's": {func(t *testing.T, dir string) {
-			statetest.NeedRoot(t)
+			need.Root(t)
 			must.NoError(t, os.Mkdir(dir, 0o700))
 			must.NoError(t, os.Chown(dir, 65534, 65534))
 		}, "state_dir is not a directory of user"},
@@ -179,13 +180,12 @@ func TestStateDirIsMadeOurs(t *testing.T) {
 }
 
 func TestStateDirOnADiskGetsATmpfs(t *testing.T) {
-	statetest.NeedRoot(t)
+	need.Root(t)
 	dir := filepath.Join(t.TempDir(), "state")
 	var fs unix.Statfs_t
 	must.NoError(t, unix.Statfs(filepath.Dir(dir), &fs))
 	if fs.Type == unix.TMPFS_MAGIC {
-		must.Eq(t, "", os.Getenv("CI"), must.Sprint("this test needs a temporary directory on a disk"))
-		t.Skip("needs a temporary directory on a disk")
+		need.Skip(t, "a temporary directory on a disk")
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
 	for range 2 { // the second time it is there

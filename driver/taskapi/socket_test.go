@@ -14,6 +14,8 @@ import (
 
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/internal/need"
 )
 
 func TestWhatIsAskedAndAnswered(t *testing.T) {
@@ -276,12 +278,7 @@ func TestASocketNobodyListensOn(t *testing.T) {
 
 // listenAsNobody makes the socket on a thread that has become user 65534, which then ends with its goroutine.
 func listenAsNobody(t *testing.T, dir string) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("needs root")
-		}
-		t.Skip("needs root, to listen as another user")
-	}
+	need.Root(t)
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must.NoError(t, err)
 	t.Cleanup(func() { unix.Close(fd) })

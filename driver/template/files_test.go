@@ -11,6 +11,8 @@ import (
 
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/internal/need"
 )
 
 // taskDir is a task's directory and an opened root of it.
@@ -42,15 +44,6 @@ func tree(t *testing.T, dir string) map[string]string {
 	return all
 }
 
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	must.Eq(t, "", os.Getenv("CI"), must.Sprint("this test needs root, and nothing is skipped in CI"))
-	t.Skip("needs root")
-}
-
 func TestWriteChangesOnlyWhatDiffers(t *testing.T) {
 	dir, root := taskDir(t)
 	a, b := file("secrets/a", "one"), file("local/deep/er/b", "two")
@@ -79,7 +72,7 @@ func TestWriteChangesOnlyWhatDiffers(t *testing.T) {
 }
 
 func TestWriteSetsOwnerAndMode(t *testing.T) {
-	requireRoot(t)
+	need.Root(t)
 	old := syscall.Umask(0o077)
 	defer syscall.Umask(old)
 	dir, root := taskDir(t)
@@ -190,7 +183,7 @@ func TestWriteRefusesOneDestinationTwice(t *testing.T) {
 }
 
 func TestWriteToAFullDirectory(t *testing.T) {
-	requireRoot(t)
+	need.Root(t)
 	dir, root := taskDir(t)
 	secrets := filepath.Join(dir, "secrets")
 	must.NoError(t, syscall.Mount("tmpfs", secrets, "tmpfs", 0, "size=64k"))
@@ -222,7 +215,7 @@ func chattr(t *testing.T, path string, add int) {
 }
 
 func TestWriteWhereAttributesForbidIt(t *testing.T) {
-	requireRoot(t)
+	need.Root(t)
 	const appendOnly, immutable = 0x20, 0x10 // FS_APPEND_FL and FS_IMMUTABLE_FL of linux/fs.h
 	for name, test := range map[string]struct {
 		path  string

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/internal/need"
 )
 
 // A silent connection stays open and answers nobody until the fault is taken back; what is opened anew works, unless
@@ -97,11 +99,9 @@ func get(t *testing.T, client *http.Client, p *Proxy, within time.Duration) stri
 
 // Not even a session that is open already gets an answer while the server hangs.
 func TestPostgresHangs(t *testing.T) {
-	if !HavePostgres() || os.Geteuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("PostgreSQL or root is missing")
-		}
-		t.Skip("needs PostgreSQL and root")
+	need.Root(t)
+	if !HavePostgres() {
+		need.Skip(t, "PostgreSQL")
 	}
 	dir, err := os.MkdirTemp("", "ndv")
 	must.NoError(t, err)

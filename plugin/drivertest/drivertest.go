@@ -26,30 +26,15 @@ import (
 	"github.com/zclconf/go-cty/cty/msgpack"
 
 	"nomad-driver-vault/e2e/stack"
+	"nomad-driver-vault/internal/need"
 )
 
-// RequireRoot skips a test on a laptop and says why; in CI it is a failure.
-func RequireRoot(t *testing.T) {
-	t.Helper()
-	switch {
-	case os.Geteuid() == 0:
-	case os.Getenv("CI") == "true":
-		t.Fatal("tasks need root")
-	default:
-		t.Skip("tasks need root")
-	}
-}
-
-// RequireDocker makes sure of an engine that has stack.Image, or skips like RequireRoot.
+// RequireDocker makes sure of an engine that has stack.Image, or skips like need.Skip.
 func RequireDocker(t *testing.T) {
 	t.Helper()
 	for _, part := range stack.Missing() {
-		switch {
-		case part != "Docker" && part != "a static busybox":
-		case os.Getenv("CI") == "true":
-			t.Fatal("docker tasks need " + part)
-		default:
-			t.Skip("docker tasks need " + part)
+		if part == "Docker" || part == "a static busybox" {
+			need.Skip(t, part)
 		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

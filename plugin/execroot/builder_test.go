@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/internal/need"
 	"nomad-driver-vault/plugin/drivertest"
 )
 
@@ -27,7 +28,7 @@ func commandOf(t *testing.T, cfg *drivers.TaskConfig) string {
 // showing returns a Builder of roots that show those paths of the host. At the end of the test nothing may be staged.
 func showing(t *testing.T, paths ...string) *Builder {
 	t.Helper()
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	b, state := New(hclog.NewNullLogger()), t.TempDir()
 	b.config, b.mounts.stateDir = Config{Paths: paths}, state // Configure refuses what is in the host's /tmp
 	t.Cleanup(func() {

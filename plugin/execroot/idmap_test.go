@@ -13,12 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nomad-driver-vault/internal/inode"
+	"nomad-driver-vault/internal/need"
 	"nomad-driver-vault/plugin/drivertest"
 )
 
 // TestIDMappedMountsShowWhatEveryoneMayRead reads as root, whom no mode keeps out elsewhere.
 func TestIDMappedMountsShowWhatEveryoneMayRead(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	host := t.TempDir()
 	drivertest.Write(t, host, map[string]string{
 		"etc/passwd": "x", "etc/shadow": "x", "etc/group": "x", "etc/ssl/private/key": "x", "etc/link": "->shadow",
@@ -65,7 +66,7 @@ func TestIDMappedMountsShowWhatEveryoneMayRead(t *testing.T) {
 }
 
 func TestIDMappedMountsLeaveNothingBehind(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	host, state := t.TempDir(), t.TempDir()
 	ended := exec.Command("true")
 	must.NoError(t, ended.Run())

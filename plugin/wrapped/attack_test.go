@@ -15,6 +15,7 @@ import (
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
+	"nomad-driver-vault/internal/need"
 	"nomad-driver-vault/plugin/drivertest"
 )
 
@@ -41,7 +42,7 @@ var plants = map[string]func(t *testing.T, c drivertest.Canary, at string){
 // TestRootOpensNothingThatIsNotItsOwn starts a task, and starts it again, with something in the place of what root
 // opens by name.
 func TestRootOpensNothingThatIsNotItsOwn(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	for _, d := range []string{"exec", "raw_exec", "docker"} {
 		t.Run(d, func(t *testing.T) {
 			if d == "docker" {
@@ -105,7 +106,7 @@ try rmdir $alloc/container
 // TestNobodyReplacesWhatRootOpens tries it as each of them: a task with the capabilities of Nomad's exec, as root
 // too; a container's root; a user of the host, which a raw_exec task can be.
 func TestNobodyReplacesWhatRootOpens(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	for _, d := range []string{"exec", "docker", "raw_exec"} {
 		t.Run(d, func(t *testing.T) {
 			if d == "docker" {
@@ -212,7 +213,7 @@ func TestCommandIsNoOtherNameOfAHostsFile(t *testing.T) {
 
 // TestRawExecTaskOfAUserOpensNoFileOfOthers: root changes the mode of what the job names, for a user who could not.
 func TestRawExecTaskOfAUserOpensNoFileOfOthers(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	for sentence, c := range map[string]struct {
 		user    string
 		command func(key drivertest.Canary, cfg *drivers.TaskConfig) string
@@ -282,7 +283,7 @@ func own(uid int) func(drivertest.Canary, *drivers.TaskConfig) string {
 // TestDockerMountsOfAnAllocation is about what a job mounts of its allocation, where an earlier container of it has
 // left links.
 func TestDockerMountsOfAnAllocation(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	drivertest.RequireDocker(t)
 	for sentence, c := range map[string]struct {
 		volume string // source and mode
@@ -355,7 +356,7 @@ func (d meanwhileDocker) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle
 // TestMountsAreNotOtherDirectoriesLater exchanges what was looked at for links to a directory of root's, as a sibling
 // of Nomad's own docker or exec does it that is root in the allocation's directory.
 func TestMountsAreNotOtherDirectoriesLater(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	for _, wraps := range []string{"exec", "docker"} {
 		t.Run(wraps, func(t *testing.T) {
 			if wraps == "docker" {

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers/testutils"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/internal/need"
 	"nomad-driver-vault/plugin/drivertest"
 )
 
@@ -79,7 +80,7 @@ func TestExecTaskIsAsConfinedAsInAChroot(t *testing.T) {
 // systemd-resolved, which are on a tmpfs of the host's, and for the entries of a directory that a volume is mounted
 // in.
 func TestExecTaskLeavesNoMountPoints(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	host, err := os.MkdirTemp("/var/lib", "nomad-driver-vault-test-")
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(host)) })

@@ -12,6 +12,7 @@ import (
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
+	"nomad-driver-vault/internal/need"
 	"nomad-driver-vault/plugin/drivertest"
 	"nomad-driver-vault/plugin/execroot"
 )
@@ -33,7 +34,7 @@ func (d *recorder) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 // nothing may be staged.
 func inRootsOf(t *testing.T, nomads processDriver, paths ...string) *execDriver {
 	t.Helper()
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	d, state := newExecDriver(hclog.NewNullLogger(), nomads), t.TempDir()
 	d.config.Filesystem = filesystemBind
 	must.NoError(t, d.roots.Configure(execroot.Config{Paths: paths, StateDir: state}))
@@ -46,7 +47,7 @@ func inRootsOf(t *testing.T, nomads processDriver, paths ...string) *execDriver 
 }
 
 func TestExecKeepsTasksFromTheHostsProcesses(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	for sentence, c := range map[string]struct {
 		asks, body string
 		refused    bool
@@ -84,7 +85,7 @@ func TestExecStartsACopyOfTheTask(t *testing.T) {
 }
 
 func TestExecLeavesAChrootToNomad(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	inner, log := &recorder{}, &strings.Builder{}
 	d := newExecDriver(hclog.New(&hclog.LoggerOptions{Output: log}), inner)
 	d.config = execConfig{Filesystem: "chroot",
@@ -120,7 +121,7 @@ func (d reported) Fingerprint(context.Context) (<-chan *drivers.Fingerprint, err
 
 // TestHostWithoutIdmappedMounts has a path on sysfs, which has none.
 func TestHostWithoutIdmappedMounts(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	dir, err := os.MkdirTemp("/var/lib", "nomad-driver-vault-test-")
 	must.NoError(t, err)
 	must.NoError(t, unix.Mount("none", dir, "sysfs", 0, ""))

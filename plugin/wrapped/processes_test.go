@@ -17,6 +17,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver"
+	"nomad-driver-vault/internal/need"
 	"nomad-driver-vault/plugin/drivertest"
 )
 
@@ -44,7 +45,7 @@ func TestGroupsAndMountsOfTasksAreFound(t *testing.T) {
 // TestTaskIsFoundInACgroupOfAnotherName starts a raw_exec task in the cgroup that it asks for, as an operator's job
 // may.
 func TestTaskIsFoundInACgroupOfAnotherName(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	h := serve(t, "raw_exec", "")
 	cfg := drivertest.Shell(t, h, "raw_exec", "(sleep 600 &)\n"+drivertest.Stays)
 	options := map[string]any{}
@@ -111,7 +112,7 @@ func pidOf(t *testing.T, cfg *drivers.TaskConfig) int {
 
 // TestContainerOfAnotherTaskIsNotTheTasks mounts a directory that is named like another task's local one.
 func TestContainerOfAnotherTaskIsNotTheTasks(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	drivertest.RequireDocker(t)
 	h := serve(t, "docker", "")
 	victim := &drivers.TaskConfig{AllocID: "1f", Name: "web", AllocDir: filepath.Join(t.TempDir(), "1f")}

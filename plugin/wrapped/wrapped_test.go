@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/internal/need"
 	"nomad-driver-vault/plugin/drivertest"
 )
 
@@ -58,7 +59,7 @@ func serve(t *testing.T, wraps, body string) *testutils.DriverHarness {
 // serveDriver is serve for a driver that newDriver has returned.
 func serveDriver(t *testing.T, wraps string, d drivers.DriverPlugin, body string) *testutils.DriverHarness {
 	t.Helper()
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	t.Setenv("TMPDIR", t.TempDir()) // the harness leaves its own directories behind
 	if wraps == "docker" {
 		body += "\n gc {\n image = false\n }"
@@ -97,7 +98,7 @@ func (d *parented) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 }
 
 func TestDockerLearnsTheParentJob(t *testing.T) {
-	drivertest.RequireRoot(t)
+	need.Root(t)
 	inner, cfg := &parented{}, drivertest.Allocation(t, "")
 	cfg.Env["NOMAD_JOB_PARENT_ID"] = "nightly"
 	_, _, err := dockerDriver{containerDriver: inner}.StartTask(cfg)

@@ -7,6 +7,8 @@ import (
 
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/internal/need"
 )
 
 // Memory returns a directory on a tmpfs, as state_dir has to be.
@@ -14,25 +16,10 @@ func Memory(t testing.TB) string {
 	t.Helper()
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/dev/shm", &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
-		if os.Getenv("CI") != "" {
-			t.Fatal("/dev/shm is not a tmpfs")
-		}
-		t.Skip("needs a tmpfs at /dev/shm")
+		need.Skip(t, "a tmpfs at /dev/shm")
 	}
 	dir, err := os.MkdirTemp("/dev/shm", "nomad-driver-vault-test-")
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
 	return dir
-}
-
-// NeedRoot skips a test that does not run as root, except in CI.
-func NeedRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("this test has to run as root")
-	}
-	t.Skip("needs root")
 }
