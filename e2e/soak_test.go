@@ -146,7 +146,7 @@ func soak(t *testing.T, ctx context.Context, s *stack.Stack, crowds []*crowd) (k
 	tick := time.NewTicker(soakPause)
 	defer tick.Stop()
 	began := time.Now()
-	for time.Since(began) < soakTime {
+	for time.Since(began) < soakTime || len(ends) > 0 {
 		eventually(t, 2*time.Minute, func() error { return started(ctx, s, crowds) })
 		for _, pid := range plugins(s, []string{"vault-exec", "vault-docker"}[kills%2]) {
 			must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
