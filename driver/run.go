@@ -18,9 +18,9 @@ import (
 	"nomad-driver-vault/driver/sched"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/template"
+	"nomad-driver-vault/internal/faults"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
-	"nomad-driver-vault/internal/faults"
 )
 
 const (

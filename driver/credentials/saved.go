@@ -150,7 +150,6 @@ func (env Env) whyKept(one state.Session) error {
 		return fmt.Errorf("%w: correct the name of its vault block of plugin %q", unnamed, plugin)
 	default:
 		return fmt.Errorf("vault %q of plugin %q has another address, role or namespace now than its token is from: "+
-			"correct it",
-			one.Login.Cluster, plugin)
+			"correct it", one.Login.Cluster, plugin)
 	}
 }

@@ -41,7 +41,7 @@ type Set struct {
 }
 
 // Format keeps the sessions out of logs, errors and panics.
-func (s *Set) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[secrets of %s]", s.key) }
+func (s *Set) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[credentials of %s]", s.key) }
 
 // New returns the set of a task, without a session yet. notify is called with what a session meets, and opened after
 // each login; neither may wait. They are nil for a set that only revokes.

@@ -20,7 +20,7 @@ type Snapshot struct {
 	set   *Set
 	fresh bool
 
-	opening  chan struct{} // holds one while a session is opened, which can take as long as a pass may
+	opening  chan struct{} // holds one while a session is opened, which can take as long as a snapshot may
 	readings map[string]*session.Reading
 	refused  map[string]error // where a session could not be opened: the other templates do not ask Vault again
 
@@ -29,7 +29,7 @@ type Snapshot struct {
 }
 
 // Format keeps what was read out of logs, errors and panics.
-func (p *Snapshot) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[pass over %v]", p.set) }
+func (p *Snapshot) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[snapshot of %v]", p.set) }
 
 // Snapshot begins a reading. What it does not ask of what was asked before is given up by its Commit. With fresh set,
 // secrets without a lease are read anew.

@@ -61,7 +61,7 @@ type Renderer struct {
 	blocks      []*block
 
 	ready  bool         // what follows is set: see prepare
-	Funcs  []renderFunc // in the order of blocks
+	Funcs  []renderFunc // in the order of blocks; package driver's tests replace one that is to hang or to panic
 	asked  []string     // the vault blocks that blocks always ask
 	budget *template.Budget
 	owner  owner // of token files and of what secret and pki blocks make
