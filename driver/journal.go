@@ -89,7 +89,7 @@ func (t *task) event(format string, args ...any) {
 // must not lose, is saved in another goroutine.
 func (t *task) notice(n session.Notice) {
 	if n.Kind == session.Waiting && !t.starting.Load() {
-		return // it runs with what it has, and stay tells why it gets nothing new
+		return // it runs with what it has, and keepLastGood tells why it gets nothing new
 	}
 	switch n.Kind {
 	case session.Outage, session.Problem, session.Dead, session.Broken:

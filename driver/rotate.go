@@ -19,7 +19,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// The way from a change to the process that knows of it: settle, render, take, and then act once.
+// The way from a change to the process that knows of it: debounce, render, handleRendered, and then act once.
 
 const (
 	// rerender bounds one attempt to make the next generation of a running task; there is always another.
