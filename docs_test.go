@@ -89,7 +89,7 @@ func TestMigratedConfigIsAccepted(t *testing.T) {
 
 // TestDocsHaveEveryFlag compares the tables of flags with what -h prints.
 func TestDocsHaveEveryFlag(t *testing.T) {
-	text := page(t, "docs/setup-and-check.md")
+	text := page(t, "docs/setup-and-check.md") + page(t, "docs/operating.md")
 	row := regexp.MustCompile("(?m)^\\| `-([\\w-]+)` \\| (?:`(.*?)`)? ?\\|")
 	printed := regexp.MustCompile(`(?m)^  -([\w-]+)(?: \w+)?\n(?:.*\(default "?(.*?)"?\)$)?`)
 	for _, command := range commands() {

@@ -40,44 +40,46 @@ func ourPackages(t *testing.T) map[string]listed {
 }
 
 // leaves are what package driver is built of. None knows Nomad.
-var leaves = []string{"driver/identity", "driver/logpipe", "driver/sched", "driver/state", "driver/taskapi",
-	"driver/template", "driver/vault", "driver/vault/session", "driver/vault/tokenrole"}
+var leaves = []string{"driver/identity", "driver/logpipe", "driver/sched", "driver/state", "driver/status",
+	"driver/taskapi", "driver/template", "driver/vault", "driver/vault/session", "driver/vault/tokenrole"}
 
 // TestImportsPointOneWay keeps the map of the packages true: main -> plugin -> driver -> leaves. What an operator runs
 // by hand stands beside the plugin and reads configuration with its code.
 func TestImportsPointOneWay(t *testing.T) {
 	allowed := map[string][]string{
-		"":         {"internal/sigpipe", "operator", "operator/check", "operator/setup", "plugin"},
+		"":         {"internal/sigpipe", "operator", "operator/check", "operator/setup", "operator/status", "plugin"},
 		"operator": {"driver/config", "driver/vault", "plugin"},
 		// vault for the type of a cluster's configuration
-		"plugin": {"driver", "driver/config", "driver/vault", "plugin/wrapped"},
+		"plugin": {"driver", "driver/config", "driver/status", "driver/vault", "plugin/wrapped"},
 
 		"plugin/wrapped":    {"internal/inode", "plugin/execroot"},
 		"plugin/execroot":   {"internal/inode"},
 		"plugin/drivertest": {"e2e/stack", "internal/need"}, // for tests: an engine, and an image that is in it
 
 		"driver": {"internal/faults", "driver/config", "driver/credentials", "driver/render", "driver/identity",
-			"driver/logpipe", "driver/sched", "driver/state", "driver/taskapi", "driver/template", "driver/vault",
-			"driver/vault/session", "internal/logtext"},
+			"driver/logpipe", "driver/sched", "driver/state", "driver/status", "driver/taskapi", "driver/template",
+			"driver/vault", "driver/vault/session", "internal/logtext"},
 
-		"operator/check": {"driver/config", "driver/render", "driver/vault", "internal/logtext", "operator", "plugin"},
-		"operator/setup": {"operator"},
+		"operator/check":  {"driver/config", "driver/render", "driver/vault", "internal/logtext", "operator", "plugin"},
+		"operator/setup":  {"operator"},
+		"operator/status": {"driver/status", "internal/logtext", "operator"},
 
 		"driver/config": {"driver/template", "driver/vault"}, // for Fields and Cluster
-		"driver/credentials": {"driver/config", "driver/identity", "driver/state", "driver/taskapi", "driver/template",
-			"driver/vault", "driver/vault/session", "internal/inode"},
+		"driver/credentials": {"driver/config", "driver/identity", "driver/state", "driver/status", "driver/taskapi",
+			"driver/template", "driver/vault", "driver/vault/session", "internal/inode"},
 		"driver/render":   {"driver/config", "driver/credentials", "driver/template", "driver/vault", "internal/inode"},
 		"driver/identity": {"internal/inode"},
 		"driver/logpipe":  {"internal/inode"},
 		"driver/sched":    nil,
 		"driver/state":    nil,
+		"driver/status":   nil,
 		"driver/taskapi":  {"internal/inode"},
 		"driver/template": {"internal/inode", "internal/logtext"},
 		"driver/vault":    nil,
 
 		"driver/state/statetest": {"internal/need"},
 
-		"driver/vault/session":   {"driver/sched", "driver/vault", "driver/vault/tokenrole", "internal/logtext"},
+		"driver/vault/session":   {"driver/sched", "driver/status", "driver/vault", "driver/vault/tokenrole", "internal/logtext"},
 		"driver/vault/tokenrole": {"driver/sched", "driver/vault"},
 
 		"internal/faults":  nil,

@@ -27,12 +27,13 @@ import (
 	"nomad-driver-vault/operator"
 	"nomad-driver-vault/operator/check"
 	"nomad-driver-vault/operator/setup"
+	"nomad-driver-vault/operator/status"
 	"nomad-driver-vault/plugin"
 )
 
 // commands returns the subcommands.
 func commands() []operator.Command {
-	return []operator.Command{setup.Command(), check.Command(publishedBy)}
+	return []operator.Command{setup.Command(), check.Command(publishedBy), status.Command()}
 }
 
 func main() {

@@ -42,6 +42,8 @@ type Driver struct {
 	mu    sync.Mutex       // guards what follows
 	tasks map[string]*task // by taskKey: the only run, until it is destroyed
 	store *state.Store     // nil until Serve, and where sessions cannot be kept
+
+	keeping chan struct{} // closed once store is set
 }
 
 // New wraps inner under the published name. It acts on nothing before the first task. When ctx ends it leaves
@@ -49,11 +51,15 @@ type Driver struct {
 func New(ctx context.Context, logger hclog.Logger, name string, inner drivers.DriverPlugin) *Driver {
 	d := &Driver{ctx: ctx, logger: logger, name: name, inner: inner, events: eventer.NewEventer(ctx, logger),
 		outbox:   make(chan *drivers.TaskEvent, 64),
-		clusters: newClusters(logger, name), tasks: map[string]*task{}, idled: make(chan struct{})}
+		clusters: newClusters(logger, name), tasks: map[string]*task{}, idled: make(chan struct{}),
+		keeping: make(chan struct{})}
 	d.parking = &parking{ctx: ctx, logger: logger, inner: inner, store: d.kept, env: d.env,
-		parked: map[string]*parkedRun{}}
+		parked: map[string]*parkedRun{}, revoking: map[*parkedRun]string{}}
 	context.AfterFunc(ctx, func() {
 		d.closeClients()
+		if s := d.kept(); s != nil {
+			s.Close() // before the process ends, whoever else does it
+		}
 		close(d.idled)
 	})
 	return d

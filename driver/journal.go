@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"time"
 
+	"nomad-driver-vault/driver/status"
 	"nomad-driver-vault/driver/vault/session"
 	"nomad-driver-vault/internal/logtext"
 
@@ -23,6 +24,10 @@ func (t *task) speak(level hclog.Level, text string) {
 	text = logtext.Line(text)
 	t.pipes.Say(text)
 	t.log(level, text)
+	line := &status.Line{At: status.Time(time.Now()), Text: text}
+	if t.said.Store(line); level >= hclog.Warn {
+		t.warned.Store(line)
+	}
 }
 
 func (t *task) log(level hclog.Level, text string) {
@@ -63,14 +68,8 @@ const remindEvery = 5 * time.Minute
 
 // remind writes what is wrong at this moment to the agent's log.
 func (t *task) remind() {
-	all := append(t.credentials.Problems(), t.problem.text, t.undelivered.text)
-	if t.record.Unverified {
-		all = append(all, "a change_script failed: whether the task uses what is new is not known")
-	}
-	for _, text := range all {
-		if text != "" {
-			t.log(hclog.Warn, "still: "+text)
-		}
+	for _, text := range append(t.credentials.Problems(), t.wrong()...) {
+		t.log(hclog.Warn, "still: "+text)
 	}
 }
 
@@ -98,11 +97,14 @@ func (t *task) notice(n session.Notice) {
 		t.say("%s", n.Text)
 	}
 	switch n.Kind {
+	case session.Waiting:
+		t.waiting.Store(&n.Text)
+		t.event("Vault: %s", n.Text)
 	case session.Outage:
 		t.event("Vault unavailable: %s", n.Text)
 	case session.Recovered:
 		t.event("%s", n.Text)
-	case session.Problem, session.Waiting, session.Dead:
+	case session.Problem, session.Dead:
 		t.event("Vault: %s", n.Text)
 	case session.Replaced:
 		go func() {

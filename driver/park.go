@@ -51,8 +51,9 @@ type parking struct {
 	store  func() *state.Store // nil where nothing can be kept
 	env    func() credentials.Env
 
-	mu     sync.Mutex            // guards parked
-	parked map[string]*parkedRun // by the key of the task
+	mu       sync.Mutex            // guards what follows
+	parked   map[string]*parkedRun // by the key of the task
+	revoking map[*parkedRun]string // until that is done: why it has to wait
 }
 
 // parkedRun is what one run of a task leaves for the next: its credentials and its record. Either the next run claims
@@ -65,11 +66,13 @@ type parkedRun struct {
 	seal        func()           // ends what the run itself still saves of its sessions; nil for another process's
 	pipes       *logpipe.Pipes   // open after a recovery that failed, so that the log collector reads on; else nil
 	timer       *time.Timer
-	gone        chan struct{} // closed when its files are gone, or another has taken its place
-	old         bool          // of a plugin process before this one
-	found       time.Time     // by this one, until it is claimed
-	warned      bool          // that it cannot be revoked yet
-	unswept     time.Time     // since when its processes could not be ended; zero: they could, or were not looked for
+	gone        chan struct{}    // closed when its files are gone, or another has taken its place
+	old         bool             // of a plugin process before this one
+	found       time.Time        // by this one, until it is claimed
+	warned      bool             // that it cannot be revoked yet
+	until       time.Time        // when it expires; parking's mu guards it
+	shown       *credentials.Set // credentials, as status sees them; parking's mu guards it
+	unswept     time.Time        // since when its processes could not be ended; zero: they could, or were not looked for
 }
 
 // Format keeps the sessions out of logs, errors and panics.
@@ -80,6 +83,7 @@ func (p *parking) park(l *parkedRun, wait time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l.gone = make(chan struct{})
+	l.until, l.shown = time.Now().Add(wait), l.credentials
 	p.parked[l.record.Key] = l
 	l.timer = time.AfterFunc(wait, func() {
 		_ = guard(p.logger, l.record.Key, "giving up what it has left", func() error { // the log has it
@@ -278,6 +282,14 @@ func (p *parking) revokeInBackground(l *parkedRun) {
 
 // revokeUntilDone tries until everything is revoked or the plugin ends.
 func (p *parking) revokeUntilDone(l *parkedRun) {
+	p.mu.Lock()
+	p.revoking[l], l.shown = "", l.credentials
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.revoking, l)
+	}()
 	pause := sched.Backoff{First: time.Second, Most: time.Minute}
 	for !p.tryRevoke(p.ctx, l) {
 		if l.record.File == "" {
@@ -306,6 +318,11 @@ func (p *parking) tryRevoke(ctx context.Context, l *parkedRun) bool {
 			p.logger.Warn("cannot revoke yet", "task", l.record.Key, "error", waiting)
 		}
 		l.warned = true
+		p.mu.Lock()
+		if _, listed := p.revoking[l]; listed {
+			p.revoking[l] = waiting.Error()
+		}
+		p.mu.Unlock()
 		return false
 	}
 	if l.warned {

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"time"
 
 	"nomad-driver-vault/driver/credentials"
 	"nomad-driver-vault/driver/render"
@@ -66,6 +67,9 @@ func (rec *recorder) saveAgain() {
 
 // use records that the process has what is in g.
 func use(r *state.Record, g *render.Generation) {
+	if !maps.Equal(r.Delivered, g.Sums) {
+		r.Generation, r.Since = r.Generation+1, time.Now()
+	}
 	r.Delivered, r.Once, r.Unverified = maps.Clone(g.Sums), g.OnceOutputs(), false
 }
 

@@ -105,6 +105,7 @@ func (t *task) reattach() (*parkedRun, error) {
 	if old != nil && old.record.TaskID == t.cfg.ID && old.record.Inner != nil {
 		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner
 		t.record.Delivered, t.record.Once, t.record.Unverified = old.record.Delivered, old.record.Once, old.record.Unverified
+		t.record.Generation, t.record.Since = old.record.Generation, old.record.Since
 	}
 	cfg, err := t.wrappedConfig()
 	if err != nil { // a task goes on without its log, whatever has become of that

@@ -17,6 +17,7 @@ import (
 	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/sched"
 	"nomad-driver-vault/driver/state"
+	"nomad-driver-vault/driver/status"
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/internal/faults"
 
@@ -51,6 +52,11 @@ type task struct {
 	pipes       *logpipe.Pipes
 	ctx         context.Context // ended with the task: what waits for Vault, Nomad or the process gives up
 	cancel      context.CancelFunc
+
+	said    atomic.Pointer[status.Line] // the last line of the task's log
+	warned  atomic.Pointer[status.Line] // the last warning there
+	waiting atomic.Pointer[string]      // for what a start waits
+	shown   atomic.Pointer[shown]
 
 	starting      atomic.Bool   // the first generation is being rendered
 	older         atomic.Bool   // than the agent or the plugin that serves it
@@ -96,6 +102,7 @@ func (t *task) run() {
 	t.reminder = time.NewTicker(remindEvery)
 	defer t.reminder.Stop()
 	for next := t.running; next != nil; {
+		t.show()
 		next = t.step(next)
 	}
 	t.cancel()

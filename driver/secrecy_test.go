@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"encoding/json"
 	"os"
 	"strings"
 	"testing"
@@ -23,6 +24,11 @@ func TestNoSecretIsTold(t *testing.T) {
 		defer out.Close()
 		defer err.Close()
 		secret := vaulttest.Planted + "-in-kv"
+		show := func() {
+			document, failed := json.Marshal(h.Status())
+			must.NoError(t, failed)
+			tell(string(document))
+		}
 		h.write(secret)
 
 		cfg := h.job("vault {\n role = \"app\"\n env = true\n file = true\n change_mode = \"signal\"\n change_signal = " +
@@ -53,6 +59,7 @@ func TestNoSecretIsTold(t *testing.T) {
 			{Body: `{"errors": ["` + secret + `"]}`}, {Reset: true}} {
 			mend := h.Break(f)
 			after(2 * time.Hour)
+			show()
 			mend()
 			after(2 * time.Minute)
 		}
@@ -68,9 +75,12 @@ func TestNoSecretIsTold(t *testing.T) {
 		r.recovered()
 		must.NoError(t, os.WriteFile(h.alloc+"/web/secrets/env", []byte(secret), 0o600))
 		after(2 * time.Hour)
-		r.stop()
+		show()
 		h.Down(true)
+		r.stop()
+		show()
 		after(time.Hour)
+		show()
 		tell(r.did()...)
 		tell(h.events()...)
 		tell(h.log.String(), err.Read())

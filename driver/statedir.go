@@ -33,7 +33,7 @@ func (d *Driver) openState() {
 	}
 	if err != nil {
 		d.logger.Warn("sessions will not survive a restart of this plugin until this is mended",
-			"state_dir", dir, "error", err)
+			"state_dir", dir, "error", err, "status", "not served")
 		return
 	}
 	d.keepIn(store)
@@ -69,6 +69,7 @@ func (d *Driver) keepIn(s *state.Store) {
 	records := s.All()
 	d.mu.Lock()
 	d.store = s
+	close(d.keeping)
 	for _, r := range records {
 		l := &parkedRun{record: r, old: true, found: time.Now()}
 		switch known := d.tasks[r.Key] != nil || d.parking.has(r.Key); {

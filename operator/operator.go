@@ -86,19 +86,29 @@ func Usagef(format string, args ...any) error { return UsageError{fmt.Errorf(for
 // the help, which is what about says of the command and the flags, and a UsageError for an unknown flag, a wrong
 // value or an argument that is left over.
 func ParseFlags(flags *flag.FlagSet, about string, args []string, t Terminal) error {
+	if err := ParseArgs(flags, "", about, args, t); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return Usagef("argument %q is not understood", flags.Arg(0))
+	}
+	return nil
+}
+
+// ParseArgs is ParseFlags for a command with arguments after its flags, which the help calls operands.
+func ParseArgs(flags *flag.FlagSet, operands, about string, args []string, t Terminal) error {
 	flags.SetOutput(io.Discard)
 	flags.Usage = func() {}
 	err := flags.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintf(t.Out, "Usage: nomad-driver-vault %s [flags]\n\n%s\n\n", flags.Name(), about)
+		usage := strings.TrimSpace("[flags] " + operands)
+		fmt.Fprintf(t.Out, "Usage: nomad-driver-vault %s %s\n\n%s\n\n", flags.Name(), usage, about)
 		flags.SetOutput(t.Out)
 		flags.PrintDefaults()
 		return err
 	case err != nil:
 		return UsageError{err}
-	case flags.NArg() > 0:
-		return Usagef("argument %q is not understood", flags.Arg(0))
 	}
 	return nil
 }

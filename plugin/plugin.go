@@ -7,8 +7,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"reflect"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/base"
@@ -17,6 +20,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/shared/structs"
 
 	"nomad-driver-vault/driver"
+	"nomad-driver-vault/driver/status"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/plugin/wrapped"
 )
@@ -36,6 +40,9 @@ type Plugin struct {
 	// the agent asks for the fingerprint afterwards only (client/pluginmanager/drivermanager/instance.go).
 	facts      map[string]string
 	configured *base.Config // what SetConfig has last accepted
+
+	since   time.Time // when it was made
+	showing sync.Once // of its status
 }
 
 // Drivers returns the names of the drivers that can be wrapped, sorted.
@@ -45,7 +52,8 @@ func Drivers() []string { return wrapped.Names() }
 // outlives ctx. The environment is read once: what should not reach a task must be gone from it.
 func New(ctx context.Context, logger hclog.Logger, wraps, name string) *Plugin {
 	inner := wrapped.Find(wraps).New(ctx, logger)
-	return &Plugin{Driver: driver.New(ctx, logger, name, inner), name: name, wraps: wraps, inner: inner}
+	return &Plugin{Driver: driver.New(ctx, logger, name, inner), name: name, wraps: wraps, inner: inner,
+		since: status.Time(time.Now())}
 }
 
 // PluginInfo returns the published name and Version.
@@ -157,6 +165,9 @@ func clusterAttributes(c *vault.Cluster) map[string]*string {
 // on it looks after what a crashed process has left, even if no task is ever started.
 func (p *Plugin) Fingerprint(ctx context.Context) (<-chan *drivers.Fingerprint, error) {
 	p.Serve() // first: it can mount a tmpfs on state_dir, which the wrapped exec uses
+	p.showing.Do(func() {
+		go p.ServeStatus(status.Plugin{Name: p.name, Wraps: p.wraps, Version: Version, PID: os.Getpid(), Since: p.since})
+	})
 	reports, err := p.inner.Fingerprint(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("fingerprint %s: %w", p.wraps, err)

@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -26,6 +28,16 @@ type Store struct {
 	root   *os.Root
 	lock   *os.File
 	logger hclog.Logger
+
+	mu     sync.Mutex // guards what follows
+	socket *socket    // nil until Listen
+	closed bool
+}
+
+// socket is one that this process listens at.
+type socket struct {
+	net.Listener
+	name string
 }
 
 // recordVersion is that of the format of a record. Older ones are read as far as they go; newer ones are not ours to
@@ -44,8 +56,10 @@ type Record struct {
 	Unacknowledged bool   `json:"Unasked"` // the agent has not asked about the task since its start: it may not know of it
 	Ended          bool   // the process has ended, for good
 
-	Delivered  map[string]string  `json:"Told"`    // checksums of what the process was started with or told of
-	Unverified bool               `json:"Doubted"` // a script failed since: the process may or may not use what is new
+	Delivered  map[string]string  `json:"Told"`       // checksums of what the process was started with or told of
+	Unverified bool               `json:"Doubted"`    // a script failed since: the process may or may not use what is new
+	Generation int                `json:",omitempty"` // how many generations this run of the task has used
+	Since      time.Time          `json:",omitzero"`  // of the last one
 	Once       map[string][]byte  // output of blocks that are rendered once
 	Sessions   map[string]Session // by the vault block's name
 	Kept       []Session          `json:",omitempty"` // which the plugin process could not adopt
@@ -99,10 +113,42 @@ func Open(dir string, logger hclog.Logger) (*Store, error) {
 	return s, nil
 }
 
-// Close unlocks the directory for another process.
+// Close unlocks the directory for another process, after its socket was removed. It may be called again.
 func (s *Store) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.socket != nil && !s.closed {
+		s.socket.Close()
+		s.Remove(s.socket.name)
+	}
+	s.closed = true
 	s.root.Close()
 	s.lock.Close()
+}
+
+// Listen listens at a socket of that name in the directory, until Close, in place of one that a process before this one
+// has left.
+func (s *Store) Listen(name string) (net.Listener, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	dir, err := s.root.Open(".")
+	if err != nil {
+		return nil, fmt.Errorf("open state_dir: %w", err)
+	}
+	defer dir.Close()
+	s.Remove(name)
+	// The path of the directory may be longer than the address of a socket.
+	at := &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)}
+	listener, err := net.ListenUnix("unix", at)
+	if err != nil {
+		return nil, fmt.Errorf("listen in state_dir: %w", err)
+	}
+	listener.SetUnlinkOnClose(false) // its address is good for as long as dir is open
+	s.socket = &socket{listener, name}
+	if err := s.root.Chmod(name, 0o600); err != nil {
+		return nil, fmt.Errorf("protect the socket in state_dir: %w", err)
+	}
+	return listener, nil
 }
 
 // ours refuses a directory that others could have prepared, and takes the others' rights from one that is ours.

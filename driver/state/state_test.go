@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -241,4 +242,31 @@ func openFiles(t *testing.T) int {
 	entries, err := os.ReadDir("/proc/self/fd")
 	must.NoError(t, err)
 	return len(entries)
+}
+
+// The socket is there as long as the directory is locked, whatever a process before has left.
+func TestSocket(t *testing.T) {
+	dir := filepath.Join(statetest.Memory(t), strings.Repeat("long/", 30))
+	for _, ends := range []string{"by a crash", "by itself"} {
+		s, err := Open(dir, hclog.NewNullLogger())
+		must.NoError(t, err)
+		at, err := s.Listen("test.sock")
+		must.NoError(t, err)
+		defer at.Close()
+		info, err := os.Stat(filepath.Join(dir, "test.sock"))
+		must.NoError(t, err)
+		must.Eq(t, os.ModeSocket|0o600, info.Mode())
+		if ends == "by a crash" {
+			s.lock.Close()
+			continue
+		}
+		s.Close()
+		_, err = at.Accept()
+		must.ErrorIs(t, err, net.ErrClosed)
+		_, err = os.Stat(filepath.Join(dir, "test.sock"))
+		must.ErrorIs(t, err, os.ErrNotExist)
+		s.Close()
+		_, err = s.Listen("test.sock")
+		must.Error(t, err)
+	}
 }

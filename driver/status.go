@@ -1,0 +1,163 @@
+package driver
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"nomad-driver-vault/driver/state"
+	"nomad-driver-vault/driver/status"
+)
+
+// What root can see of the plugin while it runs. Nothing here waits for Vault, for the agent or for a task: the
+// goroutine of a task puts what it owns into task.shown, and every lock is one that nobody holds while he waits.
+
+// ServeStatus serves the status document in the state directory, as soon as that is there, until the plugin ends.
+func (d *Driver) ServeStatus(p status.Plugin) {
+	select {
+	case <-d.keeping:
+	case <-d.ctx.Done():
+		return
+	}
+	at, err := d.kept().Listen(status.Socket)
+	if err != nil {
+		d.logger.Warn("nomad-driver-vault status does not see this plugin", "error", err)
+		return
+	}
+	status.Serve(d.ctx, at, func() status.Document {
+		doc := d.Status()
+		p.Now = status.Time(time.Now())
+		doc.Plugin = p
+		return doc
+	})
+}
+
+// Status returns what the plugin does at this moment, but for what the process is.
+func (d *Driver) Status() status.Document {
+	doc := status.Document{Tasks: []status.Task{}, Parked: d.parking.status()}
+	d.mu.Lock()
+	tasks := slices.Collect(maps.Values(d.tasks))
+	d.mu.Unlock()
+	for _, t := range tasks {
+		doc.Tasks = append(doc.Tasks, t.status())
+	}
+	slices.SortFunc(doc.Tasks, func(a, b status.Task) int {
+		return strings.Compare(state.Key(a.Alloc, a.Name), state.Key(b.Alloc, b.Name))
+	})
+	doc.Clusters = d.clusters.status()
+	for i := range doc.Clusters {
+		for _, t := range doc.Tasks {
+			doc.Clusters[i].Add(t.Sessions)
+		}
+		for _, p := range doc.Parked {
+			doc.Clusters[i].Add(p.Sessions)
+		}
+	}
+	return doc
+}
+
+// status returns the clusters of the configuration, by name.
+func (c *clusters) status() []status.Cluster {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := []status.Cluster{}
+	for _, name := range slices.Sorted(maps.Keys(c.clients)) {
+		client := c.clients[name]
+		all = append(all, status.Cluster{Name: name, Address: client.Config().Address, Reachable: true,
+			TokenRole: client.Status()})
+	}
+	return all
+}
+
+// shown is what others may see of what the task's goroutine owns.
+type shown struct {
+	generation int
+	since      time.Time
+	pending    string
+	wrong      []string
+}
+
+// show lets others see how the task is now. Only its goroutine calls it.
+func (t *task) show() {
+	s := &shown{generation: t.record.Generation, since: t.record.Since, wrong: t.wrong()}
+	if t.pending.Acts() {
+		s.pending = t.pending.String()
+	}
+	t.shown.Store(s)
+}
+
+// wrong returns what keeps the task from what is new, one line for each. Only its goroutine calls it.
+func (t *task) wrong() (lines []string) {
+	if t.record.Unverified {
+		lines = append(lines, "a change_script failed: whether the task uses what is new is not known")
+	}
+	for _, text := range []string{t.problem.text, t.undelivered.text} {
+		if text != "" {
+			lines = append(lines, text)
+		}
+	}
+	return lines
+}
+
+func (t *task) status() status.Task {
+	out := status.Task{Alloc: t.cfg.AllocID, Namespace: t.cfg.Namespace, Job: t.cfg.JobName, Group: t.cfg.TaskGroupName,
+		Name: t.cfg.Name, State: "running", Sessions: t.credentials.Status(), Trouble: t.credentials.Problems()}
+	if line := t.said.Load(); line != nil {
+		out.Last = *line
+	}
+	if line := t.warned.Load(); line != nil {
+		out.Warned = *line
+	}
+	select {
+	case <-t.done:
+		out.State = "ended"
+		return out
+	case <-t.begun:
+	default:
+		out.State = "starting"
+		if why := t.waiting.Load(); why != nil {
+			out.Trouble = append(out.Trouble, *why)
+		}
+		return out
+	}
+	if s := t.shown.Load(); s != nil {
+		out.Generation, out.Since, out.Pending = s.generation, status.Time(s.since), s.pending
+		out.Trouble = append(out.Trouble, s.wrong...)
+	}
+	return out
+}
+
+// status returns what waits for the next run of its task, and what is being revoked.
+func (p *parking) status() []status.Parked {
+	var left []func() status.Parked
+	p.mu.Lock()
+	for _, l := range p.parked {
+		left = append(left, l.status(l.until, ""))
+	}
+	for l, trouble := range p.revoking {
+		left = append(left, l.status(time.Time{}, trouble))
+	}
+	p.mu.Unlock()
+	all := []status.Parked{}
+	for _, describe := range left {
+		all = append(all, describe())
+	}
+	slices.SortFunc(all, func(a, b status.Parked) int {
+		return strings.Compare(state.Key(a.Alloc, a.Name), state.Key(b.Alloc, b.Name))
+	})
+	return all
+}
+
+// status returns a function that describes l, for when parking's mu is not held any more. Call with it held.
+func (l *parkedRun) status(until time.Time, trouble string) func() status.Parked {
+	alloc, name, _ := strings.Cut(l.record.Key, "/")
+	one := status.Parked{Alloc: alloc, Name: name, Until: status.Time(until), Trouble: trouble, Sessions: []status.Session{}}
+	set := l.shown
+	return func() status.Parked {
+		if set != nil {
+			one.Sessions = set.Status()
+		}
+		return one
+	}
+}
