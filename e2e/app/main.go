@@ -6,6 +6,7 @@
 //	app db [FILE]             connects to PostgreSQL as PG* of FILE or the environment say, again at each SIGHUP
 //	app busy [FILE]           does the same, and connects every half second in between as it did last
 //	app query                 connects once, as PG* of the environment say, and ends
+//	app look                  prints what it sees of the place that it runs in, again at each SIGHUP
 //	app exit CODE [DURATION]  ends with CODE after DURATION
 package main
 
@@ -28,7 +29,7 @@ func main() {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
 	if len(os.Args) < 2 {
-		fail(fmt.Errorf("usage: app env|show|db|busy|query|exit"))
+		fail(fmt.Errorf("usage: app env|show|db|busy|query|look|exit"))
 	}
 	fmt.Println("started", os.Args[1])
 	switch args := os.Args[2:]; os.Args[1] {
@@ -44,6 +45,8 @@ func main() {
 		if err := connect(nil); err != nil {
 			fail(err)
 		}
+	case "look":
+		serve(signals, look, nil)
 	case "exit":
 		exit(signals, args)
 	default:

@@ -196,7 +196,7 @@ func (n *Nomad) writeConfig() error {
 		"Dir": s.Dir, "AllocDir": s.path(allocDir), "Ports": n.ports, "CNI": cniPath(),
 		"Plugins": plugins, "Clusters": s.clusters(), "Examples": s.options.AsInExamples,
 		"NomadsOwn": s.options.NomadsOwn, "Blocks": s.options.Blocks,
-		"OwnDocker": !serves("docker"), "OwnRawExec": !serves("raw_exec"),
+		"OwnDocker": !serves("docker"), "OwnRawExec": !serves("raw_exec"), "PauseImage": pauseImage,
 	}
 	for _, t := range agentConfig.Templates() {
 		var b bytes.Buffer
@@ -357,6 +357,7 @@ plugin "raw_exec" {
 {{if .OwnDocker}}
 plugin "docker" {
   config {
+    infra_image = "{{.PauseImage}}"
     volumes {
       enabled = true
     }
