@@ -63,8 +63,9 @@ For another shell:
   nomad-driver-vault check -job example/exec.nomad.hcl
   nomad job run example/exec.nomad.hcl
   nomad alloc logs -job hello-exec
+  nomad-driver-vault status -state-dir %s/state/vault-exec
 
-`, bin, s.Nomad.Addr, s.Nomad.Token, s.Vault.Addr, s.Vault.Token)
+`, bin, s.Nomad.Addr, s.Nomad.Token, s.Vault.Addr, s.Vault.Token, s.Dir)
 	if s.Postgres != nil {
 		fmt.Printf("  nomad job run -var postgres_port=%d example/database.nomad.hcl\n\n", s.Postgres.Port)
 	}

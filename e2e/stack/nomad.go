@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -45,13 +46,10 @@ type Nomad struct {
 // startNomad starts the server first: a client that comes before the server has made its keys tries again only after
 // half a minute.
 func (s *Stack) startNomad(ctx context.Context) error {
-	n := &Nomad{stack: s, Token: uuid(), ports: map[string]int{"HTTP": 4646, "RPC": 4647, "Serf": 4648, "ClientHTTP": 0}}
+	n := &Nomad{stack: s, Token: uuid(), ports: map[string]int{}}
 	n.Process = Process{Name: "nomad client", LogFile: s.path("client.log"), quit: syscall.SIGINT}
 	n.server = Process{Name: "nomad server", LogFile: s.path("server.log"), quit: syscall.SIGINT}
-	for name, port := range n.ports {
-		if s.options.AsInExamples && port != 0 {
-			continue
-		}
+	for _, name := range []string{"HTTP", "RPC", "Serf", "ClientHTTP"} {
 		var err error
 		if n.ports[name], err = freePort(); err != nil {
 			return err
@@ -83,7 +81,7 @@ func (s *Stack) startNomad(ctx context.Context) error {
 func (n *Nomad) Start(ctx context.Context) error {
 	files := []string{n.stack.path("client.hcl"), n.stack.path("more.hcl")}
 	if n.stack.options.AsInExamples { // Read first: plugin_dir, a path of the operator's machine, is overruled by ours.
-		files = slices.Insert(files, 0, filepath.Join(n.stack.root, "example", "agent.hcl"))
+		files = slices.Insert(files, 0, n.stack.path("example.hcl"))
 	}
 	if err := n.agent(&n.Process, files...); err != nil {
 		return err
@@ -207,7 +205,30 @@ func (n *Nomad) writeConfig() error {
 			return fmt.Errorf("write configuration of Nomad: %w", err)
 		}
 	}
+	if s.options.AsInExamples {
+		if err := s.writeExample(); err != nil {
+			return err
+		}
+	}
 	if err := os.WriteFile(s.path("more.hcl"), []byte(s.options.Agent), 0o600); err != nil {
+		return fmt.Errorf("write configuration of Nomad: %w", err)
+	}
+	return nil
+}
+
+// pluginConfig is how the config of one of our plugins begins in example/agent.hcl.
+var pluginConfig = regexp.MustCompile(`(?m)^plugin "(vault-[a-z_]+)" \{\n  config \{\n`)
+
+// writeExample writes example/agent.hcl with the address of this Vault, and with state directories of the stack: it
+// touches nothing of an agent and a Vault that run on this machine already.
+func (s *Stack) writeExample() error {
+	example, err := os.ReadFile(filepath.Join(s.root, "example", "agent.hcl"))
+	if err != nil {
+		return fmt.Errorf("write configuration of Nomad: %w", err)
+	}
+	ours := strings.ReplaceAll(string(example), "http://127.0.0.1:8200", s.Clusters["default"].Addr)
+	ours = pluginConfig.ReplaceAllString(ours, "${0}    state_dir = \""+s.path("state")+"/$1\"\n")
+	if err := os.WriteFile(s.path("example.hcl"), []byte(ours), 0o600); err != nil {
 		return fmt.Errorf("write configuration of Nomad: %w", err)
 	}
 	return nil

@@ -114,7 +114,8 @@ func (p *Process) Tail(n int, keep func(line string) bool) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "")
 }
 
-// await calls ready until it returns nil. Where the process ends first, or ctx does, the error has the end of its log.
+// await calls ready until it returns nil. Where the process ends first, or ctx does, the error has the end of its log:
+// what answers may be another process.
 func (p *Process) await(ctx context.Context, ready func() error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -125,7 +126,11 @@ func (p *Process) await(ctx context.Context, ready func() error) error {
 		case <-ctx.Done():
 		}
 	}()
-	if err := Eventually(ctx, ready); err != nil {
+	err := Eventually(ctx, ready)
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("wait for %s: %w; its log ends:\n%s", p.Name, err, p.Tail(40, nil))
 	}
 	return nil

@@ -41,8 +41,7 @@ type Options struct {
 	// OnlyDocker starts no more than the Docker engine, for a test that needs Image in it.
 	OnlyDocker bool
 
-	// AsInExamples puts Vault on 8200 and Nomad on 4646 to 4648, and configures the plugins by example/agent.hcl as it
-	// stands, in place of Plugins: for a stack that a person works with.
+	// AsInExamples configures the plugins by example/agent.hcl in place of Plugins: for a stack that a person works with.
 	AsInExamples bool
 
 	// Log is told each step; nil is nobody.
@@ -71,12 +70,7 @@ type Stack struct {
 	docker    *Process
 	imageLock *os.File
 	guard     io.Closer
-	madeRun   bool // runDir is ours to remove
 }
-
-// runDir is where the plugins keep their state unless the agent's configuration says otherwise; ours does,
-// example/agent.hcl does not.
-const runDir = "/run/nomad-driver-vault"
 
 // Missing names what this machine lacks to start a whole stack: nothing where it is empty.
 func Missing() []string {
@@ -143,10 +137,6 @@ func (s *Stack) makeDir(context.Context) error {
 			return fmt.Errorf("make folder: %w", err)
 		}
 	}
-	if s.options.AsInExamples {
-		_, err := os.Stat(runDir)
-		s.madeRun = errors.Is(err, os.ErrNotExist)
-	}
 	s.guard, err = startGuard(s.Dir)
 	return err
 }
@@ -187,9 +177,6 @@ func (s *Stack) Close() error {
 	}
 	if s.Dir != "" {
 		errs = append(errs, sweep(s.Dir))
-	}
-	if s.madeRun {
-		errs = append(errs, unmountBelow(runDir), os.RemoveAll(runDir))
 	}
 	if s.docker != nil {
 		errs = append(errs, s.docker.Stop())

@@ -48,10 +48,7 @@ func (s *Stack) startVaults(ctx context.Context) error {
 }
 
 func (s *Stack) newVault(name string) (*Vault, error) {
-	port, err := 8200, error(nil)
-	if name != "default" || !s.options.AsInExamples {
-		port, err = freePort()
-	}
+	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
