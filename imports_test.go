@@ -125,10 +125,11 @@ func TestFewImportersEach(t *testing.T) {
 		"github.com/hashicorp/nomad/drivers/docker":  {"plugin/wrapped"},
 		"github.com/hashicorp/nomad/drivers/exec":    {"plugin/wrapped"},
 		"github.com/hashicorp/nomad/drivers/rawexec": {"plugin/wrapped"},
-		"github.com/hashicorp/nomad/api":             {"operator", "operator/check"},
-		"github.com/hashicorp/nomad/jobspec2":        {"operator"},
-		"github.com/hashicorp/vault/api":             {"driver/vault", "operator", "operator/setup"},
-		"github.com/hashicorp/consul-template":       {"driver/template"},
+		"github.com/hashicorp/nomad/api": {"driver/credentials", "driver/taskapi", "driver/template", "operator",
+			"operator/check"},
+		"github.com/hashicorp/nomad/jobspec2":  {"operator"},
+		"github.com/hashicorp/vault/api":       {"driver/vault", "operator", "operator/setup"},
+		"github.com/hashicorp/consul-template": {"driver/template"},
 	}
 	packages := ourPackages(t)
 	for library, allowed := range owners {

@@ -10,8 +10,6 @@ import (
 // The classes of what a Reading can fail with; every error of its methods matches one of them with errors.Is, and its
 // text says what to do. None holds a token or an item of a variable.
 var (
-	// ErrNotFound: Nomad has no such variable. A Watch goes on looking for it.
-	ErrNotFound = errors.New("not found")
 	// ErrDenied: the task's identity may not read it, or there is none. Waiting does not help; a changed policy does.
 	ErrDenied = errors.New("denied by Nomad")
 	// ErrInvalid: Nomad refuses the question as wrong. Waiting does not help.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -89,9 +90,7 @@ func (c client) namespaceOf(q question) string {
 func (c client) request(q question, index uint64) *url.URL {
 	path, params := q.request()
 	params.Set("namespace", c.namespaceOf(q))
-	if params.Get("region") == "" {
-		params.Del("region")
-	}
+	maps.DeleteFunc(params, func(_ string, values []string) bool { return values[0] == "" })
 	if index > 0 {
 		params.Set("index", strconv.FormatUint(index, 10))
 		params.Set("wait", blockFor.String())

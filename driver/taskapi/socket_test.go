@@ -12,6 +12,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
@@ -23,8 +24,8 @@ func TestWhatIsAskedAndAnswered(t *testing.T) {
 		answer any
 		err    error
 	}
-	services := func(q ServicesQuery) func(context.Context, *Reading) result {
-		return func(ctx context.Context, r *Reading) result { a, err := r.Services(ctx, q); return result{a, err} }
+	services := func(region string) func(context.Context, *Reading) result {
+		return func(ctx context.Context, r *Reading) result { a, err := r.Services(ctx, region); return result{a, err} }
 	}
 	service := func(q ServiceQuery) func(context.Context, *Reading) result {
 		return func(ctx context.Context, r *Reading) result { a, err := r.Service(ctx, q); return result{a, err} }
@@ -32,18 +33,19 @@ func TestWhatIsAskedAndAnswered(t *testing.T) {
 	variable := func(q VariableQuery) func(context.Context, *Reading) result {
 		return func(ctx context.Context, r *Reading) result { a, err := r.Variable(ctx, q); return result{a, err} }
 	}
-	variables := func(q VariablesQuery) func(context.Context, *Reading) result {
+	variables := func(q VariableQuery) func(context.Context, *Reading) result {
 		return func(ctx context.Context, r *Reading) result { a, err := r.Variables(ctx, q); return result{a, err} }
 	}
 	const (
 		nodeJSON = `"Namespace":"ns","NodeID":"n1","Datacenter":"dc1","JobID":"pg","AllocID":"a1","CreateIndex":1,"ModifyIndex":2`
 		metaJSON = `"Namespace":"ns","Path":"nomad/jobs/api","CreateIndex":3,"ModifyIndex":4,"CreateTime":5,"ModifyTime":6`
 	)
-	instance := Service{
-		ID: "i1", Name: "db", Namespace: "ns", Node: "n1", Datacenter: "dc1", JobID: "pg", AllocID: "a1",
+	instance := &api.ServiceRegistration{
+		ID: "i1", ServiceName: "db", Namespace: "ns", NodeID: "n1", Datacenter: "dc1", JobID: "pg", AllocID: "a1",
 		Address: "10.0.0.1", Port: 5432, Tags: []string{"a", "primary"},
+		CreateIndex: 1, ModifyIndex: 2,
 	}
-	meta := VariableMeta{Namespace: "ns", Path: "nomad/jobs/api", CreateIndex: 3, ModifyIndex: 4, CreateTime: 5,
+	meta := &api.VariableMetadata{Namespace: "ns", Path: "nomad/jobs/api", CreateIndex: 3, ModifyIndex: 4, CreateTime: 5,
 		ModifyTime: 6}
 	instances := `[{"ID":"i1","ServiceName":"db",` + nodeJSON +
 		`,"Address":"10.0.0.1","Port":5432,"Tags":["primary","a"]},` +
@@ -55,40 +57,41 @@ func TestWhatIsAskedAndAnswered(t *testing.T) {
 		want any
 	}{
 		"the services of the namespace, sorted": {
-			services(ServicesQuery{}), "/v1/services?namespace=ns",
+			services(""), "/v1/services?namespace=ns",
 			`[{"Namespace":"ns","Services":[{"ServiceName":"web","Tags":["b","a"]},{"ServiceName":"db","Tags":null}]}]`,
-			[]ServiceSummary{{Name: "db"}, {Name: "web", Tags: []string{"a", "b"}}},
+			[]*api.ServiceRegistrationStub{{ServiceName: "db"}, {ServiceName: "web", Tags: []string{"a", "b"}}},
 		},
-		"no services": {services(ServicesQuery{}), "/v1/services?namespace=ns", `[]`, []ServiceSummary{}},
+		"no services": {services(""), "/v1/services?namespace=ns", `[]`, []*api.ServiceRegistrationStub{}},
 		"the services of another region": {
-			services(ServicesQuery{Region: "eu"}), "/v1/services?namespace=ns&region=eu", `[]`, []ServiceSummary{},
+			services("eu"), "/v1/services?namespace=ns&region=eu", `[]`, []*api.ServiceRegistrationStub{},
 		},
 		"a service, in Nomad's order": {
 			service(ServiceQuery{Name: "db"}), "/v1/service/db?namespace=ns", instances,
-			[]Service{instance, {ID: "i0", Name: "db", Tags: []string{"replica"}}},
+			[]*api.ServiceRegistration{instance, {ID: "i0", ServiceName: "db", Tags: []string{"replica"}}},
 		},
-		"a service that is not there": {service(ServiceQuery{Name: "db"}), "/v1/service/db?namespace=ns", `[]`, []Service{}},
+		"a service that is not there": {service(ServiceQuery{Name: "db"}), "/v1/service/db?namespace=ns", `[]`, []*api.ServiceRegistration{}},
 		"some instances, chosen by Nomad": {
-			service(ServiceQuery{Name: "db", Count: 2, Key: "k|1"}), "/v1/service/db?choose=2%7Ck%7C1&namespace=ns", `[]`, []Service{},
+			service(ServiceQuery{Name: "db", Choose: "2|k|1"}), "/v1/service/db?choose=2%7Ck%7C1&namespace=ns", `[]`, []*api.ServiceRegistration{},
 		},
 		"a variable": {
 			variable(VariableQuery{Path: "/nomad/jobs/api/"}), "/v1/var/nomad/jobs/api?namespace=ns", `{` + metaJSON +
 				`,"Items":{"k":"v"}}`,
-			&Variable{meta, map[string]string{"k": "v"}},
+			&api.Variable{Namespace: "ns", Path: "nomad/jobs/api", CreateIndex: 3, ModifyIndex: 4, CreateTime: 5, ModifyTime: 6,
+				Items: api.VariableItems{"k": "v"}},
 		},
 		"a variable elsewhere": {
 			variable(VariableQuery{Path: "a", Namespace: "other",
-				Region: "eu"}), "/v1/var/a?namespace=other&region=eu", `{}`, &Variable{},
+				Region: "eu"}), "/v1/var/a?namespace=other&region=eu", `{}`, &api.Variable{},
 		},
 		"a path that would be a query": {
-			variable(VariableQuery{Path: "a?namespace=x#%2e"}), "/v1/var/a?namespace=x#%2e?namespace=ns", `{}`, &Variable{},
+			variable(VariableQuery{Path: "a?namespace=x#%2e"}), "/v1/var/a?namespace=x#%2e?namespace=ns", `{}`, &api.Variable{},
 		},
 		"variables below a prefix": {
-			variables(VariablesQuery{Prefix: "nomad/jobs"}), "/v1/vars?namespace=ns&prefix=nomad%2Fjobs", `[{` + metaJSON +
-				`}]`, []VariableMeta{meta},
+			variables(VariableQuery{Path: "nomad/jobs"}), "/v1/vars?namespace=ns&prefix=nomad%2Fjobs", `[{` + metaJSON +
+				`}]`, []*api.VariableMetadata{meta},
 		},
-		"all variables of all namespaces": {variables(VariablesQuery{Namespace: "*"}), "/v1/vars?namespace=%2A&prefix=", `[]`,
-			[]VariableMeta{}},
+		"all variables of all namespaces": {variables(VariableQuery{Namespace: "*"}), "/v1/vars?namespace=%2A", `[]`,
+			[]*api.VariableMetadata{}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -105,7 +108,7 @@ func TestWhatIsAskedAndAnswered(t *testing.T) {
 
 // What Nomad, or whoever has taken its place on the socket, may send instead of an answer.
 func TestWhatIsNoAnswer(t *testing.T) {
-	list := VariablesQuery{Prefix: "app/"}
+	list := variablesQuery{Path: "app/"}
 	cases := map[string]struct {
 		raw   string
 		class error

@@ -15,72 +15,33 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+
+	"github.com/hashicorp/nomad/api"
 )
 
-// A ServicesQuery asks which services are registered with Nomad in the task's namespace.
-type ServicesQuery struct {
+// A servicesQuery asks which services are registered with Nomad in the task's namespace.
+type servicesQuery struct {
 	Region string // empty: the task's own
-}
-
-// A ServiceSummary is one registered service, with the tags of all its instances, sorted.
-type ServiceSummary struct {
-	Name string `json:"ServiceName"`
-	Tags []string
 }
 
 // A ServiceQuery asks for the instances of one service in the task's namespace.
 type ServiceQuery struct {
 	Name   string
 	Region string // empty: the task's own
-	// Count and Key, both or neither, let Nomad choose so many instances by rendezvous hashing: the same Key gets the same
-	// ones for as long as they live.
-	Count int
-	Key   string
+	// Choose, "<count>|<key>", lets Nomad choose so many instances by rendezvous hashing: the same key gets the same ones
+	// for as long as they live. Empty: all.
+	Choose string
 }
 
-// A Service is one instance.
-type Service struct {
-	ID         string
-	Name       string `json:"ServiceName"`
-	Namespace  string
-	Node       string `json:"NodeID"`
-	Datacenter string
-	JobID      string
-	AllocID    string
-	Address    string
-	Port       int
-	Tags       []string // sorted
-}
-
-// A VariableQuery asks for one of Nomad's variables.
+// A VariableQuery asks for one of Nomad's variables, or for all whose path begins with Path, as far as the task may
+// list them.
 type VariableQuery struct {
 	Path      string
-	Namespace string // empty: the task's own
+	Namespace string // empty: the task's own; "*": all, in a list
 	Region    string // empty: the task's own
 }
 
-// A Variable is one with its items. Items may be secret.
-type Variable struct {
-	VariableMeta
-	Items map[string]string
-}
-
-// A VariablesQuery asks which variables there are whose path begins with Prefix, as far as the task may list them.
-type VariablesQuery struct {
-	Prefix    string
-	Namespace string // empty: the task's own; "*": all
-	Region    string // empty: the task's own
-}
-
-// VariableMeta is a variable without its items. Times are in nanoseconds since 1970.
-type VariableMeta struct {
-	Namespace   string
-	Path        string
-	CreateIndex uint64
-	ModifyIndex uint64
-	CreateTime  int64
-	ModifyTime  int64
-}
+type variablesQuery VariableQuery
 
 // A question is one of the queries above. It is comparable: equal questions share one answer.
 type question interface {
@@ -90,20 +51,20 @@ type question interface {
 	grant() string                   // the ACL rule that allows it
 }
 
-func (q ServicesQuery) String() string { return "Nomad services" }
+func (q servicesQuery) String() string { return "Nomad services" }
 
-func (q ServicesQuery) request() (string, url.Values) {
+func (q servicesQuery) request() (string, url.Values) {
 	return "/v1/services", url.Values{"region": {q.Region}}
 }
 
-func (q ServicesQuery) grant() string { return `capabilities = ["read-job"]` }
+func (q servicesQuery) grant() string { return `capabilities = ["read-job"]` }
 
-func (q ServicesQuery) decode(body []byte) (any, error) {
-	var namespaces []struct{ Services []ServiceSummary }
+func (q servicesQuery) decode(body []byte) (any, error) {
+	var namespaces []api.ServiceRegistrationListStub
 	if err := json.Unmarshal(body, &namespaces); err != nil {
 		return nil, err
 	}
-	all := []ServiceSummary{}
+	all := []*api.ServiceRegistrationStub{}
 	for _, n := range namespaces {
 		all = append(all, n.Services...)
 	}
@@ -111,25 +72,21 @@ func (q ServicesQuery) decode(body []byte) (any, error) {
 		slices.Sort(s.Tags)
 	}
 	// Nomad gathers them in a map, in no order.
-	slices.SortFunc(all, func(a, b ServiceSummary) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(all, func(a, b *api.ServiceRegistrationStub) int { return cmp.Compare(a.ServiceName, b.ServiceName) })
 	return all, nil
 }
 
 func (q ServiceQuery) String() string { return fmt.Sprintf("Nomad service %q", q.Name) }
 
 func (q ServiceQuery) request() (string, url.Values) {
-	params := url.Values{"region": {q.Region}}
-	if q.Count != 0 || q.Key != "" {
-		params.Set("choose", fmt.Sprintf("%d|%s", q.Count, q.Key))
-	}
-	return "/v1/service/" + q.Name, params
+	return "/v1/service/" + q.Name, url.Values{"region": {q.Region}, "choose": {q.Choose}}
 }
 
 func (q ServiceQuery) grant() string { return `capabilities = ["read-job"]` }
 
 // decode keeps Nomad's order: by ID, or by the choice.
 func (q ServiceQuery) decode(body []byte) (any, error) {
-	instances := []Service{}
+	instances := []*api.ServiceRegistration{}
 	if err := json.Unmarshal(body, &instances); err != nil {
 		return nil, err
 	}
@@ -153,7 +110,7 @@ func (q VariableQuery) grant() string {
 
 // decode gets no body where there is no such variable; that too is an answer, since nomadVarExists asks for it.
 func (q VariableQuery) decode(body []byte) (any, error) {
-	var v *Variable
+	var v *api.Variable
 	if body == nil {
 		return v, nil
 	}
@@ -161,20 +118,20 @@ func (q VariableQuery) decode(body []byte) (any, error) {
 	return v, err
 }
 
-func (q VariablesQuery) String() string {
-	return fmt.Sprintf("variables below %q in namespace %q", q.Prefix, q.Namespace)
+func (q variablesQuery) String() string {
+	return fmt.Sprintf("variables below %q in namespace %q", q.Path, q.Namespace)
 }
 
-func (q VariablesQuery) request() (string, url.Values) {
-	return "/v1/vars", url.Values{"prefix": {q.Prefix}, "namespace": {q.Namespace}, "region": {q.Region}}
+func (q variablesQuery) request() (string, url.Values) {
+	return "/v1/vars", url.Values{"prefix": {q.Path}, "namespace": {q.Namespace}, "region": {q.Region}}
 }
 
-func (q VariablesQuery) grant() string {
-	return fmt.Sprintf(`variables { path %q { capabilities = ["list"] } }`, strings.TrimRight(q.Prefix, "*")+"*")
+func (q variablesQuery) grant() string {
+	return fmt.Sprintf(`variables { path %q { capabilities = ["list"] } }`, strings.TrimRight(q.Path, "*")+"*")
 }
 
-func (q VariablesQuery) decode(body []byte) (any, error) {
-	metas := []VariableMeta{}
+func (q variablesQuery) decode(body []byte) (any, error) {
+	metas := []*api.VariableMetadata{}
 	err := json.Unmarshal(body, &metas)
 	return metas, err
 }

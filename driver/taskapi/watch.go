@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/api"
 )
 
 const (
@@ -127,38 +128,29 @@ func (r *Reading) Commit() {
 	}
 }
 
-// Services returns the services of the task's namespace, sorted by name. Like the other methods of a Reading it waits
-// for the first answer until ctx ends, retrying where that can help, and after that answers from memory.
-func (r *Reading) Services(ctx context.Context, q ServicesQuery) ([]ServiceSummary, error) {
-	return ask[[]ServiceSummary](ctx, r, q)
+// Services returns the services of the task's namespace in a region, or in its own, sorted by name. Like the other
+// methods of a Reading it waits for the first answer until ctx ends, retrying where that can help, and after that
+// answers from memory. The tags of an answer are sorted.
+func (r *Reading) Services(ctx context.Context, region string) ([]*api.ServiceRegistrationStub, error) {
+	return ask[[]*api.ServiceRegistrationStub](ctx, r, servicesQuery{region})
 }
 
-// Service returns the instances of one service; none is no error.
-func (r *Reading) Service(ctx context.Context, q ServiceQuery) ([]Service, error) {
-	return ask[[]Service](ctx, r, q)
+// Service returns the instances of one service in Nomad's order; none is no error.
+func (r *Reading) Service(ctx context.Context, q ServiceQuery) ([]*api.ServiceRegistration, error) {
+	return ask[[]*api.ServiceRegistration](ctx, r, q)
 }
 
-// Variable returns one variable. Where there is none the error is ErrNotFound, at once, and the Watch goes on looking
-// for it.
-func (r *Reading) Variable(ctx context.Context, q VariableQuery) (*Variable, error) {
+// Variable returns one variable. It is nil, at once, where there is none, and the Watch goes on looking for it.
+func (r *Reading) Variable(ctx context.Context, q VariableQuery) (*api.Variable, error) {
 	q.Path = strings.Trim(q.Path, " /")
-	if q.Namespace == "" {
-		q.Namespace = r.watch.api.namespace
-	}
-	v, err := ask[*Variable](ctx, r, q)
-	if err == nil && v == nil {
-		return nil, fmt.Errorf("%s %w: create it with: nomad var put -namespace %s %s <key>=<value>",
-			q, ErrNotFound, q.Namespace, q.Path)
-	}
-	return v, err
+	q.Namespace = cmp.Or(q.Namespace, r.watch.api.namespace)
+	return ask[*api.Variable](ctx, r, q)
 }
 
 // Variables returns the variables below a prefix, without their items, in the order of their paths; none is no error.
-func (r *Reading) Variables(ctx context.Context, q VariablesQuery) ([]VariableMeta, error) {
-	if q.Namespace == "" {
-		q.Namespace = r.watch.api.namespace
-	}
-	return ask[[]VariableMeta](ctx, r, q)
+func (r *Reading) Variables(ctx context.Context, q VariableQuery) ([]*api.VariableMetadata, error) {
+	q.Namespace = cmp.Or(q.Namespace, r.watch.api.namespace)
+	return ask[[]*api.VariableMetadata](ctx, r, variablesQuery(q))
 }
 
 func ask[A any](ctx context.Context, r *Reading, q question) (answer A, err error) {

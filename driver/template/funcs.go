@@ -115,12 +115,6 @@ func (x *execution) show(path string, s *Secret) *Secret {
 	c := *s
 	c.Data, _ = x.copyHidden(s.Data).(map[string]any)
 	c.Warnings = slices.Clone(s.Warnings)
-	if c.Auth != nil {
-		x.hide(c.Auth.ClientToken, c.Auth.Accessor)
-	}
-	if c.WrapInfo != nil {
-		x.hide(c.WrapInfo.Token, c.WrapInfo.WrappedAccessor)
-	}
 	x.secrets = append(x.secrets, readSecret{path, c.Data})
 	return &c
 }

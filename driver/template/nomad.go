@@ -1,7 +1,6 @@
 package template
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -9,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/nomad/api"
 )
 
 // The functions below take the arguments and return the types of
@@ -19,13 +19,15 @@ func (x *execution) nomadServices(args ...string) ([]*dependency.NomadServicesSn
 	if err != nil {
 		return nil, err
 	}
-	names, err := outside(x, func() ([]ServiceName, error) { return x.in.Source.Services(x.ctx, m["region"]) })
+	names, err := outside(x, func() ([]*api.ServiceRegistrationStub, error) {
+		return x.in.Source.Services(x.ctx, m["region"])
+	})
 	if err != nil {
 		return nil, &failed{err, strings.Join(args, "")}
 	}
 	list := make([]*dependency.NomadServicesSnippet, len(names))
 	for i, n := range names {
-		list[i] = &dependency.NomadServicesSnippet{Name: n.Name, Tags: slices.Sorted(slices.Values(n.Tags))}
+		list[i] = &dependency.NomadServicesSnippet{Name: n.ServiceName, Tags: slices.Sorted(slices.Values(n.Tags))}
 	}
 	slices.SortStableFunc(list, func(a, b *dependency.NomadServicesSnippet) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
@@ -55,7 +57,9 @@ func (x *execution) nomadService(args ...any) ([]*dependency.NomadService, error
 		return nil, err
 	}
 	query := ServiceQuery{Name: m["name"], Region: m["region"], Choose: choose}
-	found, err := outside(x, func() ([]Service, error) { return x.in.Source.Service(x.ctx, query) })
+	found, err := outside(x, func() ([]*api.ServiceRegistration, error) {
+		return x.in.Source.Service(x.ctx, query)
+	})
 	if err != nil {
 		return nil, &failed{err, name}
 	}
@@ -63,14 +67,14 @@ func (x *execution) nomadService(args ...any) ([]*dependency.NomadService, error
 }
 
 // instances converts the instances that carry tag, or all for an empty tag.
-func instances(found []Service, tag string) []*dependency.NomadService {
+func instances(found []*api.ServiceRegistration, tag string) []*dependency.NomadService {
 	list := make([]*dependency.NomadService, 0, len(found))
 	for _, s := range found {
 		if tag != "" && !slices.Contains(s.Tags, tag) {
 			continue
 		}
 		list = append(list, &dependency.NomadService{
-			ID: s.ID, Name: s.Name, Node: s.Node, Address: s.Address, Port: s.Port,
+			ID: s.ID, Name: s.ServiceName, Node: s.NodeID, Address: s.Address, Port: s.Port,
 			Datacenter: s.Datacenter, Tags: slices.Sorted(slices.Values(s.Tags)),
 			JobID: s.JobID, AllocID: s.AllocID,
 		})
@@ -92,11 +96,7 @@ func (x *execution) nomadVar(path string) (dependency.NomadVarItems, error) {
 	for _, item := range v.Items {
 		x.hide(item)
 	}
-	full, err := convert(dependency.NewNomadVariable, v)
-	if err != nil {
-		return nil, err
-	}
-	return full.Items, nil
+	return dependency.NewNomadVariable(v).Items, nil
 }
 
 func (x *execution) nomadVarExists(path string) (bool, error) {
@@ -107,7 +107,7 @@ func (x *execution) nomadVarExists(path string) (bool, error) {
 	return v != nil, err
 }
 
-func (x *execution) variable(path string) (*Variable, error) {
+func (x *execution) variable(path string) (*api.Variable, error) {
 	path = cleanPath(path)
 	if path == "" {
 		return nil, errors.New("the path is empty")
@@ -117,7 +117,7 @@ func (x *execution) variable(path string) (*Variable, error) {
 		return nil, err
 	}
 	query := VariableQuery{Path: m["path"], Namespace: m["namespace"], Region: m["region"]}
-	v, err := outside(x, func() (*Variable, error) { return x.in.Source.Variable(x.ctx, query) })
+	v, err := outside(x, func() (*api.Variable, error) { return x.in.Source.Variable(x.ctx, query) })
 	if err != nil {
 		return nil, &failed{err, path}
 	}
@@ -136,15 +136,15 @@ func (x *execution) nomadVarList(prefix ...string) ([]*dependency.NomadVarMeta, 
 		m["prefix"] = ""
 	}
 	query := VariableQuery{Path: m["prefix"], Namespace: m["namespace"], Region: m["region"]}
-	found, err := outside(x, func() ([]Variable, error) { return x.in.Source.Variables(x.ctx, query) })
+	found, err := outside(x, func() ([]*api.VariableMetadata, error) {
+		return x.in.Source.Variables(x.ctx, query)
+	})
 	if err != nil {
 		return nil, &failed{err, strings.Join(prefix, "")}
 	}
 	list := make([]*dependency.NomadVarMeta, len(found))
-	for i := range found {
-		if list[i], err = convert(dependency.NewNomadVarMeta, &found[i]); err != nil {
-			return nil, err
-		}
+	for i, meta := range found {
+		list[i] = dependency.NewNomadVarMeta(meta)
 	}
 	return list, nil
 }
@@ -173,20 +173,4 @@ func match(re *regexp.Regexp, s, form string) (map[string]string, error) {
 		m[name] = groups[i]
 	}
 	return m, nil
-}
-
-// convert makes one of consul-template's Nomad types with its own constructor.
-// The constructor's argument is a struct of nomad/api, which this package does
-// not import: its type is inferred, and it is filled through Nomad's JSON, whose
-// field names Variable has.
-func convert[A, B any](construct func(*A) B, v *Variable) (out B, err error) {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return out, fmt.Errorf("encode variable of Nomad: %w", err)
-	}
-	arg := new(A)
-	if err := json.Unmarshal(data, arg); err != nil {
-		return out, fmt.Errorf("decode variable of Nomad: %w", err)
-	}
-	return construct(arg), nil
 }

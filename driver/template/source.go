@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/url"
-	"time"
+
+	"github.com/hashicorp/consul-template/dependency"
+	"github.com/hashicorp/nomad/api"
 )
 
 // Source answers what templates ask of Vault and Nomad. A call blocks until it
@@ -29,19 +31,19 @@ type Source interface {
 
 	// Services answers {{ nomadServices }} with every service name of the
 	// task's namespace. An empty region is the task's own.
-	Services(ctx context.Context, region string) ([]ServiceName, error)
+	Services(ctx context.Context, region string) ([]*api.ServiceRegistrationStub, error)
 
 	// Service answers {{ nomadService }} with the instances of one service, in
 	// Nomad's order.
-	Service(ctx context.Context, q ServiceQuery) ([]Service, error)
+	Service(ctx context.Context, q ServiceQuery) ([]*api.ServiceRegistration, error)
 
 	// Variable answers {{ nomadVar }} and {{ nomadVarExists }}. A variable
 	// that does not exist is nil without an error.
-	Variable(ctx context.Context, q VariableQuery) (*Variable, error)
+	Variable(ctx context.Context, q VariableQuery) (*api.Variable, error)
 
 	// Variables answers {{ nomadVarList }} with the variables whose path
 	// begins with q.Path, without their items.
-	Variables(ctx context.Context, q VariableQuery) ([]Variable, error)
+	Variables(ctx context.Context, q VariableQuery) ([]*api.VariableMetadata, error)
 }
 
 // ErrAbsent is wrapped by the errors of nomadVar and nomadVarListSafe when
@@ -49,45 +51,9 @@ type Source interface {
 // caller should watch Nomad and execute again rather than give up.
 var ErrAbsent = errors.New("does not exist")
 
-// Secret is an answer of Vault as templates see it. Its fields are those of
-// consul-template's type of the same name, so that templates carry over.
-type Secret struct {
-	RequestID     string
-	LeaseID       string
-	LeaseDuration int // seconds
-	Renewable     bool
-
-	// Data is decoded JSON: maps, slices, strings, bools and json.Number.
-	Data map[string]any
-
-	Warnings []string
-	Auth     *SecretAuth     // set when the answer was a login
-	WrapInfo *SecretWrapInfo // set when the answer was wrapped
-}
-
-// SecretAuth is the token that came with a Secret.
-type SecretAuth struct {
-	ClientToken   string
-	Accessor      string
-	Policies      []string
-	Metadata      map[string]string
-	LeaseDuration int // seconds
-	Renewable     bool
-}
-
-// SecretWrapInfo is the wrapping token that stands for a Secret.
-type SecretWrapInfo struct {
-	Token           string
-	TTL             int // seconds
-	CreationTime    time.Time
-	WrappedAccessor string
-}
-
-// ServiceName is one entry of Nomad's /v1/services.
-type ServiceName struct {
-	Name string
-	Tags []string
-}
+// Secret is an answer of Vault as templates see it: consul-template's type, so that templates carry over. Its Data is
+// decoded JSON: maps, slices, strings, bools and json.Number.
+type Secret = dependency.Secret
 
 // ServiceQuery asks Nomad's /v1/service/:name. It is comparable, to serve as a
 // key.
@@ -97,34 +63,10 @@ type ServiceQuery struct {
 	Choose string // the API's parameter "choose", "<count>|<key>"; empty: every instance
 }
 
-// Service is one instance of a service registered in Nomad.
-type Service struct {
-	ID         string
-	Name       string
-	Node       string // the node's ID
-	Address    string
-	Port       int
-	Datacenter string
-	Tags       []string
-	JobID      string
-	AllocID    string
-}
-
 // VariableQuery names a Nomad variable, or the prefix of several. It is
 // comparable, to serve as a key.
 type VariableQuery struct {
 	Path      string
 	Namespace string // empty: the task's own; "*": all, in a list
 	Region    string // empty: the task's own
-}
-
-// Variable is a Nomad variable. Its field names are those of Nomad's API.
-type Variable struct {
-	Namespace   string
-	Path        string
-	CreateIndex uint64
-	ModifyIndex uint64
-	CreateTime  int64 // nanoseconds since 1970
-	ModifyTime  int64 // nanoseconds since 1970
-	Items       map[string]string
 }

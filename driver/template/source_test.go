@@ -6,12 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"reflect"
 	"strings"
-	"testing"
 
-	"github.com/hashicorp/consul-template/dependency"
-	"github.com/shoenig/test/must"
+	"github.com/hashicorp/nomad/api"
 )
 
 // errVault stands for an error of the vault package, which callers look for
@@ -23,8 +20,8 @@ func (e *errVault) Error() string { return fmt.Sprintf("read %q: permission deni
 // fakeSource answers from maps and writes down what it was asked.
 type fakeSource struct {
 	secrets   map[string]*Secret
-	services  []Service
-	variables map[string]*Variable
+	services  []*api.ServiceRegistration
+	variables map[string]*api.Variable
 	asked     []string
 }
 
@@ -63,17 +60,17 @@ func (f *fakeSource) List(_ context.Context, path string) ([]string, error) {
 	return []string{"b", "a", "c/"}, nil
 }
 
-func (f *fakeSource) Services(_ context.Context, region string) ([]ServiceName, error) {
+func (f *fakeSource) Services(_ context.Context, region string) ([]*api.ServiceRegistrationStub, error) {
 	f.ask("services %s", region)
-	return []ServiceName{{Name: "web", Tags: []string{"v2", "a"}}, {Name: "db"}}, nil
+	return []*api.ServiceRegistrationStub{{ServiceName: "web", Tags: []string{"v2", "a"}}, {ServiceName: "db"}}, nil
 }
 
-func (f *fakeSource) Service(_ context.Context, q ServiceQuery) ([]Service, error) {
+func (f *fakeSource) Service(_ context.Context, q ServiceQuery) ([]*api.ServiceRegistration, error) {
 	f.ask("service %+v", q)
 	return f.services, nil
 }
 
-func (f *fakeSource) Variable(_ context.Context, q VariableQuery) (*Variable, error) {
+func (f *fakeSource) Variable(_ context.Context, q VariableQuery) (*api.Variable, error) {
 	f.ask("variable %+v", q)
 	if q.Path == "broken" {
 		return nil, errors.New("read variable: 500")
@@ -81,12 +78,12 @@ func (f *fakeSource) Variable(_ context.Context, q VariableQuery) (*Variable, er
 	return f.variables[q.Path], nil
 }
 
-func (f *fakeSource) Variables(_ context.Context, q VariableQuery) ([]Variable, error) {
+func (f *fakeSource) Variables(_ context.Context, q VariableQuery) ([]*api.VariableMetadata, error) {
 	f.ask("variables %+v", q)
 	if q.Path == "none" {
 		return nil, nil
 	}
-	return []Variable{{Namespace: "default", Path: "a/b", ModifyIndex: 7, ModifyTime: 1}}, nil
+	return []*api.VariableMetadata{{Namespace: "default", Path: "a/b", ModifyIndex: 7, ModifyTime: 1}}, nil
 }
 
 // newSource is a source with one secret of each kind.
@@ -101,32 +98,17 @@ func newSource() *fakeSource {
 			"kv1/app": {Data: map[string]any{"user": "sam", "list": []any{"x-first", "x-second"}}},
 			"database/api": {LeaseID: "database/api/1", LeaseDuration: 20, Renewable: true, RequestID: "r1",
 				Data: map[string]any{"username": "v-api-1"}, Warnings: []string{"w"}},
-			"auth/login":  {Auth: &SecretAuth{ClientToken: "hvs.token", LeaseDuration: 60}},
+			"auth/login":  {Data: map[string]any{"token": "hvs.token"}, LeaseDuration: 60},
 			"kv1/written": nil,
 		},
-		services: []Service{
-			{Name: "web", Address: "10.0.0.1", Port: 80, Tags: []string{"v2", "blue"}, ID: "i1", Node: "n1", JobID: "j",
+		services: []*api.ServiceRegistration{
+			{ServiceName: "web", Address: "10.0.0.1", Port: 80, Tags: []string{"v2", "blue"}, ID: "i1", NodeID: "n1", JobID: "j",
 				AllocID: "a", Datacenter: "dc1"},
-			{Name: "web", Address: "10.0.0.2", Port: 81, Tags: []string{"green"}},
+			{ServiceName: "web", Address: "10.0.0.2", Port: 81, Tags: []string{"green"}},
 		},
-		variables: map[string]*Variable{
+		variables: map[string]*api.Variable{
 			"nomad/jobs/app": {Namespace: "default", Path: "nomad/jobs/app", CreateIndex: 4, ModifyIndex: 9,
 				Items: map[string]string{"user": "u1", "pass": "variable-secret"}},
 		},
-	}
-}
-
-func TestSecretHasTheFieldsTemplatesKnow(t *testing.T) {
-	for _, pair := range [][2]any{
-		{Secret{}, dependency.Secret{}},
-		{SecretAuth{}, dependency.SecretAuth{}},
-		{SecretWrapInfo{}, dependency.SecretWrapInfo{}},
-	} {
-		a, b := reflect.TypeOf(pair[0]), reflect.TypeOf(pair[1])
-		must.Eq(t, b.NumField(), a.NumField())
-		for i := range b.NumField() {
-			must.Eq(t, b.Field(i).Name, a.Field(i).Name)
-			must.Eq(t, b.Field(i).Type.Kind(), a.Field(i).Type.Kind())
-		}
 	}
 }
