@@ -174,7 +174,7 @@ func (n *nomad) watch(t *testing.T) (*Watch, *strings.Builder) {
 	w := Open(Options{
 		Dir: "/nowhere", Namespace: "ns",
 		Token:  func(context.Context) (string, error) { return "the-token", nil },
-		Logger: hclog.New(&hclog.LoggerOptions{Output: logged, Level: hclog.Debug}),
+		Logger: hclog.New(&hclog.LoggerOptions{Output: logged, Level: hclog.Debug}), Changed: make(chan struct{}, 1),
 	})
 	w.api.dial = n.dial
 	return w, logged

@@ -204,7 +204,7 @@ func TestARealSocket(t *testing.T) {
 			must.Eq(t, 1, port(t, r))
 			r.Commit()
 			n.set(askedDB, 0, dbJSON(2))
-			<-w.Changed()
+			<-w.changed
 			must.Eq(t, 2, port(t, w.Begin()))
 		})
 	}

@@ -33,8 +33,10 @@ type Options struct {
 	// have renewed it. "" asks without one. An error of it is in the chain of the Reading's error.
 	Token  func(context.Context) (string, error)
 	Logger hclog.Logger
-	// Changed is what the method Changed returns: one channel, with room for one, may serve a Watch and other sources of a
-	// task. Nil: the Watch makes its own.
+	// Changed has room for one, and may serve other sources of the task, too. It receives when an answer differs from what
+	// the committed Reading saw, or when a question that a Reading failed on has an answer now. Several changes may arrive
+	// as one, and one may be of before the latest Reading: another then sees nothing new. After a Reading that is not
+	// committed it is silent until the next change: trying again for other reasons is up to the caller.
 	Changed chan struct{}
 }
 
@@ -65,9 +67,6 @@ type follow struct {
 
 // Open returns a Watch that asks nothing yet. The caller closes it.
 func Open(o Options) *Watch {
-	if o.Changed == nil {
-		o.Changed = make(chan struct{}, 1)
-	}
 	w := &Watch{
 		api:     client{namespace: o.Namespace, token: o.Token, dial: dialer(o.Dir)},
 		log:     o.Logger,
@@ -85,12 +84,6 @@ func (w *Watch) Close() {
 	w.mu.Unlock()
 	w.running.Wait()
 }
-
-// Changed receives when an answer differs from what the committed Reading saw, or when a question that a Reading failed
-// on has an answer now. Several changes may arrive as one, and one may be of before the latest Reading: another then
-// sees nothing new. After a Reading that is not committed it is silent until the next change: trying again for other
-// reasons is up to the caller.
-func (w *Watch) Changed() <-chan struct{} { return w.changed }
 
 // A Reading is one consistent pass over the answers: the same question gets the same answer for as long as it lasts.
 // There is one at a time. Answers are shared and must not be modified.

@@ -67,7 +67,7 @@ func port(t *testing.T, r *Reading) int {
 func changed(w *Watch) bool {
 	synctest.Wait()
 	select {
-	case <-w.Changed():
+	case <-w.changed:
 		return true
 	default:
 		return false
