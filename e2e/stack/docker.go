@@ -4,16 +4,15 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -65,42 +64,14 @@ func dockerAnswers(ctx context.Context) bool {
 	return err == nil
 }
 
-// startDocker starts the engine where it is installed but does not run; s.docker then says that it is ours to stop.
-func (s *Stack) startDocker(ctx context.Context) error {
-	if dockerAnswers(ctx) {
-		return nil
+// pack returns the files of an image, or of a layer of one.
+func pack(files fs.FS) ([]byte, error) {
+	var packed bytes.Buffer
+	w := tar.NewWriter(&packed)
+	if err := errors.Join(w.AddFS(files), w.Close()); err != nil {
+		return nil, fmt.Errorf("pack image: %w", err)
 	}
-	dockerd, err := exec.LookPath("dockerd")
-	if err != nil {
-		return fmt.Errorf("start docker: %w", err)
-	}
-	engine := &Process{Name: "dockerd", LogFile: s.path("dockerd.log"), quit: syscall.SIGTERM}
-	if err := engine.launch(exec.Command(dockerd)); err != nil {
-		return err
-	}
-	s.docker = engine
-	return engine.await(ctx, func() error {
-		_, err := docker(ctx, http.MethodGet, "/info", nil)
-		return err
-	})
-}
-
-// importImages makes Image of the machine's busybox, and of that the one whose container holds a bridge network open,
-// unless the engine has them. Several stacks may run on one machine: each holds a shared lock while it needs the
-// images, and the last one to leave removes them.
-func (s *Stack) importImages(ctx context.Context) error {
-	lock, err := lockImage(syscall.LOCK_SH)
-	if err != nil {
-		return err
-	}
-	s.imageLock = lock
-	var root bytes.Buffer
-	w := tar.NewWriter(&root)
-	if err := errors.Join(w.AddFS(os.DirFS(s.path("root"))), w.Close()); err != nil {
-		return fmt.Errorf("pack image: %w", err)
-	}
-	return errors.Join(importImage(ctx, Image, root.Bytes()), importImage(ctx, pauseImage, root.Bytes(),
-		`CMD ["sleep", "infinity"]`))
+	return packed.Bytes(), nil
 }
 
 func importImage(ctx context.Context, image string, root []byte, changes ...string) error {
@@ -148,56 +119,6 @@ func removeImage(ctx context.Context, name string) error {
 	}
 	_, err = docker(ctx, http.MethodDelete, "/images/"+name+"?force=true", nil)
 	return err
-}
-
-// makeRoot makes the smallest root file system that runs a shell: busybox, a link for each of its applets, and two
-// users.
-func (s *Stack) makeRoot(ctx context.Context) error {
-	busybox, err := staticBusybox()
-	if err != nil {
-		return err
-	}
-	binary, err := os.ReadFile(busybox)
-	if err != nil {
-		return fmt.Errorf("make root file system: %w", err)
-	}
-	applets, err := exec.CommandContext(ctx, busybox, "--list").Output()
-	if err != nil {
-		return fmt.Errorf("list applets of busybox: %w", err)
-	}
-	root := s.path("root")
-	err = errors.Join(
-		os.MkdirAll(filepath.Join(root, "bin"), 0o755), os.MkdirAll(filepath.Join(root, "etc"), 0o755),
-		os.WriteFile(filepath.Join(root, "bin", "busybox"), binary, 0o755),
-		os.WriteFile(filepath.Join(root, "etc", "passwd"), []byte(passwd), 0o644))
-	for _, applet := range strings.Fields(string(applets)) {
-		if applet != "busybox" {
-			err = errors.Join(err, os.Symlink("busybox", filepath.Join(root, "bin", applet)))
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("make root file system: %w", err)
-	}
-	return nil
-}
-
-// passwd has the two users that jobs on Docker's own busybox image name most.
-const passwd = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n"
-
-// staticBusybox finds a busybox that runs without any library beside it.
-func staticBusybox() (string, error) {
-	found, _ := exec.LookPath("busybox")
-	for _, path := range slices.Compact([]string{"/bin/busybox", found}) {
-		f, err := elf.Open(path)
-		if err != nil {
-			continue
-		}
-		defer f.Close()
-		if !slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
-			return path, nil
-		}
-	}
-	return "", errors.New("find busybox: no static one on this machine (Debian's package busybox-static)")
 }
 
 // removeContainers removes every container of the agent whose folder is dir: those of its allocations, by the label

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -55,8 +56,7 @@ func proxied(t *testing.T, secure bool) (*Proxy, *http.Client) {
 	t.Helper()
 	vault := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {}))
 	t.Cleanup(vault.Close)
-	s := &Stack{Dir: t.TempDir(), Vault: &Vault{Addr: vault.URL}}
-	p, err := s.newProxy("p", secure)
+	p, err := newProxy(vault.URL, map[bool]string{true: filepath.Join(t.TempDir(), "ca.pem")}[secure])
 	must.NoError(t, err)
 	must.NoError(t, p.listen(false))
 	t.Cleanup(p.stop)

@@ -18,10 +18,6 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 )
 
-// allocDir is the folder of the allocations in the folder of the stack; its name is short for the sake of task sockets
-// in it.
-const allocDir = "a"
-
 // AppPath is where a task that mounts the host volume "app" at /opt/app finds the test application. A raw_exec task,
 // which mounts nothing, runs HostAppPath: Nomad puts the path on the host there.
 const (

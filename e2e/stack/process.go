@@ -185,6 +185,9 @@ func freePort() (int, error) {
 	return 0, errors.New("find free port: none of a hundred is free")
 }
 
+// mark is in the environment of every server of the stack in dir, and so of what those start.
+func mark(dir string) string { return "NOMAD_DRIVER_VAULT_STACK=" + dir }
+
 // clean is our environment without what would lead the servers elsewhere, and with the mark that sweep finds their
 // children by.
 func clean(dir string) []string {

@@ -2,7 +2,6 @@ package stack
 
 import (
 	"bytes"
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -193,39 +192,25 @@ func (p *Proxy) Met() (n int) {
 	return n
 }
 
-// startProxies starts a proxy for each name asked for. Their cluster is the default one, whose Vault runs already.
-func (s *Stack) startProxies(context.Context) error {
-	for name, secure := range s.options.Proxies {
-		p, err := s.newProxy(name, secure)
-		if err != nil {
-			return err
-		}
-		s.Proxies[name] = p
-		if err := p.listen(false); err != nil {
-			return err
-		}
-		s.options.Log("a proxy of Vault, %q, is on %s", name, p.Addr)
-	}
-	return nil
-}
-
-func (s *Stack) newProxy(name string, secure bool) (*Proxy, error) {
+// newProxy returns a proxy of the Vault at an address, which takes no connections yet. It speaks TLS if there is a file
+// for the certificate that it is trusted by.
+func newProxy(vault, ca string) (*Proxy, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
-	to, err := url.Parse(s.Vault.Addr)
+	to, err := url.Parse(vault)
 	if err != nil {
 		return nil, fmt.Errorf("parse address of Vault: %w", err)
 	}
 	quiet := log.New(io.Discard, "", 0)
 	p := &Proxy{Addr: fmt.Sprintf("http://127.0.0.1:%d", port), port: port, mended: make(chan struct{}),
 		vault: &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, ErrorLog: quiet}}
-	if !secure {
+	if ca == "" {
 		return p, nil
 	}
-	p.Addr, p.CA = fmt.Sprintf("https://127.0.0.1:%d", port), s.path("proxy-"+name+".pem")
-	p.certs, err = certificates(p.CA)
+	p.Addr, p.CA = fmt.Sprintf("https://127.0.0.1:%d", port), ca
+	p.certs, err = certificates(ca)
 	return p, err
 }
 

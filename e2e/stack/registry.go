@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -9,10 +8,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -35,20 +34,19 @@ type Registry struct {
 // registryLabel has the folder of the stack that an image was pulled for.
 const registryLabel = imageLabel + ".registry"
 
-// StartRegistry starts one; Close ends it. The image has the files of Image.
-func (s *Stack) StartRegistry(user, password string) (*Registry, error) {
+// newRegistry starts one whose image has the files of a folder, for the stack in dir.
+func newRegistry(dir string, files fs.FS, user, password string) (*Registry, error) {
 	r := &Registry{user: user, password: password, blobs: map[string][]byte{}, pulls: map[string]int{}}
-	var files bytes.Buffer
-	w := tar.NewWriter(&files)
-	if err := errors.Join(w.AddFS(os.DirFS(s.path("root"))), w.Close()); err != nil {
-		return nil, fmt.Errorf("pack image: %w", err)
+	packed, err := pack(files)
+	if err != nil {
+		return nil, err
 	}
 	var layer bytes.Buffer
 	z := gzip.NewWriter(&layer)
-	if _, err := z.Write(files.Bytes()); err != nil || z.Close() != nil {
+	if _, err := z.Write(packed); err != nil || z.Close() != nil {
 		return nil, errors.New("pack image: gzip")
 	}
-	if err := r.describe(s.Dir, digest(files.Bytes()), layer.Bytes()); err != nil {
+	if err := r.describe(dir, digest(packed), layer.Bytes()); err != nil {
 		return nil, err
 	}
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")

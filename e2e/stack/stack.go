@@ -144,14 +144,24 @@ func (s *Stack) makeDir(context.Context) error {
 // path is a file of the stack.
 func (s *Stack) path(name string) string { return filepath.Join(s.Dir, name) }
 
-// startEngine makes sure of Docker, where it is installed.
-func (s *Stack) startEngine(ctx context.Context) error {
-	if err := s.startDocker(ctx); err != nil {
-		s.options.Log("no Docker here: %v", err)
-		return nil
+// startProxies starts a proxy for each name asked for. Their cluster is the default one, whose Vault runs already.
+func (s *Stack) startProxies(context.Context) error {
+	for name, secure := range s.options.Proxies {
+		ca := ""
+		if secure {
+			ca = s.path("proxy-" + name + ".pem")
+		}
+		p, err := newProxy(s.Vault.Addr, ca)
+		if err != nil {
+			return err
+		}
+		s.Proxies[name] = p
+		if err := p.listen(false); err != nil {
+			return err
+		}
+		s.options.Log("a proxy of Vault, %q, is on %s", name, p.Addr)
 	}
-	s.Docker = true
-	return s.importImages(ctx)
+	return nil
 }
 
 // Close stops the jobs, then what Start has started, and removes every trace of it. It reports what did not go well,

@@ -22,6 +22,10 @@ import (
 // What a Nomad agent starts is made to outlive it: executors, containers, mounts, network namespaces. sweep removes
 // what belongs to one stack, and a guard, a child process of ours, sweeps when we die without a Close.
 
+// allocDir is the folder of the allocations in the folder of the stack; its name is short for the sake of task sockets
+// in it.
+const allocDir = "a"
+
 // guardVar names the folder that a process is the guard of.
 const guardVar = "NOMAD_DRIVER_VAULT_GUARD"
 
@@ -57,9 +61,6 @@ func startGuard(dir string) (io.Closer, error) {
 	}
 	return stdin, nil
 }
-
-// mark is in the environment of every server of the stack in dir, and so of what those start.
-func mark(dir string) string { return "NOMAD_DRIVER_VAULT_STACK=" + dir }
 
 // sweep ends what still runs for the stack in dir, and removes dir.
 func sweep(dir string) error {
