@@ -112,12 +112,18 @@ func compare(t testing.TB, s *stack.Stack, driver string, all []pairing) (differ
 		maps.Copy(both, h)
 		must.MapNotEmpty(t, both)
 		for _, what := range slices.Sorted(maps.Keys(both)) {
-			if n[what] != h[what] {
+			if n[what] != h[what] && !lost(n) && !lost(h) {
 				differences = append(differences, difference{p.name, what, n[what], h[what]})
 			}
 		}
 	}
 	return differences
+}
+
+// lost says whether the executor of Nomad's (1.11.3) ended before it had told how the task did, as it does now and then
+// under raw_exec, natively as well.
+func lost(found map[string]string) bool {
+	return strings.Contains(found["event Terminated 1"], "executor: error waiting on process")
 }
 
 // story is what became of a task: its end, and Nomad's events.
