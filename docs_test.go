@@ -91,7 +91,7 @@ func TestMigratedConfigIsAccepted(t *testing.T) {
 func TestDocsHaveEveryFlag(t *testing.T) {
 	text := page(t, "docs/setup-and-check.md") + page(t, "docs/operating.md")
 	row := regexp.MustCompile("(?m)^\\| `-([\\w-]+)` \\| (?:`(.*?)`)? ?\\|")
-	printed := regexp.MustCompile(`(?m)^  -([\w-]+)(?: \w+)?\n(?:.*\(default "?(.*?)"?\)$)?`)
+	printed := regexp.MustCompile(`(?m)^  -([\w-]+)(?: \w+)?[\n\t](?:.*\(default "?(.*?)"?\)$)?`)
 	for _, command := range commands() {
 		name := command.Name
 		t.Run(name, func(t *testing.T) {

@@ -47,7 +47,8 @@ var leaves = []string{"driver/identity", "driver/logpipe", "driver/sched", "driv
 // by hand stands beside the plugin and reads configuration with its code.
 func TestImportsPointOneWay(t *testing.T) {
 	allowed := map[string][]string{
-		"":         {"internal/sigpipe", "operator", "operator/check", "operator/setup", "operator/status", "plugin"},
+		"": {"internal/sigpipe", "operator", "operator/check", "operator/convert", "operator/setup", "operator/status",
+			"plugin"},
 		"operator": {"driver/config", "driver/vault", "plugin"},
 		// vault for the type of a cluster's configuration
 		"plugin": {"driver", "driver/config", "driver/status", "driver/vault", "plugin/wrapped"},
@@ -60,9 +61,10 @@ func TestImportsPointOneWay(t *testing.T) {
 			"driver/logpipe", "driver/sched", "driver/state", "driver/status", "driver/taskapi", "driver/template",
 			"driver/vault", "driver/vault/session", "internal/logtext"},
 
-		"operator/check":  {"driver/config", "driver/render", "driver/vault", "internal/logtext", "operator", "plugin"},
-		"operator/setup":  {"operator"},
-		"operator/status": {"driver/status", "internal/logtext", "operator"},
+		"operator/check":   {"driver/config", "driver/render", "driver/vault", "internal/logtext", "operator", "plugin"},
+		"operator/convert": {"driver/template", "operator"},
+		"operator/setup":   {"operator"},
+		"operator/status":  {"driver/status", "internal/logtext", "operator"},
 
 		"driver/config": {"driver/template", "driver/vault"}, // for Fields and Cluster
 		"driver/credentials": {"driver/config", "driver/identity", "driver/state", "driver/status", "driver/taskapi",

@@ -26,6 +26,7 @@ import (
 	_ "nomad-driver-vault/internal/sigpipe" // initialises before the executor does
 	"nomad-driver-vault/operator"
 	"nomad-driver-vault/operator/check"
+	"nomad-driver-vault/operator/convert"
 	"nomad-driver-vault/operator/setup"
 	"nomad-driver-vault/operator/status"
 	"nomad-driver-vault/plugin"
@@ -33,7 +34,7 @@ import (
 
 // commands returns the subcommands.
 func commands() []operator.Command {
-	return []operator.Command{setup.Command(), check.Command(publishedBy), status.Command()}
+	return []operator.Command{setup.Command(), check.Command(publishedBy), convert.Command(), status.Command()}
 }
 
 func main() {
@@ -84,7 +85,7 @@ func publishedBy(args []string) (wraps, name string, err error) {
 func help(w io.Writer) {
 	fmt.Fprint(w, "A Nomad task driver plugin, which an agent starts from its plugin_dir. A person runs:\n\n")
 	for _, c := range commands() {
-		fmt.Fprintf(w, "  nomad-driver-vault %-6s  %s; -h shows its flags\n", c.Name, c.Summary)
+		fmt.Fprintf(w, "  nomad-driver-vault %-7s  %s; -h shows its flags\n", c.Name, c.Summary)
 	}
 	fmt.Fprint(w, "\nFlags of the plugin, for the args of its block in the agent's configuration:\n\n")
 	flags := new(options).flags("")

@@ -1,0 +1,64 @@
+job "haproxy" {
+  group "haproxy" {
+    network {
+      mode = "bridge"
+      port "http" { to = 80 }
+    }
+
+    task "haproxy" {
+      driver = "vault-docker"
+
+      identity {
+        name = "vault"
+        aud  = ["vault.io"]
+        file = true
+        ttl  = "1h"
+      }
+
+      config {
+        image = "haproxy:3.0"
+        ports = ["http"]
+
+        vault {
+          env         = true
+          file        = true
+          change_mode = "restart"
+        }
+
+        # The certificate, of Vault's PKI engine.
+        template {
+          data        = <<EOH
+{{ with pkiCert "pki/issue/haproxy" "common_name=www.example.com" }}{{ .Cert }}{{ .Key }}{{ end }}
+EOH
+          destination = "secrets/www.pem"
+          change_mode = "script"
+
+          wait {
+            min = "2s"
+            max = "60s"
+          }
+
+          change_script {
+            command       = "/bin/sh"
+            args          = ["-c", "kill -USR2 1"]
+            timeout       = "20s"
+            fail_on_error = false
+          }
+        }
+      }
+    }
+
+    task "logs" {
+      driver = "vault-docker"
+
+      lifecycle {
+        hook    = "prestart"
+        sidecar = true
+      }
+
+      config {
+        image = "acme/log-shipper:1"
+      }
+    }
+  }
+}

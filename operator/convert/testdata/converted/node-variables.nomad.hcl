@@ -1,0 +1,42 @@
+job "agent" {
+  type = "system"
+  group "agent" {
+    task "agent" {
+      driver = "vault-docker"
+
+      identity {
+        name = "vault"
+        aud  = ["vault.io"]
+        file = true
+        ttl  = "1h"
+      }
+
+      config {
+        image = "acme/agent:4"
+        args  = ["-rack", "${meta.rack}", "-node", "${node.unique.name}"]
+
+        vault {
+          role        = "agent"
+          env         = true
+          file        = true
+          change_mode = "restart"
+        }
+
+        template {
+          data        = <<EOF
+datacenter: {{ env "node.datacenter" }}
+key: {{ with secret "kv/data/default/agent/config" }}{{ .Data.data.key }}{{ end }}
+EOF
+          destination = "secrets/agent.yml"
+        }
+      }
+      template {
+        data        = <<EOF
+rack: {{ env "meta.rack" }}
+kernel: {{ env "attr.kernel.name" }}
+EOF
+        destination = "local/node.yml"
+      }
+    }
+  }
+}

@@ -1,0 +1,3 @@
+{{ with secret "database/creds/from-file" }}
+DB_USER={{ .Data.username }}
+{{ end }}

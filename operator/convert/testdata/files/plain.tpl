@@ -1,0 +1,1 @@
+{{ with secret "kv/data/default/from-file/config" }}{{ .Data.data.a }}{{ end }}

@@ -1,0 +1,32 @@
+job "shared" {
+  group "shared" {
+    task "render" {
+      driver = "exec"
+      lifecycle {
+        hook = "prestart"
+      }
+      config {
+        command = "/bin/true"
+      }
+      vault {}
+      artifact {
+        source = "https://example.com/templates.tgz"
+      }
+      template {
+        source      = "../alloc/data/app.tpl"
+        destination = "../alloc/data/app.conf"
+      }
+      template {
+        data        = "{{ with secret \"kv/data/default/shared/tls\" }}{{ .Data.data.key }}{{ end }}"
+        destination = "${NOMAD_ALLOC_DIR}/data/key.pem"
+        perms       = "600"
+        uid         = 1000
+        gid         = 1000
+      }
+      template {
+        data        = "{{ with secret \"kv/data/default/shared/tls\" }}{{ .Data.data.ca }}{{ end }}"
+        destination = "local/../../shared/ca.pem"
+      }
+    }
+  }
+}

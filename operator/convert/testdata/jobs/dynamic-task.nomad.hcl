@@ -1,0 +1,22 @@
+job "tenants" {
+  dynamic "group" {
+    for_each = ["red", "blue"]
+    labels   = ["tenant-${group.value}"]
+    content {
+      task "api" {
+        driver = "docker"
+        config {
+          image = "acme/api:9"
+        }
+        vault {
+          role = "tenant-${group.value}"
+        }
+        template {
+          data        = "{{ with secret \"kv/data/tenants/${group.value}\" }}KEY={{ .Data.data.key }}{{ end }} # ${NOMAD_GROUP_NAME}"
+          destination = "secrets/key.env"
+          env         = true
+        }
+      }
+    }
+  }
+}

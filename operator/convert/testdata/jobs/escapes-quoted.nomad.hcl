@@ -1,0 +1,26 @@
+variable "port" {
+  default = 8080
+}
+
+locals {
+  upstream = "10.0.0.1"
+}
+
+job "nginx" {
+  group "nginx" {
+    task "nginx" {
+      driver = "docker"
+      config {
+        image   = "nginx:1.27"
+        volumes = ["secrets/nginx:/etc/nginx/conf.d"]
+      }
+      vault {
+        role = "nginx"
+      }
+      template {
+        data        = "listen ${var.port}; # ${local.upstream} $${host} ${NOMAD_ALLOC_ID}\n{{ with secret \"kv/data/default/nginx/config\" }}# {{ .Data.data.comment }}{{ end }}\n"
+        destination = "secrets/nginx/default.conf"
+      }
+    }
+  }
+}

@@ -1,0 +1,39 @@
+job "dsn" {
+  group "dsn" {
+    network {
+      port "http" {}
+    }
+    task "dsn" {
+      driver = "docker"
+      config {
+        image      = "acme/dsn:${NOMAD_META_tag}"
+        entrypoint = ["/dsn", "-url", "postgres://${DB_USER}:$${DB_PASS}@db/${NOMAD_JOB_NAME}", upper("${DB_USER}")]
+        labels {
+          user = DB_USER
+        }
+      }
+      service {
+        name = "dsn"
+        port = "http"
+        tags = ["user-${DB_USER}"]
+        provider = "nomad"
+      }
+      vault {}
+      template {
+        data        = <<EOF
+{{ with secret "database/creds/dsn" -}}
+DB_USER={{ .Data.username }}
+export DB_PASS="{{ .Data.password }}"
+{{- end }}
+EOF
+        destination = "secrets/db.env"
+        env         = true
+      }
+      template {
+        source      = "local/more.env.tpl"
+        destination = "secrets/more.env"
+        env         = true
+      }
+    }
+  }
+}
