@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -26,11 +25,9 @@ const MaxOutput = 16 << 20
 const (
 	// of all that functions return in one pass of a task's templates, and of what the next one may take
 	maxHeld  = 4 * MaxOutput
-	maxTurns = 1 << 20 // of all {{ range }} together
-	maxCalls = 1 << 16 // of {{ template }}
-	// maxDeep is how often templates may be called where one calls itself. It
-	// is much less, because an error that comes up from a range in each of them
-	// takes a time that grows with the square of their number.
+	maxTurns = 1 << 20 // of all {{ range }} and {{ template }} together
+	// maxDeep is how many templates may be within each other. An error that comes up from a range in each of them takes a
+	// time that grows with the square of their number.
 	maxDeep = 512
 	// maxNested bounds the actions with an end that are within each other: each takes a part of the stack, and so do the
 	// calls.
@@ -44,16 +41,15 @@ const (
 	countValue   = "countValue"   // of if, with and assignments
 	countMade    = "countMade"    // what a method has made of its arguments
 	countTurns   = "countTurns"   // {{ range value | countTurns }}
-	countCall    = "countCall"    // {{ template "name" value | countCall }}
-	countNothing = "countNothing" // {{ template "name" countNothing }}
+	countIn      = "countIn"      // {{ countIn }} begins each template
+	countOut     = "countOut"     // {{ countOut }} ends it
 )
 
 var (
 	errTooMuch   = fmt.Errorf("the result has more than the %d bytes allowed: split the template", MaxOutput)
 	errTooLarge  = fmt.Errorf("it takes more than the %d bytes that the templates of one task may: give it less", maxHeld)
-	errTooLong   = fmt.Errorf("more than %d turns of range in one template", maxTurns)
-	errTooMany   = fmt.Errorf("more than %d calls of templates in one template", maxCalls)
-	errTooDeep   = fmt.Errorf("more than %d calls of templates where one calls itself", maxDeep)
+	errTooLong   = fmt.Errorf("more than %d turns of range and calls of templates in one template", maxTurns)
+	errTooDeep   = fmt.Errorf("more than %d templates within each other: does one call itself?", maxDeep)
 	errTooNested = fmt.Errorf("more than %d actions within each other: split the template", maxNested)
 )
 
@@ -87,18 +83,18 @@ func bound(trees map[string]*parse.Tree) {
 				meter(n.Pipe, countValue)
 			case *parse.RangeNode:
 				meter(n.Pipe, countTurns)
-			case *parse.TemplateNode:
-				if n.Pipe != nil {
-					meter(n.Pipe, countCall)
-				} else {
-					n.Pipe = &parse.PipeNode{NodeType: parse.NodePipe, Pos: n.Pos, Line: n.Line}
-					meter(n.Pipe, countNothing)
-				}
 			case *parse.PipeNode:
 				countCommands(n)
 			}
 		})
+		tree.Root.Nodes = slices.Concat(call(tree.Root, countIn), tree.Root.Nodes, call(tree.Root, countOut))
 	}
+}
+
+// call is an action that prints nothing.
+func call(l *parse.ListNode, counter string) []parse.Node {
+	return []parse.Node{&parse.ActionNode{NodeType: parse.NodeAction, Pos: l.Pos,
+		Pipe: &parse.PipeNode{NodeType: parse.NodePipe, Pos: l.Pos, Cmds: []*parse.CommandNode{command(l.Pos, counter)}}}}
 }
 
 // meter adds a counter to the end of a pipeline.
@@ -109,27 +105,6 @@ func meter(p *parse.PipeNode, counter string) {
 func command(at parse.Pos, function string) *parse.CommandNode {
 	return &parse.CommandNode{NodeType: parse.NodeCommand, Pos: at,
 		Args: []parse.Node{parse.NewIdentifier(function).SetPos(at)}}
-}
-
-// recursive reports whether one of the templates calls itself, by way of others or not.
-func recursive(trees map[string]*parse.Tree) bool {
-	const entered, left = 1, 2
-	state := make(map[string]int)
-	var enter func(name string) bool
-	enter = func(name string) (found bool) {
-		if trees[name] == nil || state[name] != 0 {
-			return state[name] == entered
-		}
-		state[name] = entered
-		walk(trees[name].Root, func(node parse.Node) {
-			if n, ok := node.(*parse.TemplateNode); ok {
-				found = enter(n.Name) || found
-			}
-		})
-		state[name] = left
-		return found
-	}
-	return slices.ContainsFunc(slices.Collect(maps.Keys(trees)), enter)
 }
 
 // depth is how many actions with an end are within each other.
@@ -186,8 +161,8 @@ func (x *execution) counters() template.FuncMap {
 		countValue:   func(v reflect.Value) (reflect.Value, error) { return v, x.over() },
 		countMade:    func(v reflect.Value) (reflect.Value, error) { return v, x.hold(entry(nil) + size(v)) },
 		countTurns:   func(v reflect.Value) (reflect.Value, error) { return v, x.turn(v) },
-		countCall:    func(v reflect.Value) (reflect.Value, error) { return v, x.call() },
-		countNothing: func() (reflect.Value, error) { return reflect.Value{}, x.call() },
+		countIn:      func() (string, error) { return "", x.enter() },
+		countOut:     func() string { x.deep--; return "" },
 	}
 }
 
@@ -225,21 +200,22 @@ func (x *execution) turn(v reflect.Value) error {
 	default:
 		return &failed{err: errors.New("range can't iterate over this value")}
 	}
-	if x.turned += max(n, 0); x.turned > maxTurns {
+	return x.count(max(n, 0))
+}
+
+func (x *execution) count(turns int) error {
+	if x.turned += turns; x.turned > maxTurns {
 		return &failed{err: errTooLong}
 	}
 	return x.over()
 }
 
-func (x *execution) call() error {
-	x.called++
-	switch {
-	case x.called > maxCalls:
-		return &failed{err: errTooMany}
-	case x.recursive && x.called > maxDeep:
+// enter counts a template that begins.
+func (x *execution) enter() error {
+	if x.deep++; x.deep > maxDeep {
 		return &failed{err: errTooDeep}
 	}
-	return x.over()
+	return x.count(1)
 }
 
 func indirect(v reflect.Value) reflect.Value {

@@ -25,10 +25,10 @@ type execution struct {
 	ctx context.Context
 	in  Input
 
-	place          *place
-	turned, called int  // so far: turns of ranges, calls of templates
-	recursive      bool // a template calls itself
-	scratch        scratch
+	place   *place
+	turned  int // turns of ranges, and calls of templates, so far
+	deep    int // templates within each other
+	scratch scratch
 
 	secrets []readSecret
 	hidden  map[string]bool // values that no error may show

@@ -25,7 +25,7 @@ var (
 	failure = regexp.MustCompile(`(?s)^template: :(\d+):\d+: executing ".*?" at <(.*?)>: (?:error calling (\w+): )?(.*)$`)
 
 	// counter is what is not the author's own of a piece: see bound.go.
-	counter = regexp.MustCompile(` (?:\| )?count(?:Printed|Value|Made|Turns|Call|Nothing)\b`)
+	counter = regexp.MustCompile(` (?:\| )?count(?:Printed|Value|Made|Turns|In|Out)\b`)
 
 	missingKey = regexp.MustCompile(`^map has no entry for key "(.*)"$`)
 	nilField   = regexp.MustCompile(`^nil pointer evaluating interface \{\}\.(\w+)$`)

@@ -24,7 +24,6 @@ type Template struct {
 	spec      Spec
 	trees     map[string]*parse.Tree // by the names of {{ define }}, with counters
 	functions map[string]bool        // that are called in them
-	recursive bool                   // one of them calls itself
 }
 
 // Parse checks a template without executing it. The error names the template,
@@ -54,7 +53,7 @@ func Parse(s Spec) (*Template, error) {
 		return nil, err
 	}
 	bound(trees)
-	t.trees, t.recursive = trees, recursive(trees)
+	t.trees = trees
 	return t, nil
 }
 
@@ -147,7 +146,6 @@ func (t *Template) mistaken(x *execution, output []byte) error {
 
 // run executes the template as consul-template does (template/template.go, Execute).
 func (t *Template) run(x *execution) ([]byte, error) {
-	x.recursive = t.recursive
 	missing := "missingkey=zero"
 	if t.spec.ErrorOnMissingKey {
 		missing = "missingkey=error"

@@ -9,7 +9,9 @@ func walk(node parse.Node, visit func(parse.Node)) {
 	case *parse.ActionNode:
 		walk(n.Pipe, visit)
 	case *parse.TemplateNode:
-		walk(n.Pipe, visit)
+		if n.Pipe != nil {
+			walk(n.Pipe, visit)
+		}
 	case *parse.ChainNode:
 		walk(n.Node, visit)
 	case *parse.IfNode:
@@ -23,9 +25,7 @@ func walk(node parse.Node, visit func(parse.Node)) {
 			walkAll(n.Nodes, visit)
 		}
 	case *parse.PipeNode:
-		if n != nil {
-			walkAll(n.Cmds, visit)
-		}
+		walkAll(n.Cmds, visit)
 	case *parse.CommandNode:
 		walkAll(n.Args, visit)
 	}
