@@ -35,7 +35,7 @@ func removeEmpty(root *os.Root, path string) {
 	case err != nil:
 		return
 	case info.IsDir():
-		for _, name := range entryNames(root, path[1:]) {
+		for _, name := range entryNames(root, path[1:], -1) {
 			removeEmpty(root, filepath.Join(path, name))
 		}
 	case info.Mode()&os.ModeSymlink != 0:
@@ -49,13 +49,14 @@ func removeEmpty(root *os.Root, path string) {
 	_ = root.Remove(path[1:]) // fails where something is left in it
 }
 
-// entryNames returns the names of a directory's entries, none where something else has its name.
-func entryNames(root *os.Root, dir string) []string {
+// entryNames returns the names of most entries of a directory, of all where most is negative, and none where something
+// else has its name: a task can have made a pipe there.
+func entryNames(root *os.Root, dir string, most int) []string {
 	d, err := root.OpenFile(dir, unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil
 	}
 	defer d.Close()
-	all, _ := d.Readdirnames(-1)
+	all, _ := d.Readdirnames(most)
 	return all
 }

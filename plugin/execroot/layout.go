@@ -8,7 +8,6 @@ import (
 
 	"github.com/hashicorp/nomad/client/allocdir"
 	"github.com/hashicorp/nomad/plugins/drivers"
-	"golang.org/x/sys/unix"
 
 	"nomad-driver-vault/internal/inode"
 )
@@ -150,12 +149,7 @@ func (l *layout) needsPerEntryMounts(dir string) string {
 			return fmt.Sprintf("destination %q", claim)
 		}
 	}
-	d, err := l.root.OpenFile(dir[1:], unix.O_DIRECTORY|unix.O_NONBLOCK, 0) // a task can have made a pipe of that name
-	if err != nil {
-		return ""
-	}
-	defer d.Close()
-	if names, _ := d.Readdirnames(1); len(names) > 0 {
+	if len(entryNames(l.root, dir[1:], 1)) > 0 {
 		return fmt.Sprintf("what the job has in %q of its own directory", dir)
 	}
 	return ""
