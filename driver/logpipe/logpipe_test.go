@@ -15,15 +15,19 @@ import (
 	"nomad-driver-vault/driver/logpipe/logpipetest"
 )
 
-func TestLineThatThePipeHasNoRoomForIsDropped(t *testing.T) {
+// opened returns pipes that are open, the path of that for stdout, and the collector of stderr.
+func opened(t *testing.T) (p *Pipes, stdout string, collector *logpipetest.Collector) {
 	dir := t.TempDir()
 	stdout, stderr := logpipetest.FIFOs(t, dir)
 	out, err := logpipetest.Collect(t, stdout), logpipetest.Collect(t, stderr)
-	defer out.Close()
-	defer err.Close()
-	p := New("[x] ", dir, stdout, stderr)
+	p = New("[x] ", dir, stdout, stderr)
 	must.NoError(t, p.Open())
-	defer p.Close()
+	t.Cleanup(func() { p.Close(); err.Close(); out.Close() })
+	return p, stdout, err
+}
+
+func TestLineThatThePipeHasNoRoomForIsDropped(t *testing.T) {
+	p, _, err := opened(t)
 	for range 100 {
 		p.Say(strings.Repeat("long ", 1000)) // does not return if it waits
 	}
@@ -38,14 +42,7 @@ func TestLineThatThePipeHasNoRoomForIsDropped(t *testing.T) {
 }
 
 func TestCollectorThatReadsNoLongerIsFound(t *testing.T) {
-	dir := t.TempDir()
-	stdout, stderr := logpipetest.FIFOs(t, dir)
-	out, err := logpipetest.Collect(t, stdout), logpipetest.Collect(t, stderr)
-	defer out.Close()
-	defer err.Close()
-	p := New("[x] ", dir, stdout, stderr)
-	must.NoError(t, p.Open())
-	defer p.Close()
+	p, _, err := opened(t)
 	go func() {
 		for !strings.Contains(err.Read(), "two") {
 		}
@@ -145,23 +142,16 @@ func TestLogPipeIsAPipeOfTheAllocation(t *testing.T) {
 // A sibling task replaces the pipe, after it was looked up and before the process starts, by one that nobody reads. The
 // process still gets the first.
 func TestPipeThatWasLookedAtIsTheOneThatIsOpened(t *testing.T) {
-	dir := t.TempDir()
-	stdout, stderr := logpipetest.FIFOs(t, dir)
-	out, err := logpipetest.Collect(t, stdout), logpipetest.Collect(t, stderr)
-	defer out.Close()
-	defer err.Close()
-	p := New("[x] ", dir, stdout, stderr)
-	defer p.Close()
-	must.NoError(t, p.Open())
+	p, stdout, _ := opened(t)
 	looked, failed := os.Stat(stdout)
 	must.NoError(t, failed)
 	must.NoError(t, os.Rename(stdout, stdout+".away"))
 	must.NoError(t, unix.Mkfifo(stdout, 0o600))
 	given, _, failed := p.Paths()
 	must.NoError(t, failed)
-	opened, failed := os.Stat(given)
+	led, failed := os.Stat(given)
 	must.NoError(t, failed)
-	must.True(t, os.SameFile(looked, opened))
+	must.True(t, os.SameFile(looked, led))
 	must.NoError(t, p.Open(), must.Sprint("there is somebody who reads it"))
 }
 

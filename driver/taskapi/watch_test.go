@@ -48,6 +48,15 @@ func inBubble(t *testing.T, test func(t *testing.T, n *nomad, w *Watch)) {
 	})
 }
 
+// use has a generation in use that saw the variable with the value "one".
+func use(t *testing.T, n *nomad, w *Watch) {
+	t.Helper()
+	n.set(askedVariable, 0, variableJSON("one"))
+	r := w.Begin()
+	must.Eq(t, "one", value(t, r))
+	r.Commit()
+}
+
 func value(t *testing.T, r *Reading) string {
 	t.Helper()
 	v, err := r.Variable(t.Context(), variable)
@@ -102,16 +111,13 @@ func TestQuestionsOfATaskAreBounded(t *testing.T) {
 
 func TestAChangeIsSignalledAndRead(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *nomad, w *Watch) {
-		n.set(askedVariable, 0, variableJSON("one"))
-		r := w.Begin()
-		must.Eq(t, "one", value(t, r))
-		r.Commit()
+		use(t, n, w)
 		time.Sleep(time.Hour)
 		must.False(t, changed(w))
 
 		n.set(askedVariable, 0, variableJSON("two"))
 		must.True(t, changed(w))
-		r = w.Begin()
+		r := w.Begin()
 		must.Eq(t, "two", value(t, r))
 		r.Commit()
 		must.False(t, changed(w))
@@ -135,15 +141,12 @@ func TestTheSameAnswerThroughoutOneReading(t *testing.T) {
 
 func TestWhatTurnsBackDuringAReadingIsSignalledAtItsCommit(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *nomad, w *Watch) {
-		n.set(askedVariable, 0, variableJSON("one"))
-		r := w.Begin()
-		value(t, r)
-		r.Commit()
+		use(t, n, w)
 		time.Sleep(time.Minute)
 		n.set(askedVariable, 0, variableJSON("two"))
 		must.True(t, changed(w))
 
-		r = w.Begin()
+		r := w.Begin()
 		must.Eq(t, "two", value(t, r))
 		time.Sleep(time.Minute)
 		n.set(askedVariable, 0, variableJSON("one"))
@@ -253,16 +256,13 @@ func TestAnOutageKeepsTheAnswerAndEnds(t *testing.T) {
 		n := newNomad()
 		w, logged := n.watch(t)
 		defer w.Close()
-		n.set(askedVariable, 0, variableJSON("one"))
-		r := w.Begin()
-		must.Eq(t, "one", value(t, r))
-		r.Commit()
+		use(t, n, w)
 		before := len(n.requests(askedVariable))
 
 		n.edit(func() { n.down = true })
 		time.Sleep(10 * time.Hour)
 		must.False(t, changed(w))
-		r = w.Begin()
+		r := w.Begin()
 		must.Eq(t, "one", value(t, r))
 		r.Commit()
 
@@ -401,10 +401,7 @@ func TestAServerThatNeverAnswers(t *testing.T) {
 
 func TestWhatNoLongerDiffersIsNoChange(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *nomad, w *Watch) {
-		n.set(askedVariable, 0, variableJSON("one"))
-		r := w.Begin()
-		value(t, r)
-		r.Commit()
+		use(t, n, w)
 		time.Sleep(time.Minute)
 		n.set(askedVariable, 0, variableJSON("two"))
 		must.True(t, changed(w))
@@ -461,10 +458,7 @@ func TestAnAnswerThatAReadingWaitsForIsNoChange(t *testing.T) {
 
 func TestAfterAnOutageTheAnswerIsFetchedAtOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *nomad, w *Watch) {
-		n.set(askedVariable, 0, variableJSON("one"))
-		r := w.Begin()
-		value(t, r)
-		r.Commit()
+		use(t, n, w)
 		time.Sleep(time.Minute)
 		n.edit(func() { n.down = true })
 		time.Sleep(time.Minute)
@@ -517,10 +511,7 @@ func TestAServerThatAnswersAtOnceIsAskedOnceASecond(t *testing.T) {
 func TestAnIndexThatGoesBackwardsStartsAgain(t *testing.T) {
 	inBubble(t, func(t *testing.T, n *nomad, w *Watch) {
 		n.edit(func() { n.index = 5000 })
-		n.set(askedVariable, 0, variableJSON("one"))
-		r := w.Begin()
-		value(t, r)
-		r.Commit()
+		use(t, n, w)
 		time.Sleep(time.Minute)
 		n.edit(func() { n.index = 20 }) // restored from a snapshot
 		n.set(askedVariable, 0, variableJSON("two"))
