@@ -41,7 +41,7 @@ var flaws = map[string]flaw{
 	"an unknown cluster": {old: `role = "checked"`, new: `cluster = "east"`, says: []string{
 		`vault "default": cluster "east" is unknown: the operator has configured "default", "west"`}},
 	"no identity": {old: `(?s)identity {.*?}`, says: []string{
-		`the task has no identity "vault"`, `add to the task: identity { name = "vault" aud = ["vault.io"] file = true }`}},
+		`the task has no identity "vault"`, `add to the task:`}},
 	"an identity that the task does not get": {old: `file = true`,
 		says: []string{`add to the identity block: file = true`}},
 	"a policy without the path": {config: renders(`{{ with secret "kv/data/default/another/config" }}{{ end }}`, ""),
@@ -62,6 +62,14 @@ var flaws = map[string]flaw{
 	"a path of KV version 2 in version 1": {config: renders(`{{ with secret "checked-v1/data/config" }}{{ end }}`, ""),
 		says: []string{
 			`there is no secret at checked-v1/data/config`, `leave data/ out: the mount is KV version 1`}},
+	"a field where version 1 has it": {config: renders("\n"+`{{ with secret "kv/default/checked/config" }}{{ .Data.color }}{{ end }}`, ""),
+		says: []string{`line 2: "kv/default/checked/config" is KV version 2: its fields are under .Data.data`, `write .Data.data.color`}},
+	"a field where version 2 has it": {config: renders(`{{ with secret "checked-v1/config" }}{{ .Data.data.color }}{{ end }}`, ""),
+		says: []string{`"checked-v1/config" is not KV version 2: its fields are under .Data`, `write .Data.color`}},
+	"a variable that nobody sets": {config: renders("${HOMER}", ""), says: []string{
+		`There is no variable named "HOMER"`}},
+	"a variable of Nomad's without an identity": {config: renders(`{{ nomadVarExists "a" }}`, ""), says: []string{
+		`template "secrets/out" asks Nomad, whose task API wants the task's own token`, `add to the task:`}},
 	"a secret that nobody has written": {config: renders(`{{ with secret "kv/default/checked/none" }}{{ end }}`, ""),
 		says: []string{
 			`there is no secret at kv/data/default/checked/none`, `write it first, or correct the path`}},
@@ -239,6 +247,13 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 			must.StrNotContains(t, out, "allow")
 		}
 	})
+	t.Run("an agent's configuration alone", func(t *testing.T) {
+		out, code := operate(t, s, "", "check", agent)
+		must.Zero(t, code, must.Sprint(out))
+		must.StrContains(t, out, `ok       plugin "vault-exec": it is in plugin_dir`)
+		must.StrContains(t, out, `ok       cluster "west": `+s.Clusters["west"].Addr+` answers`)
+		must.StrNotContains(t, out, "problem")
+	})
 	t.Run("a Vault that is not the one of the plugin", func(t *testing.T) {
 		conf := filepath.Join(t.TempDir(), "agent.hcl")
 		text := fmt.Sprintf("plugin \"vault-exec\" {\n config {\n vault \"default\" {\n address = %q\n }\n }\n }\n",
@@ -266,6 +281,8 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 			out, code := operate(t, s, "", append([]string{"check"}, args...)...)
 			must.Zero(t, code, must.Sprint(out))
 			must.StrContains(t, out, "read database/creds/checked is allowed")
+			must.Eq(t, len(args) > 1, strings.Contains(out, `-login: auth/jwt-nomad took the identity "vault" of task "checked" in `+
+				`allocation `+alloc.ID+` for role "checked"; the token had the policies [checked default]`), must.Sprint(out))
 		}
 		must.NoError(t, s.Vault.API.Sys().PutPolicyWithContext(t.Context(), "checked",
 			`path "kv/*" { capabilities = ["read"] }`))

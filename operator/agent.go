@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/hashicorp/hcl"
 
@@ -17,6 +18,7 @@ import (
 type Agent struct {
 	Plugins []PluginBlock `hcl:"plugin"`
 	DataDir string        `hcl:"data_dir"`
+	Plugged string        `hcl:"plugin_dir"`
 	Client  struct {
 		Options  map[string]string `hcl:"options"`
 		AllocDir string            `hcl:"alloc_dir"`
@@ -30,12 +32,15 @@ type PluginBlock struct {
 	Config map[string]any `hcl:"config"`
 }
 
-// ReadAgent reads what an agent is started with: files, or folders of *.hcl files.
+// ReadAgent reads what an agent is started with: files in HCL or JSON, or folders of *.hcl and *.json files.
 func ReadAgent(paths []string) (all Agent, err error) {
 	for _, path := range paths {
 		files := []string{path}
 		if info, err := os.Stat(path); err == nil && info.IsDir() {
 			files, _ = filepath.Glob(filepath.Join(path, "*.hcl"))
+			inJSON, _ := filepath.Glob(filepath.Join(path, "*.json"))
+			files = append(files, inJSON...)
+			slices.Sort(files) // as the agent reads them
 		}
 		for _, file := range files {
 			text, err := os.ReadFile(filepath.Clean(file))
@@ -52,6 +57,14 @@ func ReadAgent(paths []string) (all Agent, err error) {
 
 // TaskDirs returns the directory that has those of tasks in it, or one above it. It is empty if the agent names none.
 func (a Agent) TaskDirs() string { return cmp.Or(a.Client.AllocDir, a.DataDir) }
+
+// PluginDir returns the directory of the agent's plugins, empty if the agent names none.
+func (a Agent) PluginDir() string {
+	if a.Plugged == "" && a.DataDir != "" {
+		return filepath.Join(a.DataDir, "plugins")
+	}
+	return a.Plugged
+}
 
 // PluginConfig returns the config of the plugin block with that name, nil if there is none.
 func (a Agent) PluginConfig(name string) map[string]any {

@@ -33,8 +33,9 @@ type output struct {
 type kind interface {
 	// prepare finds what is wrong in the block before Vault is asked. asks means that rendering it always asks Vault.
 	prepare(*Renderer) (render renderFunc, asks bool, err error)
-	// questions are what the block asks Vault, as far as its text and the task's environment tell.
-	questions(env map[string]string) ([]Question, error)
+	// questions are what the block asks Vault, as far as its text and the task's environment tell. asksNomad means that
+	// it asks for services or variables, too.
+	questions(env map[string]string) (all []Question, asksNomad bool, err error)
 }
 
 // renderFunc makes the bytes of each output of a block. None, without an error, means that there is nothing yet.

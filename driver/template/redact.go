@@ -154,11 +154,11 @@ func (x *execution) hint(why, piece string) string {
 	for _, s := range x.secrets {
 		fields, v2 := kv2(s.data)
 		if _, there := fields[key]; v2 && there {
-			return fmt.Sprintf(": %q is KV version 2: its fields are under .Data.data", s.path)
+			return ": " + wrongVersion(s.path, true)
 		}
 		_, there := s.data[key]
 		if !v2 && (there || key == "data") && strings.Contains(piece, ".Data.data") {
-			return fmt.Sprintf(": %q is not KV version 2: its fields are under .Data", s.path)
+			return ": " + wrongVersion(s.path, false)
 		}
 	}
 	return ""

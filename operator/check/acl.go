@@ -25,6 +25,11 @@ type rule struct {
 	capabilities []string
 }
 
+// written is what the older form of a rule, policy = "write", grants (Vault's vault/policy.go).
+var written = map[string][]string{"deny": {"deny"}, "read": {"read", "list"},
+	"write": {"create", "read", "update", "delete", "list"},
+	"sudo":  {"create", "read", "update", "delete", "list", "sudo"}}
+
 var placeholder = regexp.MustCompile(`{{\s*([^}\s]*)\s*}}`)
 
 // add reads a policy. known holds the values of placeholders.
@@ -32,6 +37,7 @@ func (a *acl) add(name, text string, known map[string]string) error {
 	var parsed struct {
 		Paths []struct {
 			Path         string   `hcl:",key"`
+			Policy       string   `hcl:"policy"`
 			Capabilities []string `hcl:"capabilities"`
 		} `hcl:"path"`
 	}
@@ -50,7 +56,8 @@ func (a *acl) add(name, text string, known map[string]string) error {
 			return value
 		})
 		if complete {
-			a.rules = append(a.rules, rule{strings.TrimPrefix(path, "/"), p.Capabilities})
+			a.rules = append(a.rules, rule{strings.TrimPrefix(path, "/"),
+				slices.Concat(p.Capabilities, written[p.Policy])})
 		}
 	}
 	return nil

@@ -30,6 +30,10 @@ func TestPoliciesAreReadAsVaultReadsThem(t *testing.T) {
 		"a list may be granted without its slash": {[]string{`path "kv/a" { capabilities = ["list"] }`},
 			[]string{"kv/a/"}, []string{"kv/b/"}, "list"},
 		"and of a list, what fits without it counts first": {[]string{`path "kv/*" { capabilities = ["read"] } path "kv/a/*" { capabilities = ["list"] }`}, []string{"kv/a/b/"}, []string{"kv/a/"}, "list"},
+		"in JSON": {[]string{`{"path": {"kv/a": {"capabilities": ["read"]}, "kv/b*": {"capabilities": ["list"]}}}`},
+			[]string{"kv/a"}, []string{"kv/b"}, "read"},
+		"in the form of before": {[]string{`path "kv/a" { policy = "read" } path "kv/b" { policy = "deny" } path "kv/c" { policy = "write" }`},
+			[]string{"kv/a", "kv/c"}, []string{"kv/b"}, "read"},
 		"names are put in, and what is not known is left out": {[]string{`path "kv/{{ identity.entity.name }}/*" { capabilities = ["read"] } path "kv/{{identity.entity.aliases.here.name}}/*" { capabilities = ["read"] }`},
 			[]string{"kv/api/x"}, []string{"kv//x", "kv/x"}, "read"},
 	} {

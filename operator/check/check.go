@@ -16,6 +16,7 @@ import (
 
 const about = `Says whether a job would get its secrets: whether its blocks are right, clients have the driver, Vault can
 be reached, has Nomad's keys and the role, the role admits the job, and its policies allow what the templates ask for.
+With -config alone it says whether an agent would start with that configuration and reach its Vaults.
 Nothing is changed, and no secret is read. Each finding is one line: ok, warning or problem, with what to do about it.
 The exit code is 1 when there are problems.
 
@@ -59,7 +60,7 @@ func parse(args []string, t operator.Terminal) (o options, err error) {
 	flags.StringVar(&o.alloc, "alloc", "", "ID of an allocation, or its beginning, in place of -job")
 	o.spec.AddFlags(flags)
 	flags.Func("config",
-		"agent configuration of a client, a file or a folder; may be repeated. Run check on that client then",
+		"agent configuration (HCL or JSON) of a client, a file or a folder; may be repeated. Run check on that client then",
 		operator.Repeated(&o.configs))
 	flags.StringVar(&o.cluster, "cluster", "default", "which cluster of the plugin's configuration VAULT_ADDR leads to")
 	flags.StringVar(&o.path, "path", "jwt-nomad",
@@ -71,8 +72,8 @@ func parse(args []string, t operator.Terminal) (o options, err error) {
 		return o, err
 	}
 	switch {
-	case (o.spec.File == "") == (o.alloc == ""):
-		return o, operator.Usagef("name a job: -job FILE or -alloc ID")
+	case o.spec.File != "" && o.alloc != "", o.spec.File == "" && o.alloc == "" && len(o.configs) == 0:
+		return o, operator.Usagef("name one: -job FILE or -alloc ID, or an agent's -config FILE alone")
 	case o.login && o.alloc == "":
 		return o, operator.Usagef("-login needs -alloc")
 	}
@@ -86,6 +87,10 @@ func (c *checker) check(ctx context.Context) error {
 	}
 	if err := c.readAgent(ctx); err != nil {
 		return err
+	}
+	if c.spec.File == "" && c.alloc == "" {
+		c.checkClusters(ctx)
+		return nil
 	}
 	if err := c.readJob(ctx); err != nil {
 		var wrong operator.UsageError

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/operator"
 	"nomad-driver-vault/plugin"
@@ -20,17 +21,93 @@ func (c *checker) readAgent(ctx context.Context) (err error) {
 	if c.agent, err = operator.ReadAgent(c.configs); err != nil {
 		return operator.UsageError{Err: err}
 	}
-	for _, d := range c.agent.Drivers(ctx, c.publisher) {
+	ours := c.agent.Drivers(ctx, c.publisher)
+	if len(ours) == 0 && len(c.configs) > 0 {
+		c.add(finding{Status: statusProblem, About: "plugin", Message: "no plugin block of -config is of this plugin",
+			Fix: "add to the agent's configuration:", Paste: pluginBlock})
+	}
+	for _, d := range ours {
 		about := fmt.Sprintf("plugin %q", d.Block.Name)
-		if d.Err != nil {
+		switch {
+		case d.Err != nil:
 			c.driverError(about, d.Err)
-		} else {
+		case len(d.Conf.Clusters) == 0: // hcl.Decode, which Nomad reads it with, loses objects of a single object in JSON
+			c.warn(about, `add vault "default" { address = ... } to its config, in JSON with each block as a list: `+
+				`"config": [{"vault": [{"default": [{"address": ...}]}]}]`, "the agent reads no vault block in it")
+		default:
 			c.ok(about, "its configuration is read")
 		}
+		c.checkInstalled(about, d)
+		c.checkFiles(about, d.Conf)
 		c.drivers[d.Name] = &taskDriver{name: d.Name, wraps: d.Wraps, conf: d.Conf, local: true, block: d.Block.Config}
 	}
 	c.checkTaskDirs(c.agent.TaskDirs())
 	return nil
+}
+
+const pluginBlock = `plugin "vault-exec" {
+  config {
+    vault "default" {
+      address = "https://vault.service.consul:8200"
+    }
+  }
+}`
+
+// checkInstalled says whether an agent finds the plugin by the name of its block.
+func (c *checker) checkInstalled(about string, d operator.Driver) {
+	dir := c.agent.PluginDir()
+	if dir == "" {
+		return
+	}
+	file := filepath.Join(dir, d.Block.Name)
+	self, err := os.Executable()
+	if err != nil {
+		return
+	}
+	info, err := os.Stat(file)
+	own, ownErr := os.Stat(self)
+	switch {
+	case err != nil:
+		c.problem(about, fmt.Sprintf("run ln -s %s %s", self, file), "the agent does not find it: %s", err)
+	case info.IsDir() || info.Mode()&0o111 == 0:
+		c.problem(about, "run chmod 0755 "+file, "the agent leaves %s out: it is not executable", file)
+	case ownErr == nil && !os.SameFile(info, own):
+		c.warn(about, "run "+file+" check if it is another version", "%s is another file than the one that checks", file)
+	default:
+		c.ok(about, "it is in plugin_dir")
+	}
+}
+
+// checkFiles looks at what the driver opens after the agent has accepted its configuration.
+func (c *checker) checkFiles(about string, conf config.Operator) {
+	if info, err := os.Stat(conf.StateDir); err == nil && !info.IsDir() {
+		c.problem(about, "name a directory, or leave it out", "state_dir %s is a file", conf.StateDir)
+	}
+	for _, cluster := range conf.Clusters {
+		if cluster.TokenFile == "" {
+			continue
+		}
+		text, err := os.ReadFile(cluster.TokenFile)
+		if err == nil && vault.TokenIn(text) == "" {
+			err = fmt.Errorf("%s holds none", cluster.TokenFile)
+		}
+		if err != nil {
+			c.problem(about, "put a token that is valid into it", "vault %q: read token_file: %s", cluster.Name, err)
+		}
+	}
+}
+
+// checkClusters says whether the clusters of the agent's drivers answer.
+func (c *checker) checkClusters(ctx context.Context) {
+	c.cluster = "" // VAULT_ADDR is none of theirs
+	for _, name := range slices.Sorted(maps.Keys(c.drivers)) {
+		for _, server := range c.drivers[name].conf.Clusters {
+			l := newLogin("", c.drivers[name], render.Use{Vault: config.Vault{Cluster: server.Name}, Server: server}, identity{})
+			if err := c.prepare(l); err == nil { // what is wrong there is a problem of the plugin's configuration already
+				c.checkReachable(ctx, l)
+			}
+		}
+	}
 }
 
 // driver returns the driver of a task as -config has it, or else as the clients publish it, or else by its name. It
@@ -109,21 +186,25 @@ func (c *checker) checkTaskDirs(dir string) {
 
 // checkChroot warns of exec tasks whose root Nomad makes.
 func (c *checker) checkChroot(about string, d *taskDriver) {
-	if d.wraps != "exec" {
-		return
-	}
-	on := c.clients.withChroot(d.name)
-	if d.local {
-		on = nil
-		if set, _ := d.block["filesystem"].(string); set == "chroot" || set == "" && d.name == "exec" {
-			on = []string{"this client"}
-		}
-	}
-	if len(on) > 0 {
+	if on := c.chroots(d); len(on) > 0 {
 		c.warn(about, `set filesystem = "bind" in the plugin's configuration`, "with filesystem = \"chroot\" on %s, "+
 			"tasks can write to files of the host that are linked into their root, and have the log collector write to any",
 			shorten(on))
 	}
+}
+
+// chroots are the clients on which Nomad makes the root of the driver's tasks, if that is exec.
+func (c *checker) chroots(d *taskDriver) []string {
+	set, _ := d.block["filesystem"].(string)
+	switch {
+	case d.wraps != "exec":
+		return nil
+	case !d.local:
+		return c.clients.withChroot(d.name)
+	case set == "chroot" || set == "" && d.name == "exec":
+		return []string{"this client"}
+	}
+	return nil
 }
 
 const danglingOff = `in the agent's plugin %q { config { } }: gc { dangling_containers { enabled = false } }`

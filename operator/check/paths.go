@@ -38,6 +38,7 @@ func (c *checker) checkPaths(ctx context.Context, l *login) {
 			continue
 		}
 		c.checkAllowed(l, q)
+		c.checkLookups(q)
 		if q.Request.Op == vault.Read && q.Engine == "kv" && !q.Request.Optional {
 			c.checkExists(ctx, l, q)
 		}
@@ -62,12 +63,45 @@ func (c *checker) locate(ctx context.Context, l *login) (found []located) {
 			c.problem(about, "enable one, or correct the path or the namespace",
 				"no secrets engine is mounted at %s", q.Request.Path)
 		case q.Request.Op == vault.List:
-			found = append(found, located{q, place, about, place.Path + "/"})
+			found = merge(found, located{q, place, about, place.Path + "/"})
 		default:
-			found = append(found, located{q, place, about, place.Path})
+			found = merge(found, located{q, place, about, place.Path})
 		}
 	}
 	return found
+}
+
+// merge adds a question to those before it. The same one of several blocks is one.
+func merge(all []located, q located) []located {
+	i := slices.IndexFunc(all, func(other located) bool {
+		return other.Request.Op == q.Request.Op && other.aclPath == q.aclPath
+	})
+	if i < 0 {
+		return append(all, q)
+	}
+	same := &all[i]
+	if !strings.Contains(same.about+",", " "+q.Block+",") {
+		same.about += ", " + q.Block
+	}
+	same.Request.Optional = same.Request.Optional && q.Request.Optional
+	same.Lookups = append(same.Lookups, q.Lookups...)
+	return all
+}
+
+// checkLookups finds fields that are named as the other version of KV has them.
+func (c *checker) checkLookups(q located) {
+	if q.Engine != "kv" || q.V2 && !strings.HasPrefix(q.Path, q.Mount+"data/") {
+		return
+	}
+	for _, l := range q.Lookups {
+		fields := append([]string{"", "Data", "data"}, l.Fields...)
+		if !q.V2 {
+			fields = append([]string{"", "Data"}, l.Fields[1:]...)
+		}
+		if wrong := l.Wrong(q.V2); wrong != "" {
+			c.problem(q.about, "write "+strings.Join(fields, "."), "line %d: %s", l.Line, wrong)
+		}
+	}
 }
 
 // isUnmounted reports that nothing is mounted at a path. It is false if the operator's token may not know.
@@ -100,7 +134,11 @@ func (c *checker) askAsTask(ctx context.Context, l *login, found []located) (fun
 	for _, q := range found {
 		paths = append(paths, q.aclPath)
 	}
-	granted, err := capabilities(ctx, l.client, l.role, l.Namespace, strings.TrimSpace(jwt.String()), paths)
+	auth, granted, err := capabilities(ctx, l.client, l.role, l.Namespace, strings.TrimSpace(jwt.String()), paths)
+	if err == nil {
+		c.ok(l.about, "-login: auth/%s took the identity %q of task %q in allocation %s for role %q; the token had the "+
+			"policies %v", l.path, l.Identity, l.task, c.running.ID, l.role, auth.Policies)
+	}
 	return func(path string, wanted []string) bool {
 		return slices.ContainsFunc(granted[path], func(have string) bool { return slices.Contains(wanted, have) })
 	}, err

@@ -46,12 +46,12 @@ func unsignedJWT() string {
 // capabilities logs in as a task does and returns what Vault lets that token do at each path. It revokes the token at
 // once.
 func capabilities(ctx context.Context, client *vault.Client, role, namespace, jwt string, paths []string) (
-	granted map[string][]string, err error) {
-	auth, err := client.Login(ctx, role, namespace, jwt)
-	if err != nil {
-		return nil, err
+	auth vault.Auth, granted map[string][]string, err error) {
+	if auth, err = client.Login(ctx, role, namespace, jwt); err != nil {
+		return auth, nil, err
 	}
 	as := client.As(auth, role, namespace)
 	defer func() { err = errors.Join(err, as.RevokeSelf(context.WithoutCancel(ctx))) }()
-	return as.Capabilities(ctx, "ask for capabilities", paths...)
+	granted, err = as.Capabilities(ctx, "ask for capabilities", paths...)
+	return auth, granted, err
 }

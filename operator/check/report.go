@@ -26,22 +26,29 @@ type finding struct {
 	Status  string `json:"status"`
 	About   string `json:"about"`
 	Message string `json:"message"`
-	Fix     string `json:"fix,omitempty"` // empty if there is nothing to do, or the message says it
+	Fix     string `json:"fix,omitempty"`   // empty if there is nothing to do, or the message says it
+	Paste   string `json:"paste,omitempty"` // what Fix says to add, as it is written in a jobspec
 }
 
-func (r *report) add(status, about, fix, format string, args ...any) {
+// add notes a finding, unless it is there already.
+func (r *report) add(f finding) {
 	line := func(text string) string { return logtext.Line(strings.Join(strings.Fields(text), " ")) }
-	r.findings = append(r.findings, finding{status, about, line(fmt.Sprintf(format, args...)), line(fix)})
+	f.Message, f.Fix = line(f.Message), line(f.Fix)
+	if !slices.Contains(r.findings, f) {
+		r.findings = append(r.findings, f)
+	}
 }
 
-func (r *report) ok(about, format string, args ...any) { r.add(statusOK, about, "", format, args...) }
+func (r *report) ok(about, format string, args ...any) {
+	r.add(finding{Status: statusOK, About: about, Message: fmt.Sprintf(format, args...)})
+}
 
 func (r *report) warn(about, fix, format string, args ...any) {
-	r.add(statusWarning, about, fix, format, args...)
+	r.add(finding{Status: statusWarning, About: about, Fix: fix, Message: fmt.Sprintf(format, args...)})
 }
 
 func (r *report) problem(about, fix, format string, args ...any) {
-	r.add(statusProblem, about, fix, format, args...)
+	r.add(finding{Status: statusProblem, About: about, Fix: fix, Message: fmt.Sprintf(format, args...)})
 }
 
 // driverError is a problem that the driver would have, too, in its words.
@@ -76,6 +83,10 @@ func (r *report) print(w io.Writer, asJSON bool) error {
 		line := fmt.Sprintf("%-7s  %s: %s", f.Status, f.About, f.Message)
 		if f.Fix != "" {
 			line += "; " + f.Fix
+		}
+		if f.Paste != "" {
+			line += "\n" + strings.TrimSpace(f.Paste)
+			line = strings.ReplaceAll(line, "\n", "\n         ")
 		}
 		if _, err := fmt.Fprintln(w, line); err != nil {
 			return err

@@ -5,17 +5,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/hashicorp/hcl/v2/hclwrite"
 	nomad "github.com/hashicorp/nomad/api"
-	"github.com/hashicorp/nomad/client/taskenv"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/zclconf/go-cty/cty"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/plugin"
 )
@@ -24,14 +24,15 @@ import (
 func (c *checker) checkTask(ctx context.Context, d *taskDriver, group *nomad.TaskGroup, task *nomad.Task) {
 	about := fmt.Sprintf("task %q", task.Name)
 	c.checkDriver(ctx, about, d)
-	uses, err := c.review(ctx, d, group, task)
+	asked, err := c.review(ctx, d, group, task)
 	if err != nil {
-		c.driverError(about, err)
+		c.refused(about, err)
 		return
 	}
 	c.ok(about, "its vault and template blocks are right")
 	c.checkDispatch(about, task)
-	for _, use := range uses {
+	c.checkBeside(about, task, asked)
+	for _, use := range asked.Vaults {
 		about := fmt.Sprintf("task %q, vault %q", task.Name, use.Name)
 		if differ := d.differ[use.Cluster]; differ != "" {
 			c.warn(about, "run check with -config on one client of each kind",
@@ -50,50 +51,47 @@ func (c *checker) checkTask(ctx context.Context, d *taskDriver, group *nomad.Tas
 	}
 }
 
+// refused is a problem for which no start would ask Vault.
+func (c *checker) refused(about string, err error) {
+	fix := ""
+	if strings.Contains(err.Error(), "Unknown variable") {
+		fix = "set it in the task's env, or write it as $NAME, without braces, for a shell in the task"
+	}
+	c.problem(about, fix, "%s", err)
+}
+
 // review reads the task's config block as a start does, and returns what it would ask of which Vault.
 func (c *checker) review(ctx context.Context, d *taskDriver, group *nomad.TaskGroup, task *nomad.Task) (
-	[]render.Use, error) {
-	env, vars, err := taskEnv(c.job, group, task)
+	asked render.Asked, err error) {
+	env, vars, err := c.taskEnv(d, group, task)
 	if err != nil {
-		return nil, err
+		return asked, err
 	}
 	conf, err := plugin.ReadTask(ctx, d.wraps, task.Config, vars)
 	if err != nil {
-		return nil, err
+		return asked, err
 	}
 	of := &drivers.TaskConfig{Name: task.Name, Namespace: *c.job.Namespace, User: task.User, Env: env}
-	return render.Review(d.conf, of, conf)
-}
-
-var reference = regexp.MustCompile(`\$\{\s*([A-Za-z_][\w.-]*)\s*\}`)
-
-// taskEnv is what a config block may refer to, as far as the job says it. What only a client knows stands for itself:
-// the value of node.class is "${node.class}".
-func taskEnv(job *nomad.Job, group *nomad.TaskGroup, task *nomad.Task) (
-	map[string]string, map[string]cty.Value, error) {
-	env := map[string]string{"NOMAD_JOB_ID": *job.ID, "NOMAD_NAMESPACE": *job.Namespace, "NOMAD_JOB_NAME": *job.Name,
-		"NOMAD_GROUP_NAME": *group.Name, "NOMAD_TASK_NAME": task.Name,
-		"NOMAD_TASK_DIR": "/local", "NOMAD_SECRETS_DIR": "/secrets", "NOMAD_ALLOC_DIR": "/alloc"}
-	for _, meta := range []map[string]string{job.Meta, group.Meta, task.Meta} {
-		for key, value := range meta {
-			env["NOMAD_META_"+key], env["NOMAD_META_"+strings.ToUpper(key)] = value, value
-		}
+	if d.local {
+		return render.Review(d.conf, of, conf)
 	}
-	maps.Copy(env, task.Env)
-	text, err := json.Marshal(task.Config)
+	name, _, _ := strings.Cut(of.User, ":")
+	if _, _, err := config.LookupUser(name); err != nil { // the client may know it
+		of.User = ""
+	}
+	if asked, err = render.Review(d.conf, of, conf); err != nil {
+		return asked, err
+	}
+	byDefault, err := plugin.ReadConfig(ctx, d.wraps, d.name, nil)
+	byDefault.Clusters, byDefault.Allow = d.conf.Clusters, d.conf.Allow
+	if err == nil {
+		_, err = render.Review(byDefault, of, conf)
+	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("encode config: %w", err)
+		c.warn(fmt.Sprintf("task %q", task.Name), "run check with -config on a client",
+			"unless the clients' configuration of the plugin allows it: %s", err)
 	}
-	node := map[string]string{"node.unique.id": "${node.unique.id}"} // AllValues wants one
-	for _, found := range reference.FindAllStringSubmatch(string(text), -1) {
-		if name := found[1]; strings.Contains(name, ".") {
-			node[name] = "${" + name + "}"
-		} else if _, known := env[name]; !known {
-			env[name] = "${" + name + "}"
-		}
-	}
-	vars, _, err := taskenv.NewTaskEnv(env, env, nil, node, nil, "", "").AllValues()
-	return env, vars, err
+	return asked, nil
 }
 
 var metaReference = regexp.MustCompile(`\$\{[^}]*\b(NOMAD_META_\w+)`)
@@ -131,8 +129,13 @@ func (c *checker) checkIdentity(about string, task *nomad.Task, use render.Use) 
 		return nil
 	}
 	if i < 0 {
-		c.problem(about, "add to the task: "+use.IdentityBlock, "the task has no identity %q", use.Identity)
+		c.add(finding{Status: statusProblem, About: about, Message: fmt.Sprintf("the task has no identity %q", use.Identity),
+			Fix: "add to the task:", Paste: identityBlock(use.Vault)})
 		return nil
+	}
+	if task.Vault != nil && len(task.Templates) == 0 {
+		c.warn(fmt.Sprintf("task %q", task.Name), "remove it: the vault block of config is enough",
+			"for its vault block outside of config Nomad makes another token, which nothing uses")
 	}
 	identity := task.Identities[i]
 	switch {
@@ -148,6 +151,20 @@ func (c *checker) checkIdentity(about string, task *nomad.Task, use render.Use) 
 		c.ok(about, "the task has its identity %q", identity.Name)
 	}
 	return identity
+}
+
+// identityBlock returns the identity block that a vault block wants, for a jobspec.
+func identityBlock(v config.Vault) string {
+	file := hclwrite.NewEmptyFile()
+	body := file.Body().AppendNewBlock("identity", nil).Body()
+	body.SetAttributeValue("name", cty.StringVal(v.Identity))
+	body.SetAttributeValue("aud", cty.TupleVal([]cty.Value{cty.StringVal("vault.io")}))
+	body.SetAttributeValue("file", cty.True)
+	if v.IdentityFile != "" {
+		body.SetAttributeValue("filepath", cty.StringVal(v.IdentityFile))
+	}
+	body.SetAttributeValue("ttl", cty.StringVal("1h"))
+	return string(file.Bytes())
 }
 
 // identityOf returns the claims that the task's identity will have, as far as the job decides them

@@ -136,7 +136,7 @@ func reviewTask(t *testing.T, wraps string, task *nomad.Task) error {
 		MinPollInterval: time.Second}
 	uses, err := render.Review(op, &drivers.TaskConfig{Name: task.Name, Namespace: "default",
 		Env: map[string]string{}}, conf)
-	for _, use := range uses {
+	for _, use := range uses.Vaults {
 		named := func(i *nomad.WorkloadIdentity) bool { return i.Name == use.Vault.Identity }
 		if !slices.ContainsFunc(task.Identities, named) && task.Vault == nil {
 			err = errors.Join(err, fmt.Errorf("task %q has no identity %q", task.Name, use.Vault.Identity))
