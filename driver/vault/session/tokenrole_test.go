@@ -4,8 +4,6 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -179,35 +177,6 @@ func TestLostAnswersAboutTheOwnTokenAreAskedForAgain(t *testing.T) {
 	})
 }
 
-func TestNobodyIsAskedBeforeTheClientServes(t *testing.T) {
-	mint(t, func(m *minting) {
-		time.Sleep(time.Minute)
-		before := m.Calls("")
-		m.reach(nil)
-		time.Sleep(2 * time.Minute)
-		must.Eq(m, before, m.Calls(""))
-		must.StrContains(m, m.client.Status(), "not looked up yet")
-	})
-}
-
-// One node asks little: the token is looked after, and not watched.
-func TestOwnTokenIsLookedAtSparingly(t *testing.T) {
-	mint(t, func(m *minting) {
-		time.Sleep(24 * time.Hour)
-		must.Between(m, 24, m.Calls("PUT auth/token/renew-self"), 30)
-		must.Eq(m, tokenrole.Ready, m.client.Status())
-	})
-}
-
-func TestOwnTokenThatIsBriefIsRenewedInTime(t *testing.T) {
-	mint(t, func(m *minting) {
-		m.put(m.MakeOwn(10 * time.Minute))
-		time.Sleep(12 * time.Hour)
-		must.True(m, m.Lives(m.own))
-		must.Between(m, 100, m.Calls("PUT auth/token/renew-self"), 160)
-	})
-}
-
 func TestOwnTokenIsFollowedWhenItIsReplaced(t *testing.T) {
 	mint(t, func(m *minting) {
 		s, old := m.open(), m.own
@@ -224,124 +193,6 @@ func TestOwnTokenIsFollowedWhenItIsReplaced(t *testing.T) {
 		must.Eq(m, tokenrole.Ready, m.client.Status(), must.Sprint("the token that is known is good"))
 	})
 }
-
-func TestTokenFileThatIsNoSafePlace(t *testing.T) {
-	for sentence, c := range map[string]struct {
-		make func(name string) error
-		says string
-	}{
-		"missing": {func(string) error { return nil }, "no such file"},
-		"empty":   {func(name string) error { return os.WriteFile(name, []byte("\n"), 0o600) }, "holds no token"},
-		"for others": {func(name string) error { return os.WriteFile(name, []byte("hvs.x"), 0o644) },
-			"has mode 0644, which lets others in: chmod it to 0600"},
-		"of another user": {func(name string) error { return chowned(name) }, "belongs to user 65534"},
-		"a link":          {func(name string) error { return os.Symlink("/etc/hostname", name) }, "symbolic link"},
-		"a pipe":          {func(name string) error { return syscall.Mkfifo(name, 0o600) }, "not a regular file"},
-		"a folder":        {func(name string) error { return os.Mkdir(name, 0o700) }, "not a regular file"},
-		"of two words": {func(name string) error { return os.WriteFile(name, []byte("hvs.a hvs.b"), 0o600) },
-			"holds no token"},
-		"a binary": {func(name string) error { return os.WriteFile(name, []byte("hvs.\x00"), 0o600) },
-			"holds no token"},
-		"readable by group": {nil, ""},
-	} {
-		t.Run(sentence, func(t *testing.T) {
-			mint(t, func(m *minting) {
-				if c.make == nil {
-					must.NoError(m, os.Chmod(m.file, 0o640))
-					m.end(m.open())
-					return
-				}
-				time.Sleep(time.Minute) // until the client before is content
-				must.NoError(m, os.Remove(m.file))
-				must.NoError(m, c.make(m.file))
-				m.reach(nil)
-				m.client.Serve(func() {})
-				before := m.Calls("")
-				err := m.refused()
-				must.ErrorIs(m, err, vault.ErrInvalid)
-				must.StrContains(m, err.Error(), `read token_file of vault "default"`)
-				must.StrContains(m, err.Error(), c.says)
-				must.StrContains(m, m.client.Status(), c.says)
-				must.Eq(m, before, m.Calls(""))
-				must.NoError(m, os.RemoveAll(m.file))
-				m.put(m.own)
-				time.Sleep(time.Second) // a verdict holds that long
-				m.end(m.open())
-			})
-		})
-	}
-}
-
-func chowned(name string) error {
-	if err := os.WriteFile(name, []byte("hvs.x"), 0o600); err != nil {
-		return err
-	}
-	return os.Chown(name, 65534, -1)
-}
-
-// A role or token that does not work is told by its reason at once, and works as soon as it is mended.
-func TestTokenRoleThatDoesNotWork(t *testing.T) {
-	for sentence, c := range map[string]struct {
-		breaks, mends func(*minting)
-		class         error
-		says          string
-	}{
-		"no such role": {
-			func(m *minting) { m.RemoveTokenRole("nomad") }, nil, vault.ErrNotFound, `check token role "nomad": not found in Vault: there is no such role`},
-		"without a period": {
-			func(m *minting) { m.SetTokenRole("nomad", vaulttest.TokenRole{}) }, nil, vault.ErrInvalid, "token_period is 0"},
-		"with an explicit maximum": {
-			func(m *minting) {
-				m.SetTokenRole("nomad", vaulttest.TokenRole{Period: time.Hour, ExplicitMax: 24 * time.Hour})
-			}, nil, vault.ErrInvalid, "token_explicit_max_ttl is set"},
-		"not renewable": {
-			func(m *minting) {
-				m.SetTokenRole("nomad", vaulttest.TokenRole{Period: time.Hour,
-					Fixed: true})
-			}, nil, vault.ErrInvalid, "renewable is false"},
-		"a token that Vault does not know": {
-			func(m *minting) { m.RevokeToken(m.own) }, func(m *minting) { m.put(m.MakeOwn(ownPeriod)) }, vault.ErrDenied,
-			`look up the cluster's own token: denied by Vault: permission denied; invalid token (403); put a token that is valid into token_file`},
-		"a policy that the role does not allow": {
-			func(m *minting) {
-				m.SetTokenRole("nomad", vaulttest.TokenRole{Period: time.Hour, Disallowed: []string{"api"}})
-			}, nil, vault.ErrInvalid,
-			`make a token by token role "nomad" of vault "default": refused by Vault: token policy "api" is disallowed by this role (400); correct policies`},
-	} {
-		t.Run(sentence, func(t *testing.T) {
-			for when, looked := range map[string]time.Duration{"from the first": 0, "later": 20 * time.Minute} {
-				t.Run(when, func(t *testing.T) {
-					mint(t, func(m *minting) {
-						time.Sleep(looked)
-						c.breaks(m)
-						if looked > 0 && sentence != "a token that Vault does not know" &&
-							sentence != "a policy that the role does not allow" {
-							time.Sleep(vaultLook) // a role is looked at now and then
-						}
-						began := time.Now()
-						err := m.refused()
-						must.ErrorIs(m, err, c.class)
-						must.StrContains(m, err.Error(), c.says)
-						must.Less(m, 5*time.Second, time.Since(began), must.Sprint("waiting does not help"))
-						if c.class != vault.ErrInvalid || !strings.Contains(c.says, "disallowed") {
-							must.StrContains(m, m.client.Status(), c.says)
-						}
-						if c.mends == nil {
-							m.SetTokenRole("nomad", vaulttest.TokenRole{Period: time.Hour})
-						} else {
-							c.mends(m)
-						}
-						time.Sleep(time.Second)
-						m.end(m.open())
-						must.Eq(m, tokenrole.Ready, m.client.Status())
-					})
-				})
-			}
-		})
-	}
-}
-
-const vaultLook = time.Hour
 
 // An outage is none of the token's: who starts waits, who runs goes on, and the status stays.
 func TestOutageOfAClusterWithTokenRoles(t *testing.T) {
@@ -398,16 +249,5 @@ func TestTaskRunsOnWithoutTheClustersOwnToken(t *testing.T) {
 		must.True(m, changed(s))
 		m.generation(s, 0, creds)
 		m.end(s)
-	})
-}
-
-func TestOwnTokenThatAProxyTellsNothingOf(t *testing.T) {
-	mint(t, func(m *minting) {
-		m.Break(vaulttest.Fault{Match: "GET auth/token/lookup-self", Body: "{}"})
-		m.reach(nil)
-		m.client.Serve(func() {})
-		time.Sleep(time.Minute)
-		must.StrContains(m, m.client.Status(),
-			"look up the cluster's own token: Vault unavailable: the answer tells of no token")
 	})
 }
