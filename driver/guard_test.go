@@ -28,8 +28,9 @@ func TestPanicEndsOneTask(t *testing.T) {
 		"in the task's own goroutine": func(r *run) {
 			tk, _ := r.task(r.cfg.ID)
 			reply := make(chan error)
-			close(reply) // on which nobody can send
-			tk.signals <- signalRequest{"SIGHUP", reply}
+			close(reply)                        // on which nobody can send
+			r.inner.failing("stop", errWrapped) // which is an answer, and no end
+			tk.stops <- stopRequest{0, "", reply}
 		},
 	} {
 		t.Run(where, func(t *testing.T) {

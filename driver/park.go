@@ -155,12 +155,19 @@ func (p *parking) takeOver(l *parkedRun) {
 // sweep ends the processes that an earlier start may have left, so that a task never has two. The agent asks the next
 // plugin process for the same start again when it got no answer, and a process's handle can be lost with the plugin.
 func (p *parking) sweep(l *parkedRun) error {
-	inner, can := p.inner.(Sweeper)
-	if !(l.old || l.record.Launching) || !can {
+	if !l.old && !l.record.Launching {
 		return nil
 	}
-	if err := inner.Sweep(taskOf(l.record)); err != nil {
+	if err := p.kill(taskOf(l.record)); err != nil {
 		return fmt.Errorf("end what an earlier start has left: %w", err)
+	}
+	return nil
+}
+
+// kill ends the processes of a task where the wrapped driver can find them.
+func (p *parking) kill(cfg *drivers.TaskConfig) error {
+	if inner, can := p.inner.(Sweeper); can {
+		return inner.Sweep(cfg)
 	}
 	return nil
 }

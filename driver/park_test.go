@@ -95,7 +95,7 @@ func TestStopCanBeAskedAtAnyTime(t *testing.T) {
 		"while Vault is away": {config: several(""), busy: func(h *host) { h.Down(true) }, within: 0},
 		"while a script runs": {config: scriptly, busy: func(h *host) { h.inner.slow("exec", 30*time.Minute) },
 			within: 0},
-		"while the old process ends": {config: several(""), busy: func(h *host) { h.inner.slow("stop", time.Minute) },
+		"while the old process ends": {config: several(""), busy: func(h *host) { h.inner.slow("stop", stopGrace) },
 			within: time.Minute},
 		"while the new process starts": {config: several(""), busy: func(h *host) { h.inner.slow("start", time.Minute) },
 			within: time.Minute, starts: 2},
@@ -139,7 +139,7 @@ func TestStopThatFailsLeavesTheTaskAsItWas(t *testing.T) {
 				h.write("blue")
 				after(noticed)
 				must.True(t, h.StopTask(r.cfg.ID, 0, "") == errWrapped)
-				after(time.Hour)
+				after(stopTries / 2)
 				must.Eq(t, "blue", h.file("local/0"))
 				must.Len(t, 1, h.events(), must.Sprint("what was begun is ended"))
 				h.write("red")

@@ -35,6 +35,8 @@ func (t *task) stop(timeout time.Duration, signal string) error {
 			}
 		case <-t.done: // it has ended in the middle of that
 			return nil
+		case <-t.d.ctx.Done():
+			return errPluginEnds
 		}
 	case <-t.done:
 		return nil
@@ -59,6 +61,8 @@ func (t *task) signal(name string) error {
 			return err
 		case <-t.done:
 			return fmt.Errorf("send %s: the task has ended", name)
+		case <-t.d.ctx.Done():
+			return errPluginEnds
 		}
 	case <-t.done:
 		return fmt.Errorf("send %s: the task has ended", name)

@@ -184,6 +184,8 @@ func (t *task) runActions(rest []render.Action, so progress) stateFunc {
 			return t.ended(result)
 		case request := <-t.stops:
 			return t.stopping(request, telling)
+		case <-t.stopBy:
+			return t.forsake
 		case request := <-t.signals:
 			t.forward(request)
 			return telling
@@ -325,11 +327,7 @@ func (t *task) waitForLogReader(err error) stateFunc {
 // it but the restart: Nomad's own stop comes with its own timeout, and a signal goes to the process that is there.
 func (t *task) halt() stateFunc {
 	over := make(chan error, 1)
-	go func() {
-		over <- t.guard("stopping the process", func() error {
-			return ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, t.conf.KillAfter, t.conf.KillSignal))
-		})
-	}()
+	go func() { over <- t.stopProcess(t.conf.KillAfter, t.conf.KillSignal) }()
 	signals := t.signals
 	var exit <-chan *drivers.ExitResult // looked at once StopTask is over
 	var halting stateFunc
@@ -339,6 +337,8 @@ func (t *task) halt() stateFunc {
 			return nil
 		case request := <-t.stops:
 			return t.stopping(request, halting)
+		case <-t.stopBy:
+			return t.forsake
 		case request := <-signals:
 			if !t.forwardOrDefer(request) {
 				signals = nil // it is going: the others are for the new process too

@@ -21,6 +21,7 @@ import (
 	"nomad-driver-vault/driver/template"
 	"nomad-driver-vault/internal/faults"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
@@ -32,6 +33,14 @@ const (
 	// see that its executor and its log collector, which are the children of others, have ended
 	// (client/allocrunner/taskrunner/logmon_hook.go, Prestart).
 	olderLinger = 10 * time.Second
+	// stopGrace is how much longer than its timeout a stop may take. Nomad's drivers kill the process at the timeout and
+	// wait 15 seconds for its end (drivers/shared/executor/executor_linux_cgo.go, Shutdown).
+	stopGrace = 30 * time.Second
+	// stopTries is how long Nomad may ask again for a stop that fails. It tries five times in six minutes, and then takes
+	// the task for ended (client/allocrunner/taskrunner/task_runner.go, killTask).
+	stopTries = 10 * time.Minute
+	// killWithin bounds the attempt to kill what a stop has not ended by then.
+	killWithin = 10 * time.Second
 )
 
 // abandonAfter is how long the end of a task waits for an attempt to make a generation. One that waits for Vault or
@@ -87,6 +96,8 @@ type task struct {
 	undelivered   problem                               // what kept a change from being delivered
 	panicked      bool                                  // the task ends because of that
 	stopped       bool                                  // Nomad asked for the end
+	stopBy        <-chan time.Time                      // fires when Nomad has given up a stop that fails; nil: none has
+	forsaken      bool                                  // it ends although its process may not have ended
 
 	tookOver  time.Time // from a plugin process before this one; zero: this one has started it
 	recovered bool      // taken over from an earlier plugin process, whose death may have stalled the log collector
@@ -129,6 +140,8 @@ func (t *task) running() stateFunc {
 		return t.ended(result)
 	case request := <-t.stops:
 		return t.stopping(request, t.running)
+	case <-t.stopBy:
+		return t.forsake
 	case request := <-t.signals:
 		t.forward(request)
 	case <-t.credentials.Changed():
@@ -154,23 +167,70 @@ func (t *task) failpoint(step string) { faults.Point(t.record.Key, step) }
 // stopping does what Nomad asked. After an error the task stays in the state that it was in, and Nomad asks again.
 func (t *task) stopping(request stopRequest, back stateFunc) stateFunc {
 	t.failpoint("stopping")
-	err := ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, request.timeout, request.signal))
-	if err != nil {
-		request.reply <- err
-		return back
+	overdue := time.After(request.timeout + stopGrace)
+	over := make(chan error, 1)
+	go func() { over <- t.stopProcess(request.timeout, request.signal) }()
+	select {
+	case err := <-over:
+		if err != nil {
+			if t.stopBy == nil {
+				t.stopBy = time.After(stopTries)
+			}
+			request.reply <- err
+			return back
+		}
+	case <-overdue:
+		return t.forsake
+	case <-t.d.ctx.Done():
+		return nil
 	}
 	t.stopped = true
 	request.reply <- nil
 	select {
 	case result := <-t.exit:
 		return t.ended(result)
+	case <-overdue:
+		return t.forsake
 	case <-t.d.ctx.Done():
 		return nil
 	}
 }
 
+// stopProcess asks the wrapped driver to stop the process. It returns when that has ended, or when it was killed.
+func (t *task) stopProcess(timeout time.Duration, signal string) error {
+	return t.guard("stopping the process", func() error {
+		return ignoreUnknown(t.d.inner.StopTask(t.cfg.ID, timeout, signal))
+	})
+}
+
+// forsake ends a task that the wrapped driver has not ended long after it was to be stopped. Its process is killed
+// where that can be found. The credentials are given up whatever comes of it.
+func (t *task) forsake() stateFunc {
+	t.stopped, t.forsaken = true, true
+	killed := make(chan error, 1)
+	go func() { killed <- t.guard("killing the process", func() error { return t.d.parking.kill(t.cfg) }) }()
+	outcome := "and was killed"
+	select {
+	case err := <-killed:
+		if err != nil {
+			outcome = fmt.Sprintf("and may be left running: %v", err)
+		}
+	case <-time.After(killWithin):
+		outcome = fmt.Sprintf("and may be left running as %s of allocation %s: the wrapped driver does not answer",
+			t.cfg.Name, t.cfg.AllocID)
+	case <-t.d.ctx.Done():
+		return nil
+	}
+	err := fmt.Errorf("the process has not ended long after its kill_timeout %s", outcome)
+	t.speak(hclog.Error, err.Error()+"; its credentials are revoked now")
+	return t.ended(&drivers.ExitResult{ExitCode: -1, Err: err})
+}
+
+// forward passes a signal on. It does not wait for the wrapped driver, which may hang.
 func (t *task) forward(request signalRequest) {
-	request.reply <- t.d.inner.SignalTask(t.cfg.ID, request.name)
+	go func() {
+		request.reply <- t.guard("sending a signal", func() error { return t.d.inner.SignalTask(t.cfg.ID, request.name) })
+	}()
 }
 
 // forwardOrDefer sends a signal to a process that is about to end. Where that one is gone already, it reports false
@@ -206,6 +266,8 @@ func (t *task) finish() {
 	t.pipes.Close()
 	linger := t.op.Linger
 	switch {
+	case t.forsaken:
+		linger = 0
 	case t.stopped && t.older.Load():
 		linger = min(linger, olderLinger)
 	case t.stopped:

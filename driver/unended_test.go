@@ -223,3 +223,53 @@ func (w *onceWithoutEvents) TaskEvents(ctx context.Context) (<-chan *drivers.Tas
 	}
 	return w.wrapped.TaskEvents(ctx)
 }
+
+// A stop hangs in the wrapped driver: in good time the process is killed and the credentials are revoked all the same.
+func TestStopThatHangsGivesTheCredentialsUp(t *testing.T) {
+	for name, test := range map[string]struct {
+		arrange func(*wrapped)
+		says    string
+	}{
+		"the process can be killed": {func(*wrapped) {}, "and was killed"},
+		"it cannot": {func(w *wrapped) { w.failing("sweep", errors.New("processes [7] do not end")) },
+			"and may be left running: processes [7] do not end"},
+		"nor is there an answer": {func(w *wrapped) { w.slow("sweep", time.Hour) },
+			"and may be left running as web of allocation"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(h *host) {
+				run := h.start(asApp + templateHCL("secrets/db", creds, ""))
+				h.inner.slow("stop", time.Hour)
+				h.inner.slow("signal", time.Hour)
+				test.arrange(h.inner)
+				go func() { _ = h.SignalTask(run.cfg.ID, "SIGHUP") }() // which hangs too
+				after(time.Second)
+				began := time.Now()
+				must.NoError(t, h.StopTask(run.cfg.ID, 5*time.Second, "SIGTERM"))
+				must.Between(t, 5*time.Second+stopGrace, time.Since(began), 5*time.Second+stopGrace+killWithin)
+				after(time.Second)
+				must.Len(t, 0, h.Tokens())
+				must.Eq(t, "", h.file("secrets/db"))
+				must.Eq(t, 1, h.logged("[ERROR] the process has not ended"))
+				must.Eq(t, 1, h.logged(test.says))
+			})
+		})
+	}
+}
+
+// A stop fails as often as Nomad asks for it.
+func TestStopThatAlwaysFailsGivesTheCredentialsUp(t *testing.T) {
+	bubble(t, func(h *host) {
+		run := h.start(asApp + templateHCL("secrets/db", creds, ""))
+		h.inner.failing("stop", errWrapped)
+		for range 5 {
+			must.True(t, h.StopTask(run.cfg.ID, 5*time.Second, "SIGTERM") == errWrapped)
+			after(time.Minute)
+		}
+		must.Len(t, 1, h.Tokens())
+		after(stopTries)
+		must.Len(t, 0, h.Tokens())
+		must.Len(t, 0, h.machine.running())
+		must.Eq(t, 1, h.logged("[ERROR] the process has not ended"))
+	})
+}

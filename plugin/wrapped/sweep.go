@@ -40,7 +40,7 @@ func (d dockerDriver) Sweep(cfg *drivers.TaskConfig) error {
 		err = nil
 	}
 	if err != nil {
-		return fmt.Errorf("remove a lost container: %w", err)
+		return fmt.Errorf("remove container %s: %w", containerName(cfg), err)
 	}
 	if err := removeAllocMounts(cfg); err != nil {
 		return err
