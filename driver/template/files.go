@@ -328,7 +328,8 @@ var taskDirs = []struct{ variable, name string }{
 // task's directory: "local/x", "/local/x" and "${NOMAD_TASK_DIR}/x" are
 // "local/x", whatever the wrapped driver makes of that directory. A result that
 // begins with "alloc/" is below the allocation's shared directory, which is not
-// part of the task's. The error means that the path leads outside.
+// part of the task's but beside it, so that "../alloc/x" is the same. The error
+// means that the path leads outside.
 func TaskPath(name string, env map[string]string) (string, error) {
 	in := path.Clean(name)
 	for _, d := range taskDirs {
@@ -339,6 +340,9 @@ func TaskPath(name string, env map[string]string) (string, error) {
 		}
 	}
 	in = path.Clean(strings.TrimLeft(in, "/"))
+	if strings.HasPrefix(in, "../alloc/") {
+		in = strings.TrimPrefix(in, "../")
+	}
 	if in == "." || in == ".." || strings.HasPrefix(in, "../") {
 		return "", fmt.Errorf("path %q is not below the task's directory: use local/, secrets/ or alloc/", name)
 	}
