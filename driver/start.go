@@ -157,10 +157,19 @@ func checkName(cfg *drivers.TaskConfig) error {
 	return nil
 }
 
+// environment is of a wrapped driver whose tasks have variables that the agent has left out: templates see them too.
+type environment interface {
+	Env(given map[string]string) map[string]string
+}
+
 // newTask decodes what the job's author wrote. It asks nobody and takes nothing.
 func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, error) {
 	if err := checkName(cfg); err != nil {
 		return nil, err
+	}
+	if inner, ok := d.inner.(environment); ok {
+		cfg = cfg.Copy()
+		cfg.Env = inner.Env(cfg.Env)
 	}
 	t := &task{d: d, cfg: cfg, op: d.configured(), pipes: log, retry: sched.Backoff{First: time.Second, Most: time.Minute},
 		begun: make(chan struct{}), acknowledged: make(chan struct{}),

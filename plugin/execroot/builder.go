@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/helper/args"
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
@@ -37,8 +38,8 @@ func (b *Builder) Check() error {
 	return err
 }
 
-// Build returns a copy of the task with what the executor needs to start it in a root of ours: mounts, environment,
-// and the command by an absolute path. The caller starts the task and then calls release; by then the task has mounts
+// Build returns a copy of the task with what the executor needs to start it in a root of ours: mounts, and the command
+// by an absolute path. The caller starts the task and then calls release; by then the task has mounts
 // of its own. An error is for the job's author or the operator.
 func (b *Builder) Build(cfg *drivers.TaskConfig) (task *drivers.TaskConfig, release func(), err error) {
 	hostMounts, err := mountPoints()
@@ -77,9 +78,6 @@ func (b *Builder) build(cfg *drivers.TaskConfig, l *layout) (*drivers.TaskConfig
 		}
 	}
 	task.Mounts = append(l.mounts, task.Mounts...)
-
-	task.Env = hostEnv(b.config.HostEnv)
-	maps.Copy(task.Env, cfg.Env)
 	return task, b.setCommand(task)
 }
 
@@ -118,13 +116,19 @@ func (b *Builder) searched(command string) string {
 // defaultPath is for an agent that has no PATH of its own. It is systemd's.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// hostEnv returns the agent's variables of those names, which the plugin inherits, and a PATH in any case.
-func hostEnv(names []string) map[string]string {
-	env := map[string]string{"PATH": defaultPath}
-	for _, name := range names {
+// Env returns the environment of a task that the agent has given it, and in it the agent's own variables of host_env,
+// which the plugin inherits, and a PATH in any case. The agent leaves its variables out where a task's root is not its
+// own to build: there a job's PATH = "/opt/bin:${PATH}" has arrived as it was written.
+func (b *Builder) Env(given map[string]string) map[string]string {
+	host := map[string]string{"PATH": defaultPath}
+	for _, name := range b.config.HostEnv {
 		if value, ok := os.LookupEnv(name); ok {
-			env[name] = value
+			host[name] = value
 		}
+	}
+	env := maps.Clone(host)
+	for name, value := range given {
+		env[name] = args.ReplaceEnv(value, host)
 	}
 	return env
 }

@@ -43,10 +43,6 @@ func TestBuildAddsWhatAChrootHas(t *testing.T) {
 	host := t.TempDir()
 	drivertest.Write(t, host, map[string]string{"etc/passwd": "root", "usr/bin/app": "binary", "key": "k"})
 	b := showing(t, host+"/etc", host+"/lib32", host+"/usr", host+"/key")
-	for _, name := range []string{"A", "LANG", "PATH", "NOTIFY_SOCKET", "DENIED_BY_THE_OPERATOR"} {
-		t.Setenv(name, "host")
-	}
-	b.config.HostEnv = []string{"A", "LANG", "NOT_SET"}
 	cfg := drivertest.Allocation(t, host+"/usr/bin/app")
 	cfg.Mounts = []*drivers.MountConfig{{HostPath: "/srv/data", TaskPath: "/data"}}
 	before := cfg.Copy()
@@ -67,8 +63,27 @@ func TestBuildAddsWhatAChrootHas(t *testing.T) {
 		{HostPath: host + "/key", TaskPath: host + "/key", Readonly: true},
 		{HostPath: "/srv/data", TaskPath: "/data"},
 	}, task.Mounts)
-	must.Eq(t, map[string]string{"A": "task", "LANG": "host", "PATH": defaultPath}, task.Env)
 	must.Eq(t, host+"/usr/bin/app", commandOf(t, task))
+}
+
+func TestEnv(t *testing.T) {
+	b := showing(t)
+	for _, name := range []string{"A", "LANG", "PATH", "NOTIFY_SOCKET", "DENIED_BY_THE_OPERATOR"} {
+		t.Setenv(name, "host")
+	}
+	b.config.HostEnv = []string{"A", "LANG", "NOT_SET"}
+	for name, c := range map[string]struct{ given, want map[string]string }{
+		"what a chroot has": {nil, map[string]string{"A": "host", "LANG": "host", "PATH": defaultPath}},
+		"the job's own wins": {map[string]string{"A": "task"},
+			map[string]string{"A": "task", "LANG": "host", "PATH": defaultPath}},
+		"the job's own with the host's in it": {map[string]string{"PATH": "/opt/bin:${PATH}", "B": "${LANG}-${NOPE}-$LANG"},
+			map[string]string{"A": "host", "LANG": "host", "PATH": "/opt/bin:" + defaultPath, "B": "host-${NOPE}-$LANG"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			must.Eq(t, c.want, b.Env(c.given))
+			must.Eq(t, c.want, b.Env(b.Env(c.given)), must.Sprint("a task that is recovered"))
+		})
+	}
 }
 
 func TestCommand(t *testing.T) {

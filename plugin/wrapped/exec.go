@@ -125,6 +125,14 @@ func (d *execDriver) checkRoots(report *drivers.Fingerprint) bool {
 	return err == nil
 }
 
+// Env returns the environment of a task as Nomad's exec would have it.
+func (d *execDriver) Env(given map[string]string) map[string]string {
+	if !d.buildsRoots() {
+		return given
+	}
+	return d.roots.Env(given)
+}
+
 // StartTask starts the task in a root of read-only mounts. The handle has the configuration as it was given: what is
 // added here is made anew, from the host of that day, whenever the task is started again.
 func (d *execDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
