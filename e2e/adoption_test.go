@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"nomad-driver-vault/driver/status"
 	"nomad-driver-vault/e2e/stack"
 )
 
@@ -104,6 +106,7 @@ func TestTasksAreAdopted(t *testing.T) {
 		for _, a := range all {
 			a.works(t, ctx)
 			must.Eq(t, a.before, settled(t, ctx, s, a.alloc, a.job), must.Sprint("after ", disruption.name))
+			a.shows(t, s)
 		}
 		now, err := s.Postgres.Users(ctx)
 		must.NoError(t, err)
@@ -189,6 +192,28 @@ func (a *adopted) works(t *testing.T, ctx context.Context) {
 	stdout, stderr, code := execute(t, a.alloc, a.job, false, "", "cat /secrets/db.env")
 	must.Zero(t, code, must.Sprint(stderr))
 	must.Eq(t, a.file, stdout)
+}
+
+// shows checks that the plugin that serves the task now shows it, and no secret.
+func (a *adopted) shows(t *testing.T, s *stack.Stack) {
+	t.Helper()
+	dir := filepath.Join(s.Dir, "state", a.job.Driver)
+	table, code := operate(t, s, "", "status", "-state-dir", dir)
+	must.Zero(t, code, must.Sprint(table))
+	must.StrContains(t, table, a.alloc.ID[:8])
+	all, code := operate(t, s, "", "status", "-json", "-state-dir", dir, a.alloc.ID[:8])
+	must.Zero(t, code, must.Sprint(all))
+	var shown struct{ Plugins []status.Document }
+	must.NoError(t, json.Unmarshal([]byte(all), &shown))
+	must.Eq(t, plugins(s, a.job.Driver)[0], shown.Plugins[0].Plugin.PID)
+	task := shown.Plugins[0].Tasks[0]
+	must.Eq(t, []string{a.job.Name, a.job.Name, "running"}, []string{task.Job, task.Group, task.State})
+	must.Eq(t, 1, task.Generation)
+	must.Eq(t, tokensOf(t, s, a.job.Name), []string{task.Sessions[0].Accessor})
+	must.Eq(t, "database/creds/"+a.job.Name, task.Sessions[0].Secrets[0].Path)
+	for what, secret := range a.secrets {
+		must.StrNotContains(t, table+all, secret, must.Sprint(what))
+	}
 }
 
 // renew extends the leases of the task to their full TTL, as only an operator can.
