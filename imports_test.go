@@ -81,7 +81,8 @@ func TestImportsPointOneWay(t *testing.T) {
 
 		"driver/state/statetest": {"internal/need"},
 
-		"driver/vault/session":   {"driver/sched", "driver/status", "driver/vault", "driver/vault/tokenrole", "internal/logtext"},
+		"driver/vault/session": {"driver/sched", "driver/status", "driver/vault", "driver/vault/tokenrole",
+			"internal/logtext"},
 		"driver/vault/tokenrole": {"driver/sched", "driver/vault"},
 
 		"internal/faults":  nil,

@@ -1,9 +1,12 @@
 package template
 
 import (
+	"encoding/json"
+	"maps"
 	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // slow finds what takes longer than a fuzzer should wait, though it has an end: a
@@ -59,4 +62,51 @@ func FuzzParseEnv(f *testing.F) {
 			t.Errorf("an error without its line: %v", err)
 		}
 	})
+}
+
+// FuzzFields looks for files of a secret's fields that their readers read otherwise than they were meant, and for a
+// value in an error.
+func FuzzFields(f *testing.F) {
+	for _, value := range []string{"plain", `a'b"$c\ d&<`, "a: b\n- c\n\u0085\ufeff", "\u2028", "#x", "hunter2\x00", " "} {
+		f.Add("user", value)
+		f.Add("yes", value)
+		f.Add("k k=:\n", value)
+	}
+	backFromYAML, err := Parse(Spec{Name: "x", Data: `{{ range $k, $v := env "FILE" | parseYAML }}{ {{ $k | toJSON }}: {{ $v | toJSON }} }{{ end }}`})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, name, value string) {
+		if !utf8.ValidString(name + value) { // what Vault answers is JSON
+			return
+		}
+		fields := map[string]any{name: value}
+		for format, back := range map[string]func([]byte) (map[string]string, error){
+			"env":  ParseEnv,
+			"json": fromJSON,
+			"yaml": func(file []byte) (map[string]string, error) {
+				data, err := backFromYAML.Execute(t.Context(), Input{Env: map[string]string{"FILE": string(file)}})
+				if err != nil {
+					return nil, err
+				}
+				return fromJSON(data)
+			},
+		} {
+			file, err := Fields{Format: format}.File(fields)
+			if format == "env" && err != nil {
+				if len(value) > 8 && !strings.Contains(name, value) && strings.Contains(err.Error(), value) {
+					t.Errorf("a value is in the error: %v", err)
+				}
+				continue
+			}
+			if read, err := back(file); err != nil || !maps.Equal(read, map[string]string{name: value}) {
+				t.Errorf("%s: %q became %q: %v", format, fields, read, err)
+			}
+		}
+	})
+}
+
+func fromJSON(data []byte) (read map[string]string, err error) {
+	err = json.Unmarshal(data, &read)
+	return read, err
 }

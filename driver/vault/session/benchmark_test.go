@@ -156,3 +156,26 @@ func BenchmarkReading(b *testing.B) {
 	}
 	must.NoError(b, s.Close(context.Background()))
 }
+
+// BenchmarkSave is what each change costs that a crash must not lose, for a task with twenty secrets.
+func BenchmarkSave(b *testing.B) {
+	server := vaulttest.New(b)
+	server.Creds["app"] = vaulttest.Creds{TTL: time.Hour}
+	client, err := session.NewCluster(server.Cluster(), hclog.NewNullLogger())
+	must.NoError(b, err)
+	defer client.Close()
+	server.Put("secret/a", map[string]any{"k": "1"})
+	s := openOne(b, client, server)
+	for i := range 20 {
+		path := fmt.Sprintf("secret/%d", i)
+		server.Put(path, map[string]any{"username": "app", "password": "0123456789abcdef"})
+		_, err := s.Begin(false).Read(b.Context(), read(path))
+		must.NoError(b, err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		_, err := s.Save()
+		must.NoError(b, err)
+	}
+	must.NoError(b, s.Close(context.Background()))
+}

@@ -53,7 +53,8 @@ func (it *item) status() status.Secret {
 	case it.secret.Issued():
 		action = "replace"
 	}
-	return status.Secret{Path: it.secret.Path, Kind: string(it.secret.Kind), Upkeep: it.upkeep.status(it.lease.Ends, action)}
+	return status.Secret{Path: it.secret.Path, Kind: string(it.secret.Kind),
+		Upkeep: it.upkeep.status(it.lease.Ends, action)}
 }
 
 // status returns the upkeep of what ends then.

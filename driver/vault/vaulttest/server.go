@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"testing"
 	"time"
 
 	"nomad-driver-vault/driver/vault"
@@ -128,9 +127,9 @@ type entry struct {
 	deleted, destroyed bool
 }
 
-// New starts a server that ends with the test. It has the role "app" of an hour, which can be renewed for ever, and
-// accepts the JWT "jwt".
-func New(t testing.TB) *Server {
+// New starts a server that ends with the test, or when an example runs what it gave to Cleanup. It has the role "app"
+// of an hour, which can be renewed for ever, and accepts the JWT "jwt".
+func New(t interface{ Cleanup(func()) }) *Server {
 	s := &Server{JWT: "jwt", Roles: map[string]Role{"app": {TTL: time.Hour}}, Creds: map[string]Creds{},
 		Makes: map[string]TokenRole{}, kv: map[string]*entry{}, static: map[string]time.Duration{},
 		began: time.Now(), tokens: map[string]*token{},
