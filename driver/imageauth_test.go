@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"strings"
@@ -39,13 +40,15 @@ func TestRegistryCredentialsAreFoundWhereverVaultHasThem(t *testing.T) {
 		"in KV version 1":                 {asApp + `auth { vault_path = "kv/registry" }`, "u1:p1"},
 		"in a KV version 1 with its keys": {asApp + `auth { vault_path = "kv/like-v2" }`, "u2:p2"},
 		"under other keys":                {auth("username_key = \"login\"\n password_key = \"token\""), "l:t"},
+		"stored as a number":              {auth(`password_key = "pin"`), "u:12345678901234567890"},
 		"but for the user":                {auth("username = \"_json_key\"\n password_key = \"token\""), "_json_key:t"},
 		"for another vault block": {"vault {\n name = \"b\"\n role = \"app\"\n}\nauth {\n vault_path = " +
 			"\"kv/registry\"\n vault = \"b\"\n}", "u1:p1"},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			bubble(t, func(h *host) {
-				h.Put("secret/registry", map[string]any{"username": "u", "password": "p", "login": "l", "token": "t"})
+				h.Put("secret/registry", map[string]any{"username": "u", "password": "p", "login": "l", "token": "t",
+					"pin": json.Number("12345678901234567890")})
 				h.Put("kv/registry", map[string]any{"username": "u1", "password": "p1"})
 				h.Put("kv/like-v2", map[string]any{"data": "d", "metadata": "m", "username": "u2", "password": "p2"})
 				r := h.start(test.config)
@@ -181,13 +184,13 @@ func TestRegistryCredentialsThatCannotBeHad(t *testing.T) {
 			`auth: vault_path: secret/data/registry has no text under the key "none": write it, or correct username_key`},
 		"no password": {auth(`password_key = "none"`),
 			`auth: vault_path: secret/data/registry has no text under the key "none": write it, or correct password_key`},
-		"a number":      {auth(`password_key = "number"`), `has no text under the key "number"`},
+		"a list":        {auth(`password_key = "list"`), `has no text under the key "list"`},
 		"an empty text": {auth(`password_key = "empty"`), `has no text under the key "empty"`},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Deny: []string{"database/"}})
-				h.Put("secret/registry", map[string]any{"username": vaulttest.Planted, "password": vaulttest.Planted, "number": 7,
+				h.Put("secret/registry", map[string]any{"username": vaulttest.Planted, "password": vaulttest.Planted, "list": []string{"x"},
 					"empty": ""})
 				err := h.refused(test.config)
 				must.StrContains(t, err.Error(), test.says)

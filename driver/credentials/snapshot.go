@@ -118,6 +118,12 @@ func (s *Source) Read(ctx context.Context, path string, query url.Values) (*temp
 	return toTemplate(s.Ask(ctx, vault.Request{Op: vault.Read, Path: path, Query: query}))
 }
 
+// Exists implements template.Source.
+func (s *Source) Exists(ctx context.Context, path string, query url.Values) (bool, error) {
+	secret, err := s.Ask(ctx, vault.Request{Op: vault.Read, Path: path, Query: query, Optional: true})
+	return err == nil && !secret.Absent(), err
+}
+
 // Write implements template.Source.
 func (s *Source) Write(ctx context.Context, path string, data map[string]any) (*template.Secret, error) {
 	return toTemplate(s.Ask(ctx, vault.Request{Op: vault.Write, Path: path, Data: data}))
@@ -146,14 +152,19 @@ func toTemplate(secret *vault.Secret, err error) (*template.Secret, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &template.Secret{
+	out := &template.Secret{
 		RequestID:     secret.RequestID,
 		LeaseID:       secret.Lease.ID,
 		LeaseDuration: int(secret.Lease.TTL / time.Second),
 		Renewable:     secret.Lease.Renewable,
 		Data:          secret.Data,
 		Warnings:      secret.Warnings,
-	}, nil
+	}
+	if auth := secret.Auth; auth != nil {
+		out.Auth = &template.SecretAuth{ClientToken: auth.Value, Accessor: auth.Accessor, Policies: auth.Policies,
+			Metadata: secret.Metadata, LeaseDuration: int(auth.Lease.TTL / time.Second), Renewable: auth.Lease.Renewable}
+	}
+	return out, nil
 }
 
 var _ template.Source = (*Source)(nil)

@@ -2,6 +2,7 @@ package render
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 
@@ -59,8 +60,11 @@ func pickAuth(a *config.ImageAuth, secret *vault.Secret) (*imageAuth, error) {
 		if *want.to != "" { // the job names the user
 			continue
 		}
-		value, ok := fields[want.key].(string)
-		if !ok || value == "" {
+		value, _ := fields[want.key].(string)
+		if number, ok := fields[want.key].(json.Number); ok { // a password of digits, as `vault kv put` with JSON stores it
+			value = number.String()
+		}
+		if value == "" {
 			return nil, fmt.Errorf("%s has no text under the key %q: write it, or correct %s", secret.Path, want.key, want.field)
 		}
 		*want.to = value

@@ -114,7 +114,7 @@ func (t templateBlock) questions(env map[string]string) (all []Question, asksNom
 	}
 	for _, ask := range parsed.Asks() {
 		q := Question{Block: fmt.Sprintf("template %q line %d", t.Destination, ask.Line), Text: ask.Text,
-			Request: vault.Request{Op: vault.Read, Path: ask.Path}}
+			Request: vault.Request{Op: vault.Read, Path: ask.Path, Optional: ask.Func == "secretExists"}}
 		switch {
 		case ask.Write:
 			q.Request.Op = vault.Write
@@ -144,7 +144,7 @@ func (p pkiBlock) questions(map[string]string) ([]Question, bool, error) {
 // source is as it was.
 func (t templateBlock) parse(text string, env map[string]string, all *template.Budget) (*template.Template, error) {
 	spec := template.Spec{Name: t.Destination, Data: text, LeftDelim: t.LeftDelimiter, RightDelim: t.RightDelimiter,
-		ErrorOnMissingKey: t.ErrorOnMissingKey, Budget: all}
+		ErrorOnMissingKey: t.ErrorOnMissingKey, Env: t.Env, Budget: all}
 	if t.Source == "" {
 		spec.Values = env
 	}

@@ -85,6 +85,9 @@ func (s secretBlock) bytes(secret *vault.Secret) (outputs [][]byte, err error) {
 	if secret.KVv2() {
 		values, _ = secret.Data["data"].(map[string]any)
 	}
+	if secret.Auth != nil { // as `vault write -field=token auth/token/create`
+		values = map[string]any{"token": secret.Auth.Value, "token_accessor": secret.Auth.Accessor}
+	}
 	if s.Destination != "" || !s.Env {
 		file, err := s.Fields().File(values)
 		if err != nil {

@@ -8,7 +8,7 @@ import (
 
 // An Ask is one call in a template's text that asks Vault for something.
 type Ask struct {
-	Func  string // "secret", "secrets" or "pkiCert"
+	Func  string // "secret", "secrets", "secretExists" or "pkiCert"
 	Path  string // as it is written, without a query; empty where it is known only when the template is executed
 	Write bool   // it has arguments to send
 	Line  int
@@ -70,7 +70,7 @@ func pipeOf(node parse.Node) *parse.PipeNode {
 // asks returns what one command asks: nothing, or one thing.
 func (t *Template) asks(command *parse.CommandNode) []Ask {
 	name, ok := command.Args[0].(*parse.IdentifierNode)
-	if !ok || !slices.Contains([]string{"secret", "secrets", "pkiCert"}, name.Ident) {
+	if !ok || !slices.Contains([]string{"secret", "secrets", "secretExists", "pkiCert"}, name.Ident) {
 		return nil
 	}
 	a := Ask{Func: name.Ident, Line: 1 + strings.Count(t.spec.Data[:name.Pos], "\n"), Text: command.String()}

@@ -35,6 +35,8 @@ func TestAsks(t *testing.T) {
 		},
 		"other delimiters": {Spec{Data: `<< secret "kv/a" >>{{ secret "kv/b" }}`, LeftDelim: "<<", RightDelim: ">>"},
 			[]Ask{{"secret", "kv/a", false, 1, `secret "kv/a"`}}},
+		"whether there is something": {Spec{Data: `{{ secretExists "kv/a?version=2" }}`},
+			[]Ask{{"secretExists", "kv/a", false, 1, `secretExists "kv/a?version=2"`}}},
 		"what asks no Vault": {Spec{Data: `{{ env "A" }}{{ nomadVar "x" }}{{ "secret" }}`}, nil},
 	} {
 		t.Run(sentence, func(t *testing.T) {

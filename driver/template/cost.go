@@ -71,7 +71,7 @@ var costs = []class{
 	{cost: parsed(",[{}:-?\n", 768), names: `parseYAML`},
 	{cost: paths, names: `explodeMap`},
 
-	{cost: answer, names: `secret secrets pkiCert file nomadServices nomadService nomadVar nomadVarExists nomadVarList nomadVarListSafe`},
+	{cost: answer, names: `secret secrets secretExists pkiCert file nomadServices nomadService nomadVar nomadVarExists nomadVarList nomadVarListSafe`},
 	{cost: keys, slow: true, names: `sprig_bcrypt sprig_htpasswd sprig_derivePassword sprig_genPrivateKey sprig_genCA sprig_genCAWithKey
 		sprig_genSelfSignedCert sprig_genSelfSignedCertWithKey sprig_genSignedCert sprig_genSignedCertWithKey
 		sprig_buildCustomCert`},

@@ -37,3 +37,57 @@ func ParseEnv(data []byte) (map[string]string, error) {
 	}
 	return nil, fmt.Errorf("parse environment: line %d: %s", line, reason)
 }
+
+// checkWhole returns an error for what the template was given as a value and ParseEnv would change: a "#" begins a
+// comment there, quotation marks and backslashes are its own, and a value has one line. White space at the ends is
+// none of a value in any case.
+func (x *execution) checkWhole(output string) error {
+	vars, err := ParseEnv([]byte(output))
+	if err != nil {
+		return nil // which is said where the variables are wanted
+	}
+	first, compared := len(output), 0
+	for value := range x.hidden {
+		value = strings.TrimSpace(value)
+		if len(value) < 2 || !strings.ContainsAny(value, "#'\"\\\n\r") {
+			continue
+		}
+		if compared += len(output); compared > maxCompared {
+			break
+		}
+		if at := insideValue(output, value); at >= 0 && !inAny(vars, value) {
+			first = min(first, at)
+		}
+	}
+	if first == len(output) {
+		return nil
+	}
+	return fmt.Errorf("parse environment: line %d: the value would not arrive as it is, because of a #, a quotation mark, "+
+		"a backslash or a second line in it; use NAME={{ ... | toJSON }}", 1+strings.Count(output[:first], "\n"))
+}
+
+// insideValue returns where the text stands behind the "=" of a line, negative where it does not. What begins a line is
+// no value: a whole file of variables can be one secret.
+func insideValue(output, text string) int {
+	for from := 0; ; {
+		found := strings.Index(output[from:], text)
+		if found < 0 {
+			return -1
+		}
+		at := from + found
+		line := strings.TrimSpace(output[strings.LastIndexByte(output[:at], '\n')+1 : at])
+		if strings.Contains(line, "=") && line[0] != '#' {
+			return at
+		}
+		from = at + 1
+	}
+}
+
+func inAny(vars map[string]string, text string) bool {
+	for _, value := range vars {
+		if strings.Contains(value, text) {
+			return true
+		}
+	}
+	return false
+}

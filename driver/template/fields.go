@@ -19,7 +19,8 @@ import (
 // Fields says what of a secret is shown without a template, and how. The zero
 // value is all of it, as JSON. No error holds a value.
 type Fields struct {
-	// Key is the one field whose value alone is the file; empty: all of them.
+	// Key is the one field whose value alone is the file; empty: all of them. Where there is none of that name, "a.b" is
+	// the field b of the object in the field a.
 	Key string
 
 	// Encoding is what Vault holds that value in: "utf-8" or empty, "base64",
@@ -176,7 +177,7 @@ func matches(patterns []string, name string) bool {
 
 // value returns what the field Key holds.
 func (f Fields) value(fields map[string]any) ([]byte, error) {
-	stored, there := fields[f.Key]
+	stored, there := field(fields, f.Key)
 	if !there {
 		return nil, fmt.Errorf("key: the secret has no field %q", f.Key)
 	}
@@ -189,6 +190,18 @@ func (f Fields) value(fields map[string]any) ([]byte, error) {
 		return nil, fmt.Errorf("field %q is not encoded in %s: correct encoding", f.Key, f.Encoding)
 	}
 	return value, nil
+}
+
+// field finds the field of that name, or the one that it leads to from object to object.
+func field(fields map[string]any, name string) (value any, there bool) {
+	if value, there = fields[name]; there {
+		return value, true
+	}
+	first, rest, _ := strings.Cut(name, ".")
+	if below, ok := fields[first].(map[string]any); ok {
+		return field(below, rest)
+	}
+	return nil, false
 }
 
 // text returns a value on its own: a string as it is, everything else as JSON

@@ -52,6 +52,7 @@ func (x *execution) own() map[string]any {
 	return map[string]any{
 		"secret":           x.secret,
 		"secrets":          x.list,
+		"secretExists":     x.secretExists,
 		"pkiCert":          x.pkiCert,
 		"env":              x.env,
 		"mustEnv":          x.mustEnv,
@@ -87,6 +88,20 @@ func (x *execution) secret(args ...string) (any, error) {
 	return x.show(path, s), nil
 }
 
+// secretExists reports whether secret would read something at the path: there is a secret, and that version of it is
+// neither deleted nor destroyed.
+func (x *execution) secretExists(path string) (bool, error) {
+	path, query, err := splitPath(path)
+	if err != nil {
+		return false, err
+	}
+	there, err := outside(x, func() (bool, error) { return x.in.Source.Exists(x.ctx, path, query) })
+	if err != nil {
+		return false, &failed{err, path}
+	}
+	return there, nil
+}
+
 // write sends args[1:] to the path args[0]. No answer is a nil secret, which
 // {{ with }} takes for false.
 func (x *execution) write(args []string) (*Secret, error) {
@@ -115,6 +130,9 @@ func (x *execution) show(path string, s *Secret) *Secret {
 	c := *s
 	c.Data, _ = x.copyHidden(s.Data).(map[string]any)
 	c.Warnings = slices.Clone(s.Warnings)
+	if s.Auth != nil {
+		x.hide(s.Auth.ClientToken, s.Auth.Accessor)
+	}
 	x.secrets = append(x.secrets, readSecret{path, c.Data})
 	return &c
 }

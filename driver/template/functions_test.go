@@ -22,6 +22,7 @@ import (
 func TestEveryImpureFunctionIsReplaced(t *testing.T) {
 	src := readLibrary(t, "github.com/hashicorp/consul-template/template", "funcMap")
 	ours := (&execution{}).own()
+	delete(ours, "secretExists") // which it does not have
 	for name := range refusedFuncs {
 		ours[name] = nil
 	}

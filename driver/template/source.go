@@ -21,6 +21,9 @@ type Source interface {
 	// an error.
 	Read(ctx context.Context, path string, query url.Values) (*Secret, error)
 
+	// Exists answers {{ secretExists "path" }}: whether Read would be none of the errors that there is no secret.
+	Exists(ctx context.Context, path string, query url.Values) (bool, error)
+
 	// Write answers {{ secret "path" "key=value" }} and {{ pkiCert }}. An
 	// answer without a body (a write to KV version 1) is nil without an error.
 	Write(ctx context.Context, path string, data map[string]any) (*Secret, error)
@@ -54,6 +57,9 @@ var ErrAbsent = errors.New("does not exist")
 // Secret is an answer of Vault as templates see it: consul-template's type, so that templates carry over. Its Data is
 // decoded JSON: maps, slices, strings, bools and json.Number.
 type Secret = dependency.Secret
+
+// SecretAuth is the token that came with a Secret.
+type SecretAuth = dependency.SecretAuth
 
 // ServiceQuery asks Nomad's /v1/service/:name. It is comparable, to serve as a
 // key.

@@ -41,6 +41,14 @@ func (f *fakeSource) Read(ctx context.Context, path string, query url.Values) (*
 	return nil, &errVault{path}
 }
 
+func (f *fakeSource) Exists(_ context.Context, path string, query url.Values) (bool, error) {
+	f.ask("exists %s %s", path, query.Encode())
+	if path == "denied" {
+		return false, &errVault{path}
+	}
+	return f.secrets[path] != nil, nil
+}
+
 func (f *fakeSource) Write(_ context.Context, path string, data map[string]any) (*Secret, error) {
 	f.ask("write %s %v", path, data)
 	if path == "quoted" {

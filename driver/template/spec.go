@@ -20,6 +20,9 @@ type Spec struct {
 	// it such a key renders as "<no value>", as in Nomad.
 	ErrorOnMissingKey bool
 
+	// Env is set where the result is NAME=value lines for ParseEnv.
+	Env bool
+
 	// Values are what may have been written into Data before it came here, by name. None of them may be a part of its
 	// code.
 	Values map[string]string

@@ -113,7 +113,11 @@ func (t *Template) Execute(ctx context.Context, in Input) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("execute template %q: %w", t.spec.Name, x.explain(err, t.spec.Data))
 	}
-	if err := t.mistaken(x, result); err != nil {
+	err = t.mistaken(x, result)
+	if err == nil && t.spec.Env {
+		err = x.checkWhole(string(result))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("execute template %q: %w", t.spec.Name, err)
 	}
 	return result, nil

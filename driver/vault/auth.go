@@ -40,3 +40,11 @@ func newAuth(issued *api.SecretAuth, now time.Time, jitter float64) Auth {
 	return Auth{Value: issued.ClientToken, Accessor: issued.Accessor, Policies: issued.Policies,
 		Lease: NewLease("", span(issued.LeaseDuration), issued.Renewable, now, jitter)}
 }
+
+// same reports that both are the same token, or none.
+func (a *Auth) same(other *Auth) bool {
+	if a == nil || other == nil {
+		return a == other
+	}
+	return a.Value == other.Value
+}

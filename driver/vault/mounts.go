@@ -170,17 +170,20 @@ func serving(namespace, path string, data map[string]any) string {
 func (m mount) shows(path string) bool { return m.v2 && strings.HasPrefix(path, m.path+"data/") }
 
 // apiPath is path as Vault's API wants it: on a KV v2 mount the path of the `vault kv` command, secret/app, becomes
-// secret/data/app, and secret/metadata/app for a list. A path that already starts with one of the API's own words is
-// left alone.
+// secret/data/app, and secret/metadata/app for a list. A path that is one of the API's own is left alone. There is
+// nothing to read or to list at the others, secret/config/app for one: these are secrets' names.
 func (m mount) apiPath(op Op, path string) string {
 	rest, below := strings.CutPrefix(path+"/", m.path)
 	if !m.v2 || !below {
 		return path
 	}
-	word, _, _ := strings.Cut(rest, "/")
-	switch word {
-	case "data", "metadata", "subkeys", "config", "delete", "undelete", "destroy":
+	switch word, name, _ := strings.Cut(rest, "/"); word {
+	case "data", "metadata", "subkeys":
 		return path
+	case "delete", "undelete", "destroy":
+		if op == Write && name != "" {
+			return path
+		}
 	}
 	if op == List {
 		return strings.TrimSuffix(m.path+"metadata/"+rest, "/")

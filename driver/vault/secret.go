@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -13,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/hashicorp/vault/api"
+	"golang.org/x/crypto/ssh"
 )
 
 // Op is what a Request does at its path.
@@ -67,6 +69,11 @@ type Secret struct {
 	Warnings  []string       `json:"warnings,omitempty"`
 	Lease     Lease          `json:"lease"` // as granted
 	Kind      Kind           `json:"kind"`
+
+	// Auth is the token that the answer is of a token store or a login; nil: of neither. It is renewed and revoked by
+	// itself, as a lease is.
+	Auth     *Auth             `json:"auth,omitempty"`
+	Metadata map[string]string `json:"auth_metadata,omitempty"` // that Vault has of it
 }
 
 // Kind is how a secret is kept current.
@@ -80,6 +87,8 @@ const (
 	// Rotating secrets are changed by Vault at a time that it tells, or whenever an operator says so: database static
 	// roles.
 	Rotating Kind = "rotating"
+	// OfToken answers tell of the token that asked. They are read again when that is another.
+	OfToken Kind = "of-token"
 	// Polled secrets change whenever somebody writes them.
 	Polled Kind = "polled"
 	// Fixed answers have no end and asking again could create something: most writes.
@@ -92,12 +101,14 @@ func (s Secret) String() string { return "[secret " + s.Path + "]" }
 // GoString is String, for %#v.
 func (s Secret) GoString() string { return s.String() }
 
-// Handle is what the secret is revoked by, its lease's ID or a certificate's serial number. It is empty where it has
-// neither, and where there is no secret.
+// Handle is what the secret is revoked by, its lease's ID, a token's accessor or a certificate's serial number. It is
+// empty where it has none, and where there is no secret.
 func (s *Secret) Handle() string {
 	switch {
 	case s == nil:
 		return ""
+	case s.Auth != nil:
+		return s.Auth.Accessor
 	case s.Kind == Expiring:
 		serial, _ := s.Data["serial_number"].(string)
 		return serial
@@ -133,6 +144,9 @@ func (s *Secret) Absent() bool { return s.Kind == Polled && s.Data == nil }
 // Issued reports that to read the secret again issues another one.
 func (s *Secret) Issued() bool { return s.Kind == Leased || s.Kind == Expiring }
 
+// EndsWithToken reports that answers of that kind are over when the token is that they were read with.
+func (k Kind) EndsWithToken() bool { return k == Leased || k == OfToken }
+
 // newSecret reads an answer to req. engine is the mount's type as Vault names it, empty when unknown; ahead is how far
 // Vault's clock is ahead of ours. Only KV v1 tells a duration without a lease (vault/request_handling.go, "KV mounts
 // should return the TTL").
@@ -143,11 +157,18 @@ func newSecret(req Request, path, engine string, answer *api.Secret, now time.Ti
 		s.Kind, s.Lease = Leased, NewLease(answer.LeaseID, span(answer.LeaseDuration), answer.Renewable, now, jitter)
 		return s
 	}
+	if answer.Auth != nil && answer.Auth.ClientToken != "" {
+		auth := newAuth(answer.Auth, now, jitter)
+		s.Kind, s.Lease, s.Auth, s.Metadata = Leased, auth.Lease, &auth, answer.Auth.Metadata
+		return s
+	}
 	if engine == "" && answer.LeaseDuration > 0 {
 		engine = "kv"
 	}
 	end, rotation := ends(engine, answer.Data, now, ahead)
 	switch {
+	case req.Op == Read && path == "auth/token/lookup-self":
+		s.Kind, end = OfToken, now
 	case end.After(now) && rotation:
 		s.Kind = Rotating
 	case end.After(now):
@@ -164,17 +185,17 @@ func newSecret(req Request, path, engine string, answer *api.Secret, now time.Ti
 // keeps reports that an engine of that type only keeps what somebody wrote: to read it issues nothing.
 func keeps(engine string) bool { return engine == "kv" || engine == "generic" || engine == "cubbyhole" }
 
-// ends finds the end that an answer without a lease tells in its data, and whether Vault itself rotates it then: pki's
-// "expiration" (https://developer.hashicorp.com/vault/api-docs/secret/pki#generate-certificate-and-key), "ttl" of
-// database static roles and of identity tokens. In a KV store such keys are somebody's data and mean nothing.
+// ends finds the end that an answer without a lease tells in its data, and whether Vault itself rotates it then: "ttl" of
+// database static roles and of identity tokens, and what until and life find. In a KV store such keys are somebody's
+// data and mean nothing.
 func ends(engine string, data map[string]any, now time.Time, ahead time.Duration) (end time.Time, rotation bool) {
 	if keeps(engine) {
 		return time.Time{}, false
 	}
-	if at := number(data["expiration"]); at > 0 {
+	if at := until(data); at > 0 {
 		return time.Unix(at, 0).Add(-ahead), false
 	}
-	ttl := span(int(number(data["ttl"])))
+	ttl := span(int(life(data)))
 	_, period := data["rotation_period"]
 	_, schedule := data["rotation_schedule"]
 	switch {
@@ -184,6 +205,39 @@ func ends(engine string, data map[string]any, now time.Time, ahead time.Duration
 		return now.Add(ttl), false
 	}
 	return time.Time{}, false
+}
+
+// until is the second at which something ends, zero where the answer tells none: pki's certificates
+// (https://developer.hashicorp.com/vault/api-docs/secret/pki#generate-certificate-and-key), gcp's access tokens
+// (https://developer.hashicorp.com/vault/api-docs/secret/gcp#generate-secret-iam-service-account-creds-oauth2-access-token)
+// and ssh's certificates, which tell it themselves (PROTOCOL.certkeys of OpenSSH).
+func until(data map[string]any) int64 {
+	if at := cmp.Or(number(data["expiration"]), number(data["expires_at_seconds"])); at > 0 {
+		return at
+	}
+	signed, _ := data["signed_key"].(string)
+	key, _, _, _, _ := ssh.ParseAuthorizedKey([]byte(signed))
+	if cert, ok := key.(*ssh.Certificate); ok && cert.ValidBefore < farAway {
+		return int64(cert.ValidBefore)
+	}
+	return 0
+}
+
+// lives are the fields that tell for how many seconds another one is good. Alone they are settings of a role.
+var lives = []struct{ issued, seconds string }{
+	{"secret_id", "secret_id_ttl"}, // https://developer.hashicorp.com/vault/api-docs/auth/approle#generate-new-secret-id
+	{"token", "token_ttl"},         // gcp
+	{"access_token", "expires_in"}, // RFC 6749, 5.1
+}
+
+// life is for how many seconds what the answer has is good, zero where it tells none.
+func life(data map[string]any) int64 {
+	for _, l := range lives {
+		if value, _ := data[l.issued].(string); value != "" && number(data[l.seconds]) > 0 {
+			return number(data[l.seconds])
+		}
+	}
+	return number(data["ttl"])
 }
 
 func number(v any) int64 {
@@ -201,7 +255,8 @@ func (s *Secret) SameContent(other *Secret) bool {
 		delete(data, "ttl")
 		delete(others, "ttl")
 	}
-	return s.Kind == other.Kind && s.Lease.ID == other.Lease.ID && s.Path == other.Path && reflect.DeepEqual(data, others)
+	return s.Kind == other.Kind && s.Lease.ID == other.Lease.ID && s.Path == other.Path && s.Auth.same(other.Auth) &&
+		reflect.DeepEqual(data, others)
 }
 
 // Due is when an answer of that kind next wants attention, and whether that is a renewal; zero means never. Nothing is

@@ -2,6 +2,8 @@ package vault
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/hashicorp/vault/api"
 	"github.com/shoenig/test/must"
+	"golang.org/x/crypto/ssh"
 )
 
 func TestNewSecret(t *testing.T) {
@@ -50,6 +53,25 @@ func TestNewSecret(t *testing.T) {
 		"a static role whose rotation is late": {Read, "database",
 			api.Secret{Data: map[string]any{"ttl": json.Number("-5"),
 				"rotation_period": json.Number("60")}}, Rotating, time.Second},
+		"an SSH certificate": {Write, "ssh", api.Secret{Data: map[string]any{"serial_number": "7",
+			"signed_key": signedKey(t, uint64(at(time.Hour).Unix()))}}, Expiring, time.Hour},
+		"an SSH certificate without an end": {Write, "ssh", api.Secret{Data: map[string]any{
+			"signed_key": signedKey(t, ssh.CertTimeInfinity)}}, Fixed, 0},
+		"an SSH certificate that is none": {Write, "ssh", api.Secret{Data: map[string]any{"signed_key": "x"}}, Fixed, 0},
+		"an AppRole's secret ID": {Write, "approle", api.Secret{Data: map[string]any{"secret_id": "x",
+			"secret_id_ttl": json.Number("600")}}, Expiring, 10 * time.Minute},
+		"a secret ID without an end": {Write, "approle", api.Secret{Data: map[string]any{"secret_id": "x",
+			"secret_id_ttl": json.Number("0")}}, Fixed, 0},
+		"an AppRole": {Read, "approle", api.Secret{Data: map[string]any{"secret_id_ttl": json.Number("600"),
+			"token_ttl": json.Number("60")}}, Polled, 0},
+		"an access token of gcp": {Read, "gcp", api.Secret{Data: map[string]any{"token": "x", "token_ttl": json.Number("3599"),
+			"expires_at_seconds": later(time.Hour)}}, Expiring, time.Hour},
+		"an access token that tells its life alone": {Read, "gcp", api.Secret{Data: map[string]any{"token": "x",
+			"token_ttl": json.Number("3600")}}, Expiring, time.Hour},
+		"an access token of an OAuth server": {Write, "oauth", api.Secret{Data: map[string]any{"access_token": "x",
+			"expires_in": json.Number("60")}}, Expiring, time.Minute},
+		"a key named expires_in in KV": {Read, "kv", api.Secret{Data: map[string]any{"access_token": "x",
+			"expires_in": json.Number("60")}}, Polled, 0},
 		"a list": {List, "", api.Secret{Data: map[string]any{"keys": []any{"a"}}},
 			Polled, 0},
 		"an answer to a write": {Write, "transit",
@@ -88,6 +110,17 @@ func TestRequestKey(t *testing.T) {
 	must.Eq(t, write.Key(), reordered.Key())
 	must.NotEq(t, base.Key(), version.Key())
 	must.NotEq(t, base.Key(), write.Key())
+}
+
+// signedKey is an SSH certificate that ends then, as ssh/sign/<role> answers.
+func signedKey(t *testing.T, ends uint64) string {
+	_, key, err := ed25519.GenerateKey(nil)
+	must.NoError(t, err)
+	signer, err := ssh.NewSignerFromKey(key)
+	must.NoError(t, err)
+	cert := &ssh.Certificate{Key: signer.PublicKey(), CertType: ssh.UserCert, ValidBefore: ends}
+	must.NoError(t, cert.SignCert(rand.Reader, signer))
+	return string(ssh.MarshalAuthorizedKey(cert))
 }
 
 func TestEmptyAndMissing(t *testing.T) {
@@ -152,7 +185,16 @@ func TestAPIPath(t *testing.T) {
 		"a path of another mount":           {v2, Read, "secrets/app", "secrets/app"},
 		"KV v1":                             {mount{path: "secret/"}, Read, "secret/app", "secret/app"},
 		"a mount that is not known":         {mount{}, Read, "secret/app", "secret/app"},
-		"the config of the engine":          {v2, Read, "secret/config", "secret/config"},
+		"a secret named config":             {v2, Read, "secret/config", "secret/data/config"},
+		"a secret below config":             {v2, Read, "secret/config/app", "secret/data/config/app"},
+		"a secret below delete":             {v2, Read, "secret/delete/app", "secret/data/delete/app"},
+		"a secret below undelete":           {v2, Read, "secret/undelete/app", "secret/data/undelete/app"},
+		"a secret below destroy":            {v2, Read, "secret/destroy/app", "secret/data/destroy/app"},
+		"a secret named destroy to write":   {v2, Write, "secret/destroy", "secret/data/destroy"},
+		"a secret below config to write":    {v2, Write, "secret/config/app", "secret/data/config/app"},
+		"the list of what is below config":  {v2, List, "secret/config", "secret/metadata/config"},
+		"versions to delete":                {v2, Write, "secret/delete/app", "secret/delete/app"},
+		"a secret below data":               {v2, Read, "secret/data/data/app", "secret/data/data/app"},
 		"a secret below one named like API": {v2, Read, "secret/app/data", "secret/data/app/data"},
 	} {
 		t.Run(name, func(t *testing.T) { must.Eq(t, test.want, test.mount.apiPath(test.op, test.path)) })

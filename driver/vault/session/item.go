@@ -63,7 +63,7 @@ func (it *item) hold(secret *vault.Secret, l vault.Lease, now time.Time) {
 	old.upkeep = it.upkeep // what failed so far was about this lease
 	old.since, old.gather = time.Time{}, false
 	if old.lease = l; secret.Kind == vault.Leased { // whose data is not needed any more
-		old.secret = &vault.Secret{Path: secret.Path, Kind: vault.Leased, Lease: secret.Lease}
+		old.secret = &vault.Secret{Path: secret.Path, Kind: vault.Leased, Lease: secret.Lease, Auth: secret.Auth}
 	}
 	old.plan(now)
 	it.held = append(it.held, old)
@@ -120,6 +120,8 @@ func (it *item) revocation() (spent, bool) {
 	switch {
 	case handle == "" || it.secret.Kind == vault.Expiring && it.req.Revoke == "":
 		return spent{}, false
+	case it.secret.Auth != nil:
+		return spent{ID: handle, Token: &token{Auth: *it.secret.Auth}}, true
 	case it.secret.Kind == vault.Leased:
 		return spent{ID: handle, Child: it.secret.ChildNamespace()}, true
 	}

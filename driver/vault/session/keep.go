@@ -260,9 +260,9 @@ func (s *Session) postpone(it *item, wait time.Duration) {
 // the end is near: then another one has to be issued.
 func (s *Session) renewItem(ctx context.Context, it *item) (done bool) {
 	s.mu.Lock()
-	t, l, path, every := s.token, it.lease, it.secret.Path, it.req.Every
+	t, l, secret, every := s.token, it.lease, it.secret, it.req.Every
 	s.mu.Unlock()
-	extended, err := t.caller.RenewLease(s.attempt(ctx, &it.upkeep, l.Ends), path, l)
+	extended, err := s.extend(s.attempt(ctx, &it.upkeep, l.Ends), t, secret, l)
 	switch {
 	case errors.Is(err, vault.ErrTokenGone):
 		// otherwise the item is due again, to be issued anew
@@ -274,9 +274,25 @@ func (s *Session) renewItem(ctx context.Context, it *item) (done bool) {
 		s.retryLater(ctx, &it.upkeep, err, l)
 		return every == 0 || !l.Late(time.Now())
 	case ctx.Err() == nil:
-		s.renewed(it, path, extended, err)
+		s.renewed(it, secret.Path, extended, err)
 	}
 	return true
+}
+
+// extend renews the lease l of a secret as t, or that of a token as itself, which Vault's default policy lets it.
+func (s *Session) extend(ctx context.Context, t *token, secret *vault.Secret, l vault.Lease) (vault.Lease, error) {
+	if secret.Auth == nil {
+		return t.caller.RenewLease(ctx, secret.Path, l)
+	}
+	own := s.newToken(0, *secret.Auth).caller
+	extended, err := own.Renew(ctx, vault.OpRenewLease(secret.Path), l)
+	if errors.Is(err, vault.ErrDenied) {
+		err = own.Verdict(ctx, err)
+	}
+	if errors.Is(err, vault.ErrTokenGone) {
+		err = vault.ErrLeaseGone
+	}
+	return extended, err
 }
 
 // renewAgain is how soon a lease is renewed once more that was renewed in the last part of its life: where its end has
@@ -396,7 +412,7 @@ func (s *Session) install(it *item, secret *vault.Secret, by *token) (changed bo
 	now := time.Now()
 	changed = it.install(secret, now)
 	s.clearReportLocked(it.op())
-	if by != s.token && secret.Kind == vault.Leased { // replaced meanwhile, and the lease ends with it
+	if by != s.token && secret.Kind.EndsWithToken() { // replaced meanwhile, and the lease ends with it
 		it.gone = true
 		it.plan(now)
 	}

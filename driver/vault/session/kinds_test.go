@@ -184,6 +184,62 @@ func TestExpiringSecretIsReplacedAsLongBeforeItsEndAsIsAskedFor(t *testing.T) {
 	}
 }
 
+// The token's time left is another one at each look, and not worth a restart; another token is.
+func TestWhatVaultTellsOfTheTokenFollowsIt(t *testing.T) {
+	bubble(t, func(b *bench) {
+		self := read("auth/token/lookup-self")
+		s := b.open()
+		first := b.generation(s, 0, self)[0]
+		time.Sleep(24 * time.Hour)
+		must.False(b, changed(s))
+		b.RevokeTokens()
+		time.Sleep(time.Hour)
+		must.True(b, changed(s))
+		second := b.generation(s, 0, self)[0]
+		_, accessor, _ := s.Token()
+		must.Eq(b, accessor, second.Data["accessor"].(string))
+		must.NotEq(b, first.Data["accessor"], second.Data["accessor"])
+		b.end(s)
+	})
+}
+
+// A token that a template asks for is kept as a lease is: renewed, made anew when it was revoked, and revoked with what
+// it was made for.
+func TestTokenThatIsMadeForATemplate(t *testing.T) {
+	bubble(t, func(b *bench) {
+		child := vault.Request{Op: vault.Write, Path: "auth/token/create", Every: every}
+		s := b.open()
+		first := b.generation(s, 0, child)[0]
+		must.Eq(b, vault.Leased, first.Kind)
+		must.True(b, b.Lives(first.Auth.Value))
+		time.Sleep(24 * time.Hour)
+		must.False(b, changed(s))
+		must.True(b, b.Lives(first.Auth.Value), must.Sprint("it is renewed"))
+		must.Eq(b, 1, b.Calls("PUT auth/token/create"))
+
+		b.RevokeToken(first.Auth.Value)
+		time.Sleep(time.Hour)
+		must.True(b, changed(s))
+		second := b.generation(s, 0, child)[0]
+		must.True(b, b.Lives(second.Auth.Value))
+
+		b.generation(s, time.Minute)
+		time.Sleep(59 * time.Second)
+		must.True(b, b.Lives(second.Auth.Value))
+		time.Sleep(2 * time.Second)
+		must.False(b, b.Lives(second.Auth.Value), must.Sprint("nothing asks for it any more"))
+
+		third := b.generation(s, 0, child)[0]
+		state := b.save(s)
+		b.crash()
+		s = b.adopt(state)
+		must.Eq(b, third.Auth.Value, b.generation(s, 0, child)[0].Auth.Value)
+		b.generation(s, -1) // left to end, but not beyond the session
+		must.True(b, b.Lives(third.Auth.Value))
+		b.end(s)
+	})
+}
+
 func TestWriteWithoutAnAnswer(t *testing.T) {
 	bubble(t, func(b *bench) {
 		s := b.open()

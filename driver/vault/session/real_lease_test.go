@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/api"
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/vault"
@@ -188,5 +189,66 @@ func (v *real) eventually(t *testing.T, otherwise string, is func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Second); !is(); <-time.After(20 * time.Millisecond) {
 		must.True(t, time.Now().Before(deadline), must.Sprint(otherwise))
+	}
+}
+
+// What ends without a lease says so in as many ways as Vault has engines.
+func TestRealVaultAnswersThatEndWithoutALease(t *testing.T) {
+	t.Parallel()
+	v := realVault(t, false)
+	v.setUp(t)
+	v.write(t, "secret/data/config/app", map[string]any{"data": map[string]any{"k": "v"}})
+	v.write(t, "kv1/ttl", map[string]any{"ttl": 60, "token": "x", "token_ttl": 60})
+	must.NoError(t, v.root.Sys().Mount("ssh", &api.MountInput{Type: "ssh"}))
+	v.write(t, "ssh/config/ca", map[string]any{"generate_signing_key": true, "key_type": "ed25519"})
+	v.write(t, "ssh/roles/app", map[string]any{"key_type": "ca", "allow_user_certificates": true, "allowed_users": "*",
+		"default_user": "app", "ttl": "10m"})
+	must.NoError(t, v.root.Sys().EnableAuthWithOptions("approle", &api.EnableAuthOptions{Type: "approle"}))
+	v.write(t, "auth/approle/role/app", map[string]any{"secret_id_ttl": "10m", "token_ttl": "10m"})
+	role, err := v.root.Logical().Read("auth/approle/role/app/role-id")
+	must.NoError(t, err)
+	id, err := v.root.Logical().Write("auth/approle/role/app/secret-id", nil)
+	must.NoError(t, err)
+	ca, err := v.root.Logical().Read("ssh/config/ca")
+	must.NoError(t, err)
+	s, err := v.open(t, v.client(t, nil), "app", v.jwt(t, nil))
+	must.NoError(t, err)
+
+	write := func(path string, data map[string]any) vault.Request {
+		return vault.Request{Op: vault.Write, Path: path, Data: data, Every: time.Minute}
+	}
+	login := write("auth/approle/login", map[string]any{"role_id": role.Data["role_id"], "secret_id": id.Data["secret_id"]})
+	child := write("auth/token/create", map[string]any{"ttl": "10m"})
+	reading := s.Begin(false)
+	for name, test := range map[string]struct {
+		req  vault.Request
+		kind vault.Kind
+		life time.Duration
+	}{
+		"an SSH certificate": {write("ssh/sign/app", map[string]any{"public_key": ca.Data["public_key"]}),
+			vault.Expiring, 10 * time.Minute},
+		"an AppRole's secret ID":            {write("auth/approle/role/app/secret-id", nil), vault.Expiring, 10 * time.Minute},
+		"a login":                           {login, vault.Leased, 10 * time.Minute},
+		"a token":                           {child, vault.Leased, 10 * time.Minute},
+		"the token's own data":              {vault.Request{Op: vault.Read, Path: "auth/token/lookup-self"}, vault.OfToken, 0},
+		"KV v1 with such keys":              {vault.Request{Op: vault.Read, Path: "kv1/ttl"}, vault.Polled, 0},
+		"KV v2 with a word of Vault's APIs": {vault.Request{Op: vault.Read, Path: "secret/config/app"}, vault.Polled, 0},
+	} {
+		secret, err := reading.Read(t.Context(), test.req)
+		must.NoError(t, err, must.Sprint(name))
+		must.Eq(t, test.kind, secret.Kind, must.Sprint(name))
+		must.Between(t, test.life-10*time.Second, secret.Lease.TTL, test.life, must.Sprint(name))
+	}
+	reading.Commit(0)
+	var tokens []string
+	for _, req := range []vault.Request{login, child} {
+		secret, err := reading.Read(t.Context(), req)
+		must.NoError(t, err)
+		must.True(t, v.tokenLives(secret.Auth.Value))
+		tokens = append(tokens, secret.Auth.Value)
+	}
+	must.NoError(t, s.Close(t.Context()))
+	for _, token := range tokens {
+		must.False(t, v.tokenLives(token))
 	}
 }

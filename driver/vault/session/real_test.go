@@ -130,6 +130,10 @@ func (v *real) setUp(t *testing.T) {
 	must.NoError(t, v.root.Sys().PutPolicy("app", `
 		path "secret/data/app*"  { capabilities = ["read", "create", "update"] }
 		path "secret/data/none"  { capabilities = ["read"] }
+		path "secret/data/config/app" { capabilities = ["read"] }
+		path "ssh/sign/app"      { capabilities = ["update"] }
+		path "auth/approle/*"    { capabilities = ["update"] }
+		path "auth/token/create" { capabilities = ["update"] }
 		path "secret/metadata/*" { capabilities = ["list", "read"] }
 		path "kv1/*"             { capabilities = ["read", "list"] }
 		path "pki/issue/app"     { capabilities = ["update"] }

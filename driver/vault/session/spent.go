@@ -44,10 +44,13 @@ func (s *Session) spend(it *item, now time.Time, grace time.Duration) {
 		return
 	case grace >= 0:
 		sp.After = now.Add(grace)
-	case sp.Child == "":
+	case sp.Child == "" && sp.Token == nil:
 		return
 	}
-	sp.Ends = it.lease.Ends
+	if sp.Ends = it.lease.Ends; sp.Token != nil {
+		sp.Token.Lease = it.lease
+		s.attach(sp.Token)
+	}
 	s.spent = append(s.spent, sp)
 }
 

@@ -168,7 +168,7 @@ func (s *Session) replaceToken(t *token) {
 func (s *Session) loseLeases(now time.Time) {
 	expected := s.lease.Late(now) || !s.lease.Ends.IsZero() && !now.Before(s.lease.ReplaceAt())
 	for _, it := range s.items {
-		if it.secret.Kind != vault.Leased {
+		if !it.secret.Kind.EndsWithToken() {
 			continue
 		}
 		if expected {

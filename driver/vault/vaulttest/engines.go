@@ -142,8 +142,12 @@ func (s *Server) self(path, value string, t *token) answer {
 		return reply(map[string]any{"data": map[string]any{"ttl": seconds(time.Until(t.ends)), "accessor": t.accessor,
 			"policies":  t.names(),
 			"renewable": !t.role.Batch && !t.role.Fixed, "period": seconds(t.role.TTL)}})
+	case "token/create":
+		child, made := s.issue(Role{TTL: time.Hour, Policies: t.role.Policies})
+		made.parent = value
+		return reply(map[string]any{"auth": made.auth(child, time.Hour)})
 	case "token/revoke-self":
-		delete(s.tokens, value)
+		maps.DeleteFunc(s.tokens, func(other string, t *token) bool { return other == value || t.parent == value })
 		for _, l := range s.leases {
 			l.returned = l.returned || l.token == value && l.in == ""
 		}

@@ -108,7 +108,8 @@ type token struct {
 	issued    time.Time
 	ends, max time.Time
 	used      bool
-	own       bool // made by MakeOwn: it may make tokens, and Tokens and Leaked leave it out
+	parent    string // the token that it was made with, and ends with
+	own       bool   // made by MakeOwn: it may make tokens, and Tokens and Leaked leave it out
 }
 
 type lease struct {
