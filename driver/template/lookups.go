@@ -1,7 +1,6 @@
 package template
 
 import (
-	"fmt"
 	"strings"
 	"text/template/parse"
 )
@@ -21,14 +20,6 @@ func (l Lookup) Wrong(v2 bool) string {
 		return wrongVersion(l.Path, v2)
 	}
 	return ""
-}
-
-// wrongVersion says where a secret's fields are.
-func wrongVersion(path string, v2 bool) string {
-	if v2 {
-		return fmt.Sprintf("%q is KV version 2: its fields are under .Data.data", path)
-	}
-	return fmt.Sprintf("%q is not KV version 2: its fields are under .Data", path)
 }
 
 // Lookups returns the fields that the template names of secrets whose path is written out, as far as its text tells.

@@ -164,6 +164,14 @@ func (x *execution) hint(why, piece string) string {
 	return ""
 }
 
+// wrongVersion says where a secret's fields are.
+func wrongVersion(path string, v2 bool) string {
+	if v2 {
+		return fmt.Sprintf("%q is KV version 2: its fields are under .Data.data", path)
+	}
+	return fmt.Sprintf("%q is not KV version 2: its fields are under .Data", path)
+}
+
 // kv2 returns the fields of a secret that came from KV version 2, which is told
 // by its having "data" and "metadata" and nothing else.
 func kv2(data map[string]any) (fields map[string]any, ok bool) {
