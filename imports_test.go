@@ -47,13 +47,13 @@ var leaves = []string{"driver/identity", "driver/logpipe", "driver/sched", "driv
 // by hand stands beside the plugin and reads configuration with its code.
 func TestImportsPointOneWay(t *testing.T) {
 	allowed := map[string][]string{
-		"": {"internal/sigpipe", "operator", "operator/check", "operator/convert", "operator/setup", "operator/status",
+		"": {"internal/inherited", "operator", "operator/check", "operator/convert", "operator/setup", "operator/status",
 			"plugin"},
 		"operator": {"driver/config", "driver/vault", "plugin"},
 		// vault for the type of a cluster's configuration
 		"plugin": {"driver", "driver/config", "driver/status", "driver/vault", "plugin/wrapped"},
 
-		"plugin/wrapped":    {"internal/inode", "plugin/execroot"},
+		"plugin/wrapped":    {"internal/inode", "internal/logtext", "plugin/execroot"},
 		"plugin/execroot":   {"internal/inode"},
 		"plugin/drivertest": {"e2e/stack", "internal/need"}, // for tests: an engine, and an image that is in it
 
@@ -69,7 +69,8 @@ func TestImportsPointOneWay(t *testing.T) {
 		"driver/config": {"driver/template", "driver/vault"}, // for Fields and Cluster
 		"driver/credentials": {"driver/config", "driver/identity", "driver/state", "driver/status", "driver/taskapi",
 			"driver/template", "driver/vault", "driver/vault/session", "internal/inode"},
-		"driver/render":   {"driver/config", "driver/credentials", "driver/template", "driver/vault", "internal/inode"},
+		"driver/render": {"driver/config", "driver/credentials", "driver/template", "driver/vault", "internal/inode",
+			"internal/logtext"},
 		"driver/identity": {"internal/inode"},
 		"driver/logpipe":  {"internal/inode"},
 		"driver/sched":    nil,
@@ -85,11 +86,11 @@ func TestImportsPointOneWay(t *testing.T) {
 			"internal/logtext"},
 		"driver/vault/tokenrole": {"driver/sched", "driver/vault"},
 
-		"internal/faults":  nil,
-		"internal/inode":   nil,
-		"internal/logtext": nil,
-		"internal/need":    nil,
-		"internal/sigpipe": nil,
+		"internal/faults":    nil,
+		"internal/inode":     nil,
+		"internal/logtext":   nil,
+		"internal/need":      nil,
+		"internal/inherited": nil,
 	}
 	for path, p := range ourPackages(t) {
 		from := strings.TrimPrefix(strings.TrimPrefix(path, module), "/")

@@ -23,7 +23,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins"
 
-	_ "nomad-driver-vault/internal/sigpipe" // initialises before the executor does
+	_ "nomad-driver-vault/internal/inherited" // initialises before the executor does
 	"nomad-driver-vault/operator"
 	"nomad-driver-vault/operator/check"
 	"nomad-driver-vault/operator/convert"

@@ -63,13 +63,13 @@ func TestScrub(t *testing.T) {
 	}
 }
 
-// TestSigpipeComesBeforeTheExecutor starts this test binary as Nomad's drivers start an executor: the executor's init
+// TestInheritedComesBeforeTheExecutor starts this test binary as Nomad's drivers start an executor: the executor's init
 // ends the process, so that only what is initialised before it runs at all. The runtime lists packages in order.
-func TestSigpipeComesBeforeTheExecutor(t *testing.T) {
+func TestInheritedComesBeforeTheExecutor(t *testing.T) {
 	child := exec.Command(os.Args[0], "executor", "not JSON")
 	child.Env = append(os.Environ(), "GODEBUG=inittrace=1")
 	trace, err := child.CombinedOutput()
 	must.Error(t, err, must.Sprint("the executor's init did not run"))
-	must.RegexMatch(t, regexp.MustCompile(`(?m)^init nomad-driver-vault/internal/sigpipe @`), string(trace))
+	must.RegexMatch(t, regexp.MustCompile(`(?m)^init nomad-driver-vault/internal/inherited @`), string(trace))
 	must.StrNotContains(t, string(trace), "init nomad-driver-vault/plugin @")
 }

@@ -315,3 +315,27 @@ func TestTemplateThatFailsLeavesTheWholeGenerationBefore(t *testing.T) {
 		must.Len(t, 1, h.events())
 	})
 }
+
+// As in Nomad's own template block, with the token of a vault block that shows it.
+func TestTemplateSeesTheTokenAndTheNode(t *testing.T) {
+	bubble(t, func(h *host) {
+		cfg := h.job("vault {\n role = \"app\"\n env = true\n}\n" + templateHCL("secrets/conf",
+			`{{ env "VAULT_TOKEN" }} {{ env "VAULT_ADDR" }} {{ env "node.unique.id" }} {{ env "node.unique.name" }} `+
+				`{{ env "node.datacenter" }} {{ env "node.region" }}`, onSignal))
+		cfg.NodeID, cfg.NodeName, cfg.Env["NOMAD_DC"], cfg.Env["NOMAD_REGION"] = "7c5f", "worker-1", "dc1", "eu"
+		handle, _, err := h.StartTask(cfg)
+		must.NoError(t, err)
+		r := &run{h, cfg, handle}
+		want := func() string {
+			return sole(t, h.Tokens()) + " " + h.config.Clusters[0].Address + " 7c5f worker-1 dc1 eu"
+		}
+		before := want()
+		must.Eq(t, before, h.file("secrets/conf"))
+		must.Eq(t, sole(t, h.Tokens()), r.process().env["VAULT_TOKEN"])
+		h.RevokeTokens()
+		after(2 * time.Hour)
+		must.NotEq(t, before, want())
+		must.Eq(t, want(), h.file("secrets/conf"))
+		must.SliceContains(t, r.process().signals, "SIGHUP")
+	})
+}

@@ -194,6 +194,7 @@ func encode(t *testing.T, cfg *drivers.TaskConfig, block string) error {
 	t.Helper()
 	attrs := config.TaskSpec()
 	attrs["command"] = hclspec.NewAttr("command", "string", false)
+	attrs["args"] = hclspec.NewAttr("args", "list(string)", false)
 	attrs["auth"] = config.ImageAuthSpec()["auth"]
 	for _, theirs := range []string{"username", "password", "server_address"} { // as Nomad's docker has it
 		attrs["auth"].GetBlockValue().Nested.GetObject().Attributes[theirs] = hclspec.NewAttr(theirs, "string", false)

@@ -26,6 +26,7 @@ type process struct {
 	pid     int
 	alloc   string
 	env     map[string]string
+	args    []string       // of the config
 	auth    map[string]any // block of the config
 	signals []string
 	ended   chan struct{}
@@ -150,6 +151,7 @@ func (w *wrapped) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *driv
 	}
 	var config struct {
 		Command string         `codec:"command"`
+		Args    []string       `codec:"args"`
 		Auth    map[string]any `codec:"auth"`
 	}
 	if err := cfg.DecodeDriverConfig(&config); err != nil || config.Command != "app" {
@@ -157,7 +159,7 @@ func (w *wrapped) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *driv
 	}
 	w.m.mu.Lock()
 	w.m.pids++
-	p := &process{pid: w.m.pids, alloc: cfg.AllocID, env: maps.Clone(cfg.Env), auth: config.Auth,
+	p := &process{pid: w.m.pids, alloc: cfg.AllocID, env: maps.Clone(cfg.Env), args: config.Args, auth: config.Auth,
 		ended: make(chan struct{})}
 	w.m.procs[p.pid] = p
 	w.m.mu.Unlock()

@@ -324,16 +324,16 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 		return nil, err
 	}
 	cfg.Env = t.current.TaskEnv(t.cfg)
-	if err := t.current.Auth.Give(cfg); err != nil {
+	if err := errors.Join(t.current.Options.Give(cfg), t.current.Auth.Give(cfg)); err != nil {
 		return nil, err
 	}
 	t.remember(func(r *state.Record) { r.Launching = true })
 	t.failpoint("launching")
-	inner, network, err := t.d.inner.StartTask(cfg)
+	inner, network, err := t.startWrapped(cfg)
 	t.failpoint("launched")
 	if err != nil {
 		t.remember(func(r *state.Record) { r.Launching = false })
-		return nil, err
+		return nil, t.current.Options.Conceal(err)
 	}
 	t.remember(func(r *state.Record) {
 		r.Launching, r.InnerVersion, r.Inner = false, inner.Version, inner.DriverState
@@ -341,6 +341,19 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 	})
 	t.failpoint("known")
 	return network, t.watch()
+}
+
+// A concealer is a wrapped driver that logs what it does. Until reveal is called its log does not have the values.
+type concealer interface {
+	Conceal(values map[string]string) (reveal func())
+}
+
+// startWrapped starts the wrapped task. Nomad's drivers log the options of the tasks that they start.
+func (t *task) startWrapped(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	if c, logs := t.d.inner.(concealer); logs {
+		defer c.Conceal(t.current.Options.Values())()
+	}
+	return t.d.inner.StartTask(cfg)
 }
 
 // wrappedConfig returns the configuration for the wrapped driver. That opens the log pipes as root, so it gets paths

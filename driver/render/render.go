@@ -38,6 +38,7 @@ type Generation struct {
 	Absent   []string          // such paths where there must be no file
 	Sums     map[string]string // of each output and of each token that is shown
 	Auth     *imageAuth        // nil unless the wrapped driver is to have it
+	Options  *Expansion        // for the wrapped driver
 }
 
 // Format keeps it out of logs, errors and panics.
@@ -196,7 +197,11 @@ func (r *Renderer) Render(ctx context.Context, last *Generation, fresh bool) (*G
 		return nil, err
 	}
 	g := &Generation{conf: r.conf, blocks: r.blocks, Snapshot: r.credentials.Snapshot(fresh),
-		Output: map[string][]byte{}, env: map[string]string{}, Sums: map[string]string{}}
+		Output: map[string][]byte{}, Sums: map[string]string{}}
+	var err error
+	if g.env, err = r.tokenEnv(ctx, g.Snapshot); err != nil {
+		return nil, err
+	}
 	if err := r.execute(ctx, g, last); err != nil {
 		return nil, err
 	}
@@ -214,7 +219,8 @@ func (r *Renderer) Render(ctx context.Context, last *Generation, fresh bool) (*G
 			return nil, err
 		}
 	}
-	return g, nil
+	g.Options, err = r.expand(g.env)
+	return g, err
 }
 
 // execute runs the blocks side by side: each question is asked once all the same, and a slow Vault is waited for once.
@@ -226,7 +232,7 @@ func (r *Renderer) execute(ctx context.Context, g, last *Generation) error {
 	defer task.Close()
 	defer alloc.Close()
 	r.budget.Begin()
-	in := template.Input{Env: r.cfg.Env, Root: task, Alloc: alloc, Budget: r.budget}
+	in := template.Input{Env: r.visible(g.env), Root: task, Alloc: alloc, Budget: r.budget}
 	var all sync.WaitGroup
 	outputs := make([][][]byte, len(r.Funcs))
 	errs := make([]error, len(r.Funcs))
@@ -394,17 +400,42 @@ func (r *Renderer) addToken(ctx context.Context, g *Generation, v *config.Vault)
 		g.Files = append(g.Files, template.File{Path: r.below(tokenFile(v.Name)), Data: []byte(token), Perm: 0o600,
 			UID: r.owner.uid, GID: r.owner.gid})
 	}
-	if v.Env {
+	return nil
+}
+
+// tokenEnv returns the variables of the vault block that shows its token as such, of which there is one at most.
+func (r *Renderer) tokenEnv(ctx context.Context, from *credentials.Snapshot) (map[string]string, error) {
+	env := map[string]string{}
+	for _, v := range r.conf.Vaults {
+		if !v.Env {
+			continue
+		}
 		cluster, err := r.op.Cluster(v.Cluster)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		g.env["VAULT_TOKEN"], g.env["VAULT_ADDR"] = token, cluster.Address
+		token, err := from.Token(ctx, v.Name)
+		if err != nil {
+			return nil, err
+		}
+		env["VAULT_TOKEN"], env["VAULT_ADDR"] = token, cluster.Address
 		if namespace := cmp.Or(v.Namespace, cluster.Namespace); namespace != "" {
-			g.env["VAULT_NAMESPACE"] = namespace
+			env["VAULT_NAMESPACE"] = namespace
 		}
 	}
-	return nil
+	return env, nil
+}
+
+// visible is what templates see as the environment: the task's, the variables of its token, and what is known of the
+// node.
+func (r *Renderer) visible(token map[string]string) map[string]string {
+	env := merged(r.cfg.Env, token)
+	for i, value := range []string{r.cfg.NodeID, r.cfg.NodeName, r.cfg.Env["NOMAD_DC"], r.cfg.Env["NOMAD_REGION"]} {
+		if value != "" {
+			env[template.NodeVariables[i]] = value
+		}
+	}
+	return env
 }
 
 // tokenFile is where the block's token is put: as Nomad does it, secrets/vault_token.
@@ -437,12 +468,15 @@ func (g *Generation) Diff(delivered map[string]string) Change {
 
 // TaskEnv is the environment of the task in this generation.
 func (g *Generation) TaskEnv(cfg *drivers.TaskConfig) map[string]string {
-	env := maps.Clone(cfg.Env)
-	if env == nil {
-		env = map[string]string{}
-	}
-	maps.Copy(env, g.env)
-	return env
+	return merged(cfg.Env, g.env)
+}
+
+// merged is a new map with both, of which the second wins.
+func merged(first, second map[string]string) map[string]string {
+	all := map[string]string{}
+	maps.Copy(all, first)
+	maps.Copy(all, second)
+	return all
 }
 
 // owner of a file, -1 for the plugin's own.

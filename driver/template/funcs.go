@@ -229,28 +229,31 @@ func addPEM(p *dependency.PemEncoded, block *pem.Block) {
 	}
 }
 
-func (x *execution) env(name string) string {
-	v := x.in.Env[name]
+func (x *execution) env(name string) (string, error) {
+	v, known := x.in.Env[name]
+	if !known && ofNode.MatchString(name) {
+		return "", &failed{nodeError(name), name}
+	}
 	if !strings.HasPrefix(name, "NOMAD_") || strings.HasPrefix(name, "NOMAD_TOKEN") {
 		x.hideLong(v) // the others that Nomad sets are in many a path, and no secrets
 	}
-	return v
+	return v, nil
 }
 
 func (x *execution) mustEnv(name string) (string, error) {
-	if v := x.env(name); v != "" {
-		return v, nil
+	if v, err := x.env(name); v != "" || err != nil {
+		return v, err
 	}
 	return "", fmt.Errorf("environment variable %q is not set or empty: set it in the task's env block", name)
 }
 
 // envOrDefault returns def only for a variable that is not there: one that is
 // set to nothing was set on purpose.
-func (x *execution) envOrDefault(name, def string) string {
-	if _, ok := x.in.Env[name]; ok {
+func (x *execution) envOrDefault(name, def string) (string, error) {
+	if _, ok := x.in.Env[name]; ok || ofNode.MatchString(name) {
 		return x.env(name)
 	}
-	return def
+	return def, nil
 }
 
 // file returns the contents of one of the task's files.

@@ -35,7 +35,7 @@ type Spec struct {
 type Input struct {
 	Source Source
 
-	// Env is the task's environment, the only one templates see.
+	// Env is the task's environment, the only one templates see, with those of NodeVariables that are known.
 	Env map[string]string
 
 	// Root is the task's directory and Alloc the allocation's shared one, for

@@ -52,6 +52,9 @@ func Parse(s Spec) (*Template, error) {
 	if err := t.checkNames(trees); err != nil {
 		return nil, err
 	}
+	if err := t.checkNodeVariables(trees); err != nil {
+		return nil, err
+	}
 	bound(trees)
 	t.trees = trees
 	return t, nil
@@ -92,8 +95,12 @@ func (t *Template) checkNames(trees map[string]*parse.Tree) error {
 	if why == "" {
 		why = "not defined"
 	}
-	line := 1 + strings.Count(t.spec.Data[:wrong.Pos], "\n")
-	return fmt.Errorf("parse template %q: line %d: function %q %s", t.spec.Name, line, wrong.Ident, why)
+	return fmt.Errorf("parse template %q: line %d: function %q %s", t.spec.Name, t.line(wrong), wrong.Ident, why)
+}
+
+// line is where a node of the template begins.
+func (t *Template) line(node parse.Node) int {
+	return 1 + strings.Count(t.spec.Data[:node.Position()], "\n")
 }
 
 // Execute renders the template. It asks in.Source for what the template needs,

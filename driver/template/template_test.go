@@ -62,6 +62,7 @@ func TestExecute(t *testing.T) {
 			"read kv1/app "},
 		"env is the task's": {`{{ env "NAME" }}|{{ env "NOPE" }}|{{ mustEnv "NAME" }}`,
 			"task-value||task-value", ""},
+		"what is known of the node":                 {`{{ env "node.unique.name" }}|{{ envOrDefault "node.region" "d" }}`, "worker-1|eu", ""},
 		"envOrDefault keeps what is set to nothing": {`{{ envOrDefault "NAME" "d" }}|{{ envOrDefault "EMPTY" "d" }}|{{ envOrDefault "NOPE" "d" }}`, "task-value||d", ""},
 		"loop is a list of numbers":                 {`{{ range loop 3 }}{{ . }}{{ end }} {{ range $i, $n := loop "5" 7 }}{{ $i }}{{ $n }}{{ end }}{{ range loop 2 1 }}x{{ end }}`, "012 0516", ""},
 		"helpers and sprig stay":                    {`{{ "a" | toUpper }}{{ sprig_upper "b" }}{{ scratch.Set "k" 1 }}{{ scratch.Get "k" }}{{ toJSON (explodeMap (parseJSON "{\"a/b\":1}")) }}`, `AB1{"a":{"b":1}}`, ""},
@@ -72,7 +73,7 @@ func TestExecute(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			src := newSource()
 			out, err := render(t, Spec{Data: tc.text}, Input{Source: src, Env: map[string]string{"NAME": "task-value",
-				"EMPTY": ""}})
+				"EMPTY": "", "node.unique.name": "worker-1", "node.region": "eu"}})
 			must.NoError(t, err)
 			must.Eq(t, tc.want, out)
 			must.Eq(t, tc.asked, strings.Join(src.asked, ";"))
@@ -95,12 +96,28 @@ func TestEnvironmentIsNeverThePlugins(t *testing.T) {
 	must.EqError(t, err, `execute template "secrets/app.conf": line 1: mustEnv: environment variable "PLUGIN_ONLY" is not set or empty: set it in the task's env block`)
 }
 
+// A name that is computed is looked at when it is asked for.
+func TestUnknownVariableOfTheNodeIsNeverEmpty(t *testing.T) {
+	for _, text := range []string{`{{ "attr.x" | env }}`, `{{ env (print "attr" ".x") }}`, `{{ print "attr.x" | mustEnv }}`,
+		`{{ envOrDefault (print "attr.x") "d" }}`} {
+		_, err := render(t, Spec{Data: text}, Input{})
+		must.StrContains(t, err.Error(), `drivers are not told the node's attr.x: write env { ATTR_X = "${attr.x}" } in the task`,
+			must.Sprint(text))
+	}
+	_, err := render(t, Spec{Data: `{{ env "node.datacenter" }}`}, Input{})
+	must.StrContains(t, err.Error(), "drivers are not told the node's node.datacenter")
+}
+
 func TestParseErrors(t *testing.T) {
 	cases := map[string]struct{ text, want string }{
 		"an action that is not closed":        {"a\n{{ secret \"x\"", "line 2: unclosed action"},
 		"an action that ends on another line": {"a\n{{ secret \"x\"\n", "line 3: unclosed action started at line 2"},
 		"an if without an end": {"a\n{{ if true }}\n\n",
 			"line 4: unexpected EOF: an {{ end }} is missing"},
+		"an attribute of the node": {"a\n{{ if false }}\n{{ env \"attr.cpu.arch\" }}{{ end }}",
+			`line 3: drivers are not told the node's attr.cpu.arch: write env { ATTR_CPU_ARCH = "${attr.cpu.arch}" } in the task, and env "ATTR_CPU_ARCH" here`},
+		"the node's metadata":                     {`{{ (envOrDefault "meta.rack" "a") | toUpper }}`, `line 1: drivers are not told the node's meta.rack`},
+		"the node's class":                        {`{{ with mustEnv "node.class" }}{{ end }}`, `line 1: drivers are not told the node's node.class`},
 		"an unknown function":                     {"a\n\n{{ screte \"x\" }}", `line 3: function "screte" not defined`},
 		"sprig's functions that look at the host": {`{{ sprig_env "HOME" }}`, `line 1: function "sprig_env" not defined`},
 		"a denied function": {"\n{{ plugin \"id\" }}",

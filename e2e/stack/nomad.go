@@ -100,11 +100,11 @@ func (n *Nomad) agent(p *Process, files ...string) error {
 	if err != nil {
 		return err
 	}
-	args := []string{"agent", "-config=" + n.stack.path("agent.hcl")}
+	args := []string{binary, "agent", "-config=" + n.stack.path("agent.hcl")}
 	for _, f := range files {
 		args = append(args, "-config="+f)
 	}
-	cmd := exec.Command(binary, args...)
+	cmd := exec.Command("nohup", args...) // as some scripts start it: plugins then ignore SIGHUP, and tasks must not
 	cmd.Env = append(clean(n.stack.Dir), "NOMAD_DRIVER_VAULT_FAULTS="+n.stack.path(faultDir))
 	return p.launch(cmd)
 }

@@ -2,8 +2,11 @@
 package logtext
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -35,4 +38,23 @@ func Panic(p any) string {
 		return err.Error()
 	}
 	return fmt.Sprintf("%T", p)
+}
+
+// Without leaves values out of a text, as they are or quoted: in their place are their variables, $(NAME). What is
+// shorter than a secret can be stays, since it stands in many a word.
+func Without(values map[string]string) *strings.Replacer {
+	longestFirst := func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(values[b]), len(values[a])), cmp.Compare(a, b))
+	}
+	const short = 4
+	var pairs []string
+	for _, name := range slices.SortedFunc(maps.Keys(values), longestFirst) {
+		value, shown := values[name], "$("+name+")"
+		if len(value) < short {
+			continue
+		}
+		quoted := strconv.Quote(value)
+		pairs = append(pairs, value, shown, quoted[1:len(quoted)-1], shown)
+	}
+	return strings.NewReplacer(pairs...)
 }

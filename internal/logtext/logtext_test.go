@@ -28,3 +28,17 @@ func TestPanic(t *testing.T) {
 	var none []int
 	_ = none[len("abc")]
 }
+
+func TestWithout(t *testing.T) {
+	values := map[string]string{"PASSWORD": "hunter2", "LONGER": "hunter22", "LINES": "a\"b\nc", "N": "1", "NONE": ""}
+	for text, want := range map[string]string{
+		"-p hunter2 -n 1":   "-p $(PASSWORD) -n 1",
+		"hunter22, hunter2": "$(LONGER), $(PASSWORD)",
+		"x a\"b\nc":         "x $(LINES)",
+		`["a\"b\nc"]`:       `["$(LINES)"]`,
+		"":                  "",
+	} {
+		must.Eq(t, want, logtext.Without(values).Replace(text))
+	}
+	must.Eq(t, "as it is", logtext.Without(nil).Replace("as it is"))
+}

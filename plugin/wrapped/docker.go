@@ -17,6 +17,7 @@ import (
 // (plugins/drivers/utils.go) and that extra_labels can ask for.
 type dockerDriver struct {
 	containerDriver
+	*concealer
 	stopped *sync.Map // IDs of the tasks that were asked to stop
 	logger  hclog.Logger
 }

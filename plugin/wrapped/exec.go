@@ -53,14 +53,15 @@ type vaultFiles struct {
 // exec, since the same executor makes the mounts.
 type execDriver struct {
 	processDriver
+	*concealer
 	config   execConfig // set before the first start
 	roots    *execroot.Builder
 	taskDirs sync.Map // directories of the tasks that were started in a root of ours, by ID
 	logger   hclog.Logger
 }
 
-func newExecDriver(logger hclog.Logger, nomads processDriver) *execDriver {
-	return &execDriver{processDriver: nomads, roots: execroot.New(logger), logger: logger}
+func newExecDriver(logger hclog.Logger, c *concealer, nomads processDriver) *execDriver {
+	return &execDriver{processDriver: nomads, concealer: c, roots: execroot.New(logger), logger: logger}
 }
 
 // SetConfig reads our options and configures Nomad's exec. An error names the field.

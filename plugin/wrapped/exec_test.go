@@ -35,7 +35,7 @@ func (d *recorder) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *dri
 func inRootsOf(t *testing.T, nomads processDriver, paths ...string) *execDriver {
 	t.Helper()
 	need.Root(t)
-	d, state := newExecDriver(hclog.NewNullLogger(), nomads), t.TempDir()
+	d, state := newExecDriver(hclog.NewNullLogger(), nil, nomads), t.TempDir()
 	d.config.Filesystem = filesystemBind
 	must.NoError(t, d.roots.Configure(execroot.Config{Paths: paths, StateDir: state}))
 	t.Cleanup(func() {
@@ -87,7 +87,7 @@ func TestExecStartsACopyOfTheTask(t *testing.T) {
 func TestExecLeavesAChrootToNomad(t *testing.T) {
 	need.Root(t)
 	inner, log := &recorder{}, &strings.Builder{}
-	d := newExecDriver(hclog.New(&hclog.LoggerOptions{Output: log}), inner)
+	d := newExecDriver(hclog.New(&hclog.LoggerOptions{Output: log}), nil, inner)
 	d.config = execConfig{Filesystem: "chroot",
 		Vault: map[string]*vaultFiles{"a": {TokenFile: "/etc/token", KeyFile: "/opt/key"}, "b": {}}}
 	cfg := drivertest.Allocation(t, "anything")

@@ -17,7 +17,10 @@ import (
 
 // rawExecDriver is Nomad's raw_exec. The agent cannot know that it supports no mounts, because that field is lost on
 // the way to an external plugin (plugins/drivers/server.go): a volume_mount would be silently ignored.
-type rawExecDriver struct{ processDriver }
+type rawExecDriver struct {
+	processDriver
+	*concealer
+}
 
 // StartTask refuses a task with mounts, and one whose command only its user may not execute.
 func (d rawExecDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {

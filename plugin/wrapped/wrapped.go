@@ -46,7 +46,8 @@ type Driver struct {
 var all = map[string]Driver{
 	"exec": {
 		New: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
-			return newExecDriver(logger, exec.NewExecDriver(ctx, logger).(processDriver))
+			c := newConcealer()
+			return newExecDriver(logger, c, exec.NewExecDriver(ctx, c.log(logger)).(processDriver))
 		},
 		Options:     execOptions,
 		DeniedUsers: []string{"root"},
@@ -54,14 +55,16 @@ var all = map[string]Driver{
 	},
 	"docker": {
 		New: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
-			return dockerDriver{docker.NewDockerDriver(ctx, logger).(containerDriver), new(sync.Map), logger}
+			c := newConcealer()
+			return dockerDriver{docker.NewDockerDriver(ctx, c.log(logger)).(containerDriver), c, new(sync.Map), logger}
 		},
 		ChangeDefaults: keepForeignContainers,
 		PullsImages:    true,
 	},
 	"raw_exec": {
 		New: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
-			return rawExecDriver{rawexec.NewRawExecDriver(ctx, logger).(processDriver)}
+			c := newConcealer()
+			return rawExecDriver{rawexec.NewRawExecDriver(ctx, c.log(logger)).(processDriver), c}
 		},
 		ChangeDefaults: enableRawExec,
 		User:           strconv.Itoa(os.Geteuid()), // the agent's, which the plugin inherits
