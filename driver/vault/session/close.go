@@ -13,12 +13,13 @@ import (
 // The error, when it is vault.ErrUnavailable, means that something may live on until its TTL; Close may be called
 // again. It is nil where Vault does not answer but every token is past its TTL.
 func (s *Session) Close(ctx context.Context) error {
-	s.mu.Lock()
-	if !s.closed {
-		s.closed, s.closedAt = true, time.Now()
-	}
-	wait := time.Since(s.closedAt) < closing
-	s.mu.Unlock()
+	var wait bool
+	s.locked(func() {
+		if !s.closed {
+			s.closed, s.closedAt = true, time.Now()
+		}
+		wait = time.Since(s.closedAt) < closing
+	})
 	s.chore.End()
 	s.asks.Wait()
 	leave, err := s.cluster.closing.Enter(ctx)

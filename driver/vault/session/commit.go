@@ -10,14 +10,15 @@ import (
 // end when grace is negative. A change that came between Begin and Commit makes Changed ready again.
 func (r *Reading) Commit(grace time.Duration) {
 	s, now := r.s, time.Now()
-	s.mu.Lock()
-	s.used = r.token.N
-	for key, it := range s.items {
-		r.commitItem(it, r.shown(key), now, grace)
-	}
-	s.retire(now, grace)
-	behind := s.stale()
-	s.mu.Unlock()
+	var behind bool
+	s.locked(func() {
+		s.used = r.token.N
+		for key, it := range s.items {
+			r.commitItem(it, r.shown(key), now, grace)
+		}
+		s.retire(now, grace)
+		behind = s.stale()
+	})
 	if behind {
 		s.signalChanged()
 	}

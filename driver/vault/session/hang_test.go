@@ -269,6 +269,37 @@ func TestPanicEndsTheUpkeepOfOneSession(t *testing.T) {
 	must.StrNotContains(t, logged.String(), vaulttest.Planted)
 }
 
+// The panic may come while the session is locked: here the agent's log breaks, to which the session writes then.
+func TestSessionThatPanickedCanBeClosed(t *testing.T) {
+	bubble(t, func(b *bench) {
+		client, err := session.NewCluster(b.Cluster(), hclog.New(&hclog.LoggerOptions{Level: hclog.Debug,
+			Output: &brokenLog{words: "try again"}}))
+		must.NoError(b, err)
+		b.Cleanup(client.Close)
+		broken := use(b.T, client, b.options(), creds)
+		mend := b.Break(vaulttest.Fault{Match: "PUT sys/leases/renew", Status: 500})
+		time.Sleep(2 * time.Hour)
+		mend()
+		must.Eq(b, 1, b.told(session.Broken), must.Sprint(b.heard()))
+		must.NoError(b, broken.Close(b.Context()))
+		must.Len(b, 0, b.Tokens())
+	})
+}
+
+// brokenLog panics at the first line that has the words.
+type brokenLog struct {
+	words string
+	broke bool
+}
+
+func (l *brokenLog) Write(line []byte) (int, error) {
+	if !l.broke && bytes.Contains(line, []byte(l.words)) {
+		l.broke = true
+		panic("the log is broken")
+	}
+	return len(line), nil
+}
+
 // A renewal that comes in the last moment can lose to the revocation that Vault has begun: a look soon after it finds
 // out.
 func TestLateRenewalIsRepeated(t *testing.T) {

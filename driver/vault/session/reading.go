@@ -183,16 +183,17 @@ func (r *Reading) first(ctx context.Context, key string, req vault.Request) (*va
 // keep makes secret the session's newest answer to req.
 func (r *Reading) keep(key string, req vault.Request, secret *vault.Secret, by *token) *vault.Secret {
 	s := r.s
-	s.mu.Lock()
-	it := s.items[key]
-	if it == nil {
-		it = newItem(req, nil)
-		s.items[key] = it
-	}
-	it.reader = max(it.reader, r.n)
-	s.install(it, secret, by)
-	newest := it.secret
-	s.mu.Unlock()
+	var newest *vault.Secret
+	s.locked(func() {
+		it := s.items[key]
+		if it == nil {
+			it = newItem(req, nil)
+			s.items[key] = it
+		}
+		it.reader = max(it.reader, r.n)
+		s.install(it, secret, by)
+		newest = it.secret
+	})
 	s.wake()
 	return newest
 }

@@ -69,6 +69,13 @@ func (s *Session) Policies() []string { return s.current().Policies }
 // External reports that the token in use is somebody else's, who renews and revokes it.
 func (s *Session) External() bool { return s.current().External }
 
+// locked calls f with mu held. It lets go of mu even if f panics: recoverPanic and the end of the task need it.
+func (s *Session) locked(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
 func (s *Session) current() *token {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -99,9 +106,8 @@ func (s *Session) sourceOf(l Login) TokenSource {
 }
 
 func (s *Session) signalChanged() {
-	s.mu.Lock()
-	changed := s.changed
-	s.mu.Unlock()
+	var changed chan struct{}
+	s.locked(func() { changed = s.changed })
 	select {
 	case changed <- struct{}{}:
 	default:
@@ -123,9 +129,8 @@ func (s *Session) stale() bool {
 
 // wake asks the scheduler to run step when the earliest thing is due.
 func (s *Session) wake() {
-	s.mu.Lock()
-	at := s.next(time.Now())
-	s.mu.Unlock()
+	var at time.Time
+	s.locked(func() { at = s.next(time.Now()) })
 	if !at.IsZero() {
 		s.chore.Wake(at)
 	}

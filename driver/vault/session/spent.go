@@ -101,20 +101,27 @@ func (s *Session) retire(now time.Time, grace time.Duration) {
 // end where the policies do not grant sys/leases/revoke, as Vault's default policy does not.
 func (s *Session) revokeSpent(ctx context.Context) {
 	for {
-		s.mu.Lock()
-		i := slices.IndexFunc(s.spent, func(sp spent) bool { return !sp.After.IsZero() && !sp.After.After(time.Now()) })
-		if i < 0 {
-			s.mu.Unlock()
+		sp, t, any := s.firstSpent(time.Now())
+		if !any {
 			return
 		}
-		sp, t := s.spent[i], s.token
-		s.mu.Unlock()
 		err := s.end(s.attempt(ctx, &s.revoking, time.Time{}), t, sp)
 		if ctx.Err() != nil {
 			return // Close does it
 		}
 		s.revoked(sp, err)
 	}
+}
+
+// firstSpent returns what has been spent for long enough, if anything, and the token in use.
+func (s *Session) firstSpent(now time.Time) (sp spent, t *token, any bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.IndexFunc(s.spent, func(sp spent) bool { return !sp.After.IsZero() && !sp.After.After(now) })
+	if i < 0 {
+		return sp, nil, false
+	}
+	return s.spent[i], s.token, true
 }
 
 // end revokes what was spent, as t where it is no token.
@@ -172,9 +179,7 @@ func (s *Session) endAll(ctx context.Context, issued []spent) (first error) {
 		if first = cmp.Or(first, err); vault.Unreachable(err) {
 			break
 		}
-		s.mu.Lock()
-		s.forget(sp)
-		s.mu.Unlock()
+		s.locked(func() { s.forget(sp) })
 	}
 	return first
 }

@@ -59,9 +59,8 @@ func (s *Session) firstToken(ctx context.Context) error {
 // obtain returns the session's token number n. It asks Vault once, and waits until patience ends for what it needs of
 // the task.
 func (s *Session) obtain(ctx, patience context.Context, n int) (*token, error) {
-	s.mu.Lock()
-	source := s.source
-	s.mu.Unlock()
+	var source TokenSource
+	s.locked(func() { source = s.source })
 	auth, err := source.Obtain(ctx, patience)
 	if err != nil {
 		return nil, err
@@ -125,9 +124,8 @@ func (s *Session) recordLogin(err error) {
 // obtainBriefly does not wait for an identity for long. After a login whose answer got lost it makes sure first that
 // Vault answers at all.
 func (s *Session) obtainBriefly(ctx context.Context, n int) (*token, error) {
-	s.mu.Lock()
-	missing := s.lostLogins > 0
-	s.mu.Unlock()
+	var missing bool
+	s.locked(func() { missing = s.lostLogins > 0 })
 	if missing {
 		if err := s.cluster.client.Answers(ctx); vault.Unreachable(err) {
 			return nil, vault.MarkNothingIssued(err)
@@ -140,13 +138,19 @@ func (s *Session) obtainBriefly(ctx context.Context, n int) (*token, error) {
 
 // replaceToken makes t the session's token.
 func (s *Session) replaceToken(t *token) {
-	s.mu.Lock()
+	s.locked(func() { s.useToken(t, time.Now()) })
+	s.wake()
+	s.tell(Replaced, fmt.Sprintf("logged in again, the token before had ended or could not be renewed (accessor %s)",
+		t.Accessor))
+}
+
+// useToken retires the token before. Call with mu held.
+func (s *Session) useToken(t *token, now time.Time) {
 	if s.token.Revocable() {
 		old := *s.token
 		old.Lease = s.lease
 		s.retired = append(s.retired, &old)
 	}
-	now := time.Now()
 	s.gather(now, nil)
 	s.loseLeases(now)
 	s.token, s.lease, s.unverified, s.revocationDenied = t, t.Lease, false, false
@@ -157,10 +161,6 @@ func (s *Session) replaceToken(t *token) {
 		}
 	}
 	s.upkeep.succeeded(t.due(t.Lease, now))
-	s.mu.Unlock()
-	s.wake()
-	s.tell(Replaced, fmt.Sprintf("logged in again, the token before had ended or could not be renewed (accessor %s)",
-		t.Accessor))
 }
 
 // loseLeases makes due what was read with the token, whose leases end with it. Where that was to be expected it costs
@@ -194,8 +194,7 @@ func (s *Session) revoke(ctx context.Context, t *token) error {
 	if !errors.Is(err, vault.ErrDenied) {
 		return err
 	}
-	s.mu.Lock()
-	source := s.source
-	s.mu.Unlock()
+	var source TokenSource
+	s.locked(func() { source = s.source })
 	return source.RevokeDenied(ctx, t.Auth, err)
 }

@@ -29,10 +29,13 @@ type problem struct {
 func (s *Session) report(decide func() (kind NoticeKind, text string)) {
 	s.telling.Lock()
 	defer s.telling.Unlock()
-	s.mu.Lock()
-	kind, text := decide()
-	notify := s.notify
-	s.mu.Unlock()
+	var kind NoticeKind
+	var text string
+	var notify func(Notice)
+	s.locked(func() {
+		kind, text = decide()
+		notify = s.notify
+	})
 	if text != "" && notify != nil {
 		notify(Notice{kind, text})
 	}

@@ -48,6 +48,25 @@ func (u *upkeep) succeeded(at time.Time) {
 	u.backoff.Reset()
 }
 
+// failed records a failure, and plans the next attempt: with back-off, but no later than the last call and the end of
+// the lease l.
+func (u *upkeep) failed(now time.Time, err error, l vault.Lease) {
+	u.at = now.Add(u.backoff.Next())
+	for _, latest := range []time.Time{l.LastCall(), l.Ends} {
+		if latest.After(now) && latest.Before(u.at) {
+			u.at = latest
+		}
+	}
+	if u.failing.IsZero() {
+		u.failing = u.since
+	}
+	if vault.TimedOut(err) {
+		u.timeouts++
+	}
+	_, u.class = about(err)
+	u.lastErr = err
+}
+
 // limit is how long each request of the next attempt may take for something that ends then, zero: never.
 func (u *upkeep) limit(ends time.Time) time.Duration {
 	most := vault.Timeout(u.timeouts)
