@@ -33,9 +33,16 @@ var adapted = map[string]struct {
         init         = true
         command      = "sh"
         args         = ["-c", "env; sleep 600"]`, `ports = ["db"]`, ""}, shows: `MONGO_INITDB_ROOT_\S+$`, lines: 2},
+	"mongo-query": {puts: []string{`"mongo:7"`, `"` + stack.Image + `"`, `"mongosh"`, `"sh"`, `args = [`,
+		`init = true
+        args = ["-c", "for a in \"$@\"; do echo \"arg $a\"; done; sleep 600", "sh",`}, shows: `arg .*$`, lines: 8},
 	"escapes-heredoc":  {shows: `(?:hello|good) .*$`, lines: 2},
 	"directives":       {shows: `\w+ = .*$`, lines: 3},
 	"dynamic-template": {shows: `(?:green|blue)$`, lines: 2},
+	"delimiters": {puts: []string{`"acme/chart:1"`, `"` + stack.Image + `"`, `command = "chart"`, `command = "sh"`,
+		`args    = [`, `init = true
+        args = ["-c", "echo \"$@\"; cat $NOMAD_SECRETS_DIR/chart.env; sleep 600", "sh",`},
+		shows: `(?:--key .*|\w+=.*)$`, lines: 3},
 }
 
 // TestConvertedJobsDoWhatTheyDid runs jobs with Nomad's own drivers and blocks, and then what `convert` makes of them,
@@ -46,7 +53,7 @@ func TestConvertedJobsDoWhatTheyDid(t *testing.T) {
 	listed, err := os.ReadFile(converts + "run.txt")
 	must.NoError(t, err)
 	must.Eq(t, names, strings.Fields(string(listed)), must.Sprint("docs/migration.md says that these are run"))
-	s := own(t, stack.Options{NomadsOwn: true})
+	s := own(t, stack.Options{Postgres: true, NomadsOwn: true})
 	setUpConverted(t, s)
 	specs := map[string]string{}
 	for _, name := range names {
@@ -72,9 +79,13 @@ func setUpConverted(t *testing.T, s *stack.Stack) {
 	for path, fields := range map[string]map[string]any{
 		"mongo/config": {"root_password": "secret-password"}, "script/config": {"greeting": "good morning"},
 		"directives/config": {"color": "green"}, "many/one": {"color": "green"}, "many/two": {"color": "blue"},
+		"chart/config": {"key": "chart-key"},
 	} {
 		must.NoError(t, s.Vault.Put(ctx, "kv/data/default/"+path, map[string]any{"data": fields}))
 	}
+	must.NoError(t, s.Vault.DatabaseRole(ctx, "mongo", time.Hour, time.Hour))
+	must.NoError(t, s.Vault.Role(ctx, "mongo-dynamic-secret",
+		"path \"database/creds/mongo\" { capabilities = [\"read\"] }\n"+revokes, nil))
 }
 
 var jobHeader = regexp.MustCompile(`(?m)^job "[^"]+" \{\n`)
@@ -116,6 +127,9 @@ func printed(t *testing.T, s *stack.Stack, specs map[string]string) map[string][
 		must.NoError(t, err)
 		allocs[name], err = jobs[name].Alloc(ctx)
 		must.NoError(t, err)
+		if name == "mongo" { // whose service the next one asks for
+			read(name)
+		}
 	}
 	for _, name := range names {
 		read(name)

@@ -13,7 +13,6 @@ import (
 var (
 	readsVault = regexp.MustCompile(`\b(?:secrets?|pkiCert)\s+["(.$]|\|\s*(?:secrets?|pkiCert)\b`)
 	readsNomad = regexp.MustCompile(`\bnomad(?:Service|Services|Var|VarExists|VarList|VarListSafe)\b`)
-	ofNode     = regexp.MustCompile("\\b(?:env|mustEnv|envOrDefault)\\s+[\"`]((?:attr|node|meta|device|unique)\\.[^\"`]*)[\"`]")
 )
 
 // template returns a template block as the driver has it. It is not moved if it reads nothing from Vault and has what
@@ -38,12 +37,8 @@ func (t *task) template(b *hclsyntax.Block) (text string, moved bool) {
 	return t.cut(b, t.templateEdits(b.Body)), true
 }
 
-// problem is what the driver would say of the text, or the first that it would render otherwise than Nomad.
+// problem is what the driver would say of the text.
 func (t *task) problem(body *hclsyntax.Body, data string) string {
-	if node := ofNode.FindStringSubmatch(data); node != nil {
-		return `the driver does not know ` + node[1] + `: write env { NAME = "${` + node[1] + `}" } into the task, and ` +
-			`{{ env "NAME" }} here`
-	}
 	spec := template.Spec{Name: textOf(body, "destination"), Data: data, LeftDelim: textOf(body, "left_delimiter"),
 		RightDelim: textOf(body, "right_delimiter")}
 	if _, err := template.Parse(spec); err != nil {

@@ -25,6 +25,7 @@ job "agent" {
         template {
           data        = <<EOF
 datacenter: {{ env "node.datacenter" }}
+class: {{ env "node.class" }}
 key: {{ with secret "kv/data/default/agent/config" }}{{ .Data.data.key }}{{ end }}
 EOF
           destination = "secrets/agent.yml"

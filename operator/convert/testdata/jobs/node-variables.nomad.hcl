@@ -20,6 +20,7 @@ EOF
       template {
         data        = <<EOF
 datacenter: {{ env "node.datacenter" }}
+class: {{ env "node.class" }}
 key: {{ with secret "kv/data/default/agent/config" }}{{ .Data.data.key }}{{ end }}
 EOF
         destination = "secrets/agent.yml"
