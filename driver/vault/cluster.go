@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
@@ -22,7 +23,7 @@ import (
 // names of the agent's own vault block (https://developer.hashicorp.com/nomad/docs/configuration/vault).
 type Cluster struct {
 	Name      string // the block's label; "default" when a task names none
-	Address   string // https://vault.example:8200
+	Address   string // https://vault.example:8200, or unix:///run/vault.sock of a Vault Agent or Proxy on the node
 	Namespace string // default for tasks that name none
 	AuthPath  string // jwt_auth_backend_path: where the JWT auth method is mounted
 	Role      string // create_from_role: for tasks that name none; empty: the auth method's own default role
@@ -67,9 +68,9 @@ type Client struct {
 // NewClient prepares a client without talking to Vault. An error is a mistake in the cluster's configuration and names
 // the field. Whoever made a client closes it.
 func NewClient(c Cluster, logger hclog.Logger) (*Client, error) {
-	u, err := url.Parse(c.Address)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return nil, fmt.Errorf("vault %q: address %q is not a URL such as https://vault.example:8200", c.Name, c.Address)
+	u, dial, err := c.endpoint()
+	if err != nil {
+		return nil, err
 	}
 	if u.User != nil {
 		return nil, fmt.Errorf("vault %q: address holds a user name or password: leave them out", c.Name)
@@ -78,7 +79,7 @@ func NewClient(c Cluster, logger hclog.Logger) (*Client, error) {
 	if conf.Error != nil {
 		return nil, fmt.Errorf("vault %q: read VAULT_ environment: %w", c.Name, conf.Error)
 	}
-	conf.Address = c.Address
+	conf.Address = u.String()
 	conf.MaxRetries = 0 // the library repeats any verb: a repeated read of database/creds mints a second user
 	err = conf.ConfigureTLS(&api.TLSConfig{CACert: c.CAFile, CAPath: c.CAPath, ClientCert: c.CertFile,
 		ClientKey: c.KeyFile, TLSServerName: c.TLSServerName, Insecure: c.TLSSkipVerify})
@@ -90,7 +91,7 @@ func NewClient(c Cluster, logger hclog.Logger) (*Client, error) {
 		return nil, fmt.Errorf("vault %q: %w", c.Name, err)
 	}
 	transport := transport{conf.HttpClient.Transport.(*http.Transport), u, limit, new(atomic.Int64)}
-	c.shape(transport.Transport)
+	shape(transport.Transport, dial)
 	conf.HttpClient.Transport = transport
 	base, err := api.NewClient(conf)
 	if err != nil {
@@ -98,6 +99,27 @@ func NewClient(c Cluster, logger hclog.Logger) (*Client, error) {
 	}
 	return &Client{Jitter: rand.Float64, cluster: c, base: base, logger: logger.With("vault", c.Name),
 		ahead: transport.ahead}, nil
+}
+
+type dialer = func(ctx context.Context, network, address string) (net.Conn, error)
+
+// endpoint returns what requests are addressed to, and how it is connected to. The Vault API's own way to a socket
+// would change the transport that all its clients share.
+func (c *Cluster) endpoint() (*url.URL, dialer, error) {
+	network := &net.Dialer{Timeout: dialWithin}
+	u, err := url.Parse(c.Address)
+	switch {
+	case err == nil && u.Scheme == "unix" && u.Host == "" && strings.HasPrefix(u.Path, "/"):
+		return &url.URL{Scheme: "http", Host: "localhost"}, func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return network.DialContext(ctx, "unix", u.Path)
+		}, nil
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		return nil, nil, fmt.Errorf("vault %q: address %q is not a URL such as https://vault.example:8200 or "+
+			"unix:///run/vault.sock", c.Name, c.Address)
+	case c.Dial != nil:
+		return u, c.Dial, nil
+	}
+	return u, network.DialContext, nil
 }
 
 // Cluster returns the configuration the client was made from.

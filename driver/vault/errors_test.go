@@ -144,7 +144,7 @@ func TestNewClientNamesTheField(t *testing.T) {
 	}{
 		"no address":   {Cluster{}, `address "" is not a URL`},
 		"a bare host":  {Cluster{Address: "vault:8200"}, "is not a URL"},
-		"a socket":     {Cluster{Address: "unix:///run/vault.sock"}, "is not a URL"},
+		"no socket":    {Cluster{Address: "unix://run/vault.sock"}, "or unix:///run/vault.sock"},
 		"a password":   {Cluster{Address: "https://me:hunter2@vault"}, "address holds a user name or password"},
 		"no such file": {Cluster{Address: "https://vault", CAFile: "/none"}, "ca_file, ca_path, cert_file or key_file"},
 		"no number": {Cluster{Address: "https://vault", RateLimit: "many"},

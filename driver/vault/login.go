@@ -1,11 +1,17 @@
 package vault
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
+
+	"github.com/hashicorp/vault/api"
 )
 
 // LoginOp is what errors say a login is, with a role that may be empty.
@@ -32,7 +38,7 @@ func (c *Client) Login(ctx context.Context, role, namespace, jwt string) (Auth, 
 		return Auth{}, err
 	}
 	now := time.Now()
-	answer, err := as.Logical().WriteWithContext(creating, "auth/"+c.cluster.AuthPath+"/login", body)
+	answer, uses, err := logIn(creating, as, "auth/"+c.cluster.AuthPath+"/login", body)
 	if err != nil {
 		return Auth{}, c.explainLogin(c.fail(op, err), role)
 	}
@@ -41,10 +47,38 @@ func (c *Client) Login(ctx context.Context, role, namespace, jwt string) (Auth, 
 			Hint: fmt.Sprintf("is auth/%s a JWT auth method?", c.cluster.AuthPath)}
 	}
 	auth := newAuth(answer.Auth, now, c.Jitter())
+	if uses > 0 {
+		c.logger.Debug("revoke a token that cannot be renewed", "error", c.As(auth, role, namespace).RevokeSelf(creating))
+		return Auth{}, &Error{Class: errRefused, Op: op, Detail: fmt.Sprintf("its tokens can be used %d times, and end then", uses),
+			Hint: fmt.Sprintf("set token_num_uses of the role in auth/%s to 0", c.cluster.AuthPath)}
+	}
 	c.logger.Debug("logged in", "role", role, "accessor", auth.Accessor, "policies", auth.Policies,
 		"ttl", auth.Lease.TTL.String())
 	return auth, nil
 }
+
+// logIn makes the request, and returns the answer with how often its token can be used, zero: always. The Vault API's
+// own type does not have that.
+func logIn(ctx context.Context, as *api.Client, path string, body map[string]any) (*api.Secret, int, error) {
+	var more struct {
+		Auth struct {
+			NumUses int `json:"num_uses"`
+		} `json:"auth"`
+	}
+	look := func(answer *api.Response) {
+		data, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		_ = json.Unmarshal(data, &more) // the library tells what is wrong with it
+		answer.Body = io.NopCloser(io.MultiReader(bytes.NewReader(data), failing{err}))
+	}
+	secret, err := as.WithResponseCallbacks(look).Logical().WriteWithContext(ctx, path, body)
+	return secret, more.Auth.NumUses, err
+}
+
+// failing is what follows what was read of an answer: its end, or why there is no more.
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, cmp.Or(f.err, io.EOF) }
 
 // refusals are what Vault 1.21 says when it refuses a login, what that means, and what to do about it: MOUNT, ROLE and
 // CLUSTER stand for what was tried. The first that fits counts. What passes by itself, a JWT about to be replaced or a

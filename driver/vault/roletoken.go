@@ -53,6 +53,7 @@ type TokenRole struct {
 	Period      time.Duration // zero: its tokens end with their TTL
 	ExplicitMax time.Duration // zero: no bound
 	Renewable   bool
+	Counted     bool // its tokens can be used so many times only
 	Orphan      bool // its tokens outlive the token that makes them
 }
 
@@ -73,7 +74,7 @@ func (c *Caller) ReadTokenRole(ctx context.Context, op, name string) (*TokenRole
 	}
 	return &TokenRole{Period: seconds("token_period") + seconds("period"),
 		ExplicitMax: seconds("token_explicit_max_ttl") + seconds("explicit_max_ttl"),
-		Renewable:   role.Data["renewable"] != false, Orphan: role.Data["orphan"] != false}, nil
+		Counted:     number(role.Data["token_num_uses"]) > 0, Renewable: role.Data["renewable"] != false, Orphan: role.Data["orphan"] != false}, nil
 }
 
 // RevokeAccessor ends the token with that accessor. ErrInvalid and ErrNotFound mean that Vault does not know it.

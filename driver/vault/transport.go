@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -149,11 +148,8 @@ func rateLimit(text string) (*rate.Limiter, error) {
 }
 
 // shape makes the transport one that many tasks can share.
-func (c *Cluster) shape(t *http.Transport) {
+func shape(t *http.Transport, dial dialer) {
 	t.MaxIdleConnsPerHost = maxIdle
 	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: silence, PingTimeout: silence}
-	t.DialContext, t.TLSHandshakeTimeout = (&net.Dialer{Timeout: dialWithin}).DialContext, dialWithin
-	if c.Dial != nil {
-		t.DialContext = c.Dial
-	}
+	t.DialContext, t.TLSHandshakeTimeout = dial, dialWithin
 }

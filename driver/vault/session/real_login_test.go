@@ -5,8 +5,12 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -28,6 +32,7 @@ func TestRealVaultRefusesLogins(t *testing.T) {
 	v.role(t, "cidrs", map[string]any{"token_bound_cidrs": "10.1.1.1/32"})
 	v.role(t, "no-audiences", map[string]any{"bound_audiences": "",
 		"bound_subject": "global:default:job:group:task:vault"})
+	v.role(t, "counted", map[string]any{"token_num_uses": 5})
 	must.NoError(t, v.root.Sys().EnableAuthWithOptions("empty", &api.EnableAuthOptions{Type: "jwt"}))
 	must.NoError(t, v.root.Sys().EnableAuthWithOptions("approle", &api.EnableAuthOptions{Type: "approle"}))
 	v.unreachableKeys(t, "keyless")
@@ -70,6 +75,8 @@ func TestRealVaultRefusesLogins(t *testing.T) {
 			want: notYet("not signed with a key that Vault knows", "jwks_url in auth/jwt-nomad/config")},
 		"keys that Vault cannot get": {role: "app", mount: "keyless",
 			want: notYet("Vault must reach Nomad's keys", "jwks_url in auth/keyless/config")},
+		"a token for some uses": {role: "counted", want: refusal{vault.ErrInvalid, false, []string{"can be used 5 times",
+			"set token_num_uses of the role in auth/jwt-nomad to 0"}}},
 		"nothing mounted": {role: "app", mount: "none",
 			want: denied("there is no JWT auth method at auth/none", "jwt_auth_backend_path")},
 		"another auth method": {role: "app", mount: "approle",
@@ -130,4 +137,39 @@ func (v *real) unreachableKeys(t *testing.T, mount string) {
 	v.write(t, "auth/"+mount+"/role/app", map[string]any{"role_type": "jwt", "bound_audiences": "vault.io",
 		"user_claim": "nomad_job_id"})
 	keys.Close()
+}
+
+// A Vault Agent or Proxy listens on a socket of the node; the tasks of another cluster go on as they did.
+func TestRealVaultBehindASocket(t *testing.T) {
+	t.Parallel()
+	v := realVault(t, false)
+	v.setUp(t)
+	v.write(t, "secret/data/app", map[string]any{"data": map[string]any{"k": "v"}})
+	socket := filepath.Join(t.TempDir(), "vault.sock")
+	listener, err := net.Listen("unix", socket)
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = listener.Close() })
+	address, err := url.Parse(v.root.Address())
+	must.NoError(t, err)
+	var through atomic.Int32
+	proxy := &http.Server{Handler: &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		through.Add(1)
+		r.SetURL(address)
+	}}}
+	t.Cleanup(func() { _ = proxy.Close() })
+	go func() { _ = proxy.Serve(listener) }()
+
+	for _, test := range []struct {
+		address string
+		passes  bool
+	}{{"unix://" + socket, true}, {v.root.Address(), false}} {
+		before := through.Load()
+		s, err := v.open(t, v.client(t, func(c *vault.Cluster) { c.Address = test.address }), "app", v.jwt(t, nil))
+		must.NoError(t, err)
+		secret, err := s.Begin(false).Read(t.Context(), vault.Request{Op: vault.Read, Path: "secret/app"})
+		must.NoError(t, err)
+		must.Eq(t, "v", value(secret))
+		must.NoError(t, s.Close(t.Context()))
+		must.Eq(t, test.passes, through.Load() > before)
+	}
 }

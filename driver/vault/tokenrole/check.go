@@ -123,6 +123,8 @@ func (i *Issuer) checkRole(ctx context.Context, as *vault.Caller) error {
 		return wrong("token_period is 0: its tokens would end while tasks run", "token_period=72h")
 	case role.ExplicitMax > 0:
 		return wrong("token_explicit_max_ttl is set: its tokens would end while tasks run", "token_explicit_max_ttl=0")
+	case role.Counted:
+		return wrong("token_num_uses is set: its tokens would end while tasks run", "token_num_uses=0")
 	case !role.Renewable:
 		return wrong("renewable is false: its tokens would end while tasks run", "renewable=true")
 	}

@@ -189,6 +189,9 @@ func TestTokenRoleThatDoesNotWork(t *testing.T) {
 			func(m *minting) {
 				m.SetTokenRole("nomad", vaulttest.TokenRole{Period: time.Hour, ExplicitMax: 24 * time.Hour})
 			}, nil, vault.ErrInvalid, "token_explicit_max_ttl is set"},
+		"for some uses": {
+			func(m *minting) { m.SetTokenRole("nomad", vaulttest.TokenRole{Period: time.Hour, Uses: 5}) }, nil,
+			vault.ErrInvalid, "token_num_uses is set"},
 		"not renewable": {
 			func(m *minting) {
 				m.SetTokenRole("nomad", vaulttest.TokenRole{Period: time.Hour,

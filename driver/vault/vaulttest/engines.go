@@ -170,7 +170,7 @@ func (s *Server) issuing(path string, body map[string]any) (answer, bool) {
 		if !ok {
 			return refuse(http.StatusNotFound), true
 		}
-		return reply(map[string]any{"data": map[string]any{"token_period": seconds(role.Period),
+		return reply(map[string]any{"data": map[string]any{"token_period": seconds(role.Period), "token_num_uses": role.Uses,
 			"token_explicit_max_ttl": seconds(role.ExplicitMax),
 			"renewable":              !role.Fixed, "orphan": true, "disallowed_policies": role.Disallowed}}), true
 	}

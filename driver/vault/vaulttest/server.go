@@ -40,6 +40,7 @@ type Role struct {
 type TokenRole struct {
 	Period, ExplicitMax time.Duration
 	Fixed               bool // renewable = false
+	Uses                int  // token_num_uses
 	Disallowed          []string
 	Deny                []string // path prefixes that the policies of its tokens do not grant
 }
