@@ -29,13 +29,14 @@ func secret(j job, name, of, more string) string {
 func TestSecretBlocksAreFilesInTheFormThatIsAskedFor(t *testing.T) {
 	each(t, "secret-file", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
-		fields := map[string]any{"user": "web", "pass": "it's $5",
+		fields := map[string]any{"user": "web", "pass": "it's $5", "client": map[string]any{"secret": "x#y"},
 			"blob": base64.StdEncoding.EncodeToString([]byte("\x00\xff"))}
-		put(t, s, j, map[string]any{"user": "nobody", "pass": "", "blob": ""})
+		put(t, s, j, map[string]any{"user": "nobody", "pass": "", "blob": "", "client": map[string]any{"secret": ""}})
 		put(t, s, j, fields)
 		j.Args = []string{"show", "/secrets/app", "/local/old", "/secrets/blob.bin", "/secrets/app.env", "/secrets/app.yaml",
-			"/alloc/app.properties"}
-		j.Config = secret(j, "app", "config", "exclude = [\"b*\"]\n "+onSignal) +
+			"/alloc/app.properties", "/secrets/client"}
+		j.Config = secret(j, "app", "config", "exclude = [\"b*\", \"client\"]\n "+onSignal) +
+			secret(j, "client", "config", "key = \"client.secret\"\n "+onNoop) +
 			secret(j, "old", "config", "version = 1\n key = \"user\"\n destination = \"local/old\"\n change_mode = \"noop\"") +
 			secret(j, "blob", "config", "key = \"blob\"\n encoding = \"base64\"\n destination = "+
 				"\"${NOMAD_SECRETS_DIR}/blob.bin\"\n "+onNoop) +
@@ -50,7 +51,7 @@ func TestSecretBlocksAreFilesInTheFormThatIsAskedFor(t *testing.T) {
 		for name, holds := range map[string]string{
 			"/secrets/app": `{"pass":"it's $5","user":"web"}` + "\n", "/local/old": "nobody", "/secrets/blob.bin": "\x00\xff",
 			"/secrets/app.env": "PGUSER=web\n" + `pass='it'"'"'s $5'` +
-				"\n", "/secrets/app.yaml": "\"on\": \"web\"\n", "/alloc/app.properties": "pass=it's $5\n",
+				"\n", "/secrets/app.yaml": "\"on\": \"web\"\n", "/alloc/app.properties": "pass=it's $5\n", "/secrets/client": "x#y",
 		} {
 			must.Eq(t, []string{holds}, shown(t, ctx, alloc, j, name, 1), must.Sprint(name,
 				": the file is there before the process"))

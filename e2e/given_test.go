@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	nomad "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/e2e/stack"
@@ -26,20 +27,26 @@ func TestTokenThatNomadDerivedIsUsedAsItIs(t *testing.T) {
 		t.Run(driver, func(t *testing.T) {
 			ctx := within(t, 3*time.Minute)
 			j := job{Name: "derived-" + driver, Driver: "vault-" + driver, Args: []string{"show", "/secrets/color",
-				"/secrets/accessor"}}
+				"/secrets/accessor", "/secrets/agents"}}
 			must.NoError(t, s.Vault.DatabaseRole(ctx, j.Name, time.Hour, time.Hour))
 			policy := fmt.Sprintf("path \"kv/data/default/%s/*\" { capabilities = [\"read\"] }\npath "+
 				"\"database/creds/%[1]s\" { capabilities = [\"read\"] }\n", j.Name)
 			must.NoError(t, s.Vault.Role(ctx, j.Name, policy+revokes, map[string]any{"token_period": "10s"}))
 			put(t, s, j, map[string]any{"color": "green"})
-			j.Task = fmt.Sprintf("vault {\n role = %q\n change_mode = \"noop\"\n }\n", j.Name)
+			j.Task = fmt.Sprintf("vault {\n role = %q\n change_mode = \"noop\"\n }\n", j.Name) + agentsSecrets(j)
+			_, _, err := s.Nomad.API.Variables().Update(&nomad.Variable{Path: "nomad/jobs/" + j.Name,
+				Items: nomad.VariableItems{"color": "red"}}, (&nomad.WriteOptions{}).WithContext(ctx))
+			must.NoError(t, err)
 			j.Config = file("secrets/color", inJob(j, "color"), onSignal) + file("secrets/db.env", credentials(j), onNoop) +
-				file("secrets/accessor", `{{ with secret "auth/token/lookup-self" }}{{ .Data.accessor }}{{ end }}`, onSignal)
+				file("secrets/accessor", `{{ with secret "auth/token/lookup-self" }}{{ .Data.accessor }}{{ end }}`, onSignal) +
+				file("secrets/agents", `{{ env "OF_VAULT" }} {{ env "OF_NOMAD" }}`, onNoop)
 			_, alloc := register(t, s, identityBlock.ReplaceAllString(j.spec(), ""))
 
 			accessor := shown(t, ctx, alloc, j, "/secrets/accessor", 1)[0]
 			must.Eq(t, []string{accessor}, tokensOf(t, s, j.Name), must.Sprint("there is no second token"))
-			_, err := alloc.Event(ctx, j.Name, `vault "default" Nomad's token `+accessor)
+			must.Eq(t, "green red", shown(t, ctx, alloc, j, "/secrets/agents", 1)[0],
+				must.Sprint("Nomad's own secret blocks stand beside ours"))
+			_, err = alloc.Event(ctx, j.Name, `vault "default" Nomad's token `+accessor)
 			must.NoError(t, err)
 			put(t, s, j, map[string]any{"color": "blue"})
 			must.Eq(t, "blue", shown(t, ctx, alloc, j, "/secrets/color", 2)[1])
@@ -62,4 +69,25 @@ func TestTokenThatNomadDerivedIsUsedAsItIs(t *testing.T) {
 			must.Zero(t, watched(s, j).granted(t, "auth/token/revoke-self"), must.Sprint("Nomad's token is not ours to revoke"))
 		})
 	}
+}
+
+// agentsSecrets are two of Nomad's own secret blocks, which the agent reads once, before any driver is asked.
+func agentsSecrets(j job) string {
+	return fmt.Sprintf(`
+secret "of_vault" {
+  provider = "vault"
+  path     = "kv/data/default/%[1]s/config"
+  config {
+    engine = "kv_v2"
+  }
+}
+secret "of_nomad" {
+  provider = "nomad"
+  path     = "nomad/jobs/%[1]s"
+}
+env {
+  OF_VAULT = "${secret.of_vault.color}"
+  OF_NOMAD = "${secret.of_nomad.color}"
+}
+`, j.Name)
 }

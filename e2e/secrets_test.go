@@ -416,6 +416,41 @@ func pair(t *testing.T, cert, key string) *x509.Certificate {
 	return both.Leaf
 }
 
+// TestTemplatesMakeTokensAndSkipWhatIsDeleted: a token that a template makes ends with the task, and a list has names of
+// secrets that are deleted.
+func TestTemplatesMakeTokensAndSkipWhatIsDeleted(t *testing.T) {
+	t.Parallel()
+	s, ctx := common(t), within(t, time.Minute)
+	j := job{Name: "made", Driver: "vault-exec", Args: []string{"show", "/secrets/token", "/secrets/colors"}}
+	for name, color := range map[string]string{"config/made/a": "green", "config/made/b": "red"} {
+		must.NoError(t, s.Vault.Put(ctx, "kv/data/"+name, map[string]any{"data": map[string]any{"color": color}}))
+	}
+	_, err := s.Vault.API.Logical().DeleteWithContext(ctx, "kv/data/config/made/b")
+	must.NoError(t, err)
+	must.NoError(t, s.Vault.Role(ctx, j.Name, `
+		path "kv/data/config/made/*"    { capabilities = ["read"] }
+		path "kv/metadata/config/made/" { capabilities = ["list"] }
+		path "auth/token/create"        { capabilities = ["update"] }`, nil))
+	j.Config = "vault {\n role = \"made\"\n }\n" +
+		file("secrets/token", `{{ with secret "auth/token/create" "ttl=1h" }}{{ .Auth.ClientToken }}{{ end }}`, onNoop) +
+		file("secrets/colors", `{{ range secrets "kv/config/made/" }}{{ $path := printf "kv/config/made/%s" . -}}
+			{{ if secretExists $path }}{{ with secret $path }}{{ .Data.data.color }}{{ end }}{{ end }}{{ end }}`, onSignal)
+	alloc := run(t, s, j)
+	must.Eq(t, "green", shown(t, ctx, alloc, j, "/secrets/colors", 1)[0])
+	token := shown(t, ctx, alloc, j, "/secrets/token", 1)[0]
+	_, err = s.Vault.API.Auth().Token().LookupWithContext(ctx, token)
+	must.NoError(t, err)
+	must.NoError(t, s.Vault.Put(ctx, "kv/data/config/made/b", map[string]any{"data": map[string]any{"color": "blue"}}))
+	must.Eq(t, "greenblue", shown(t, ctx, alloc, j, "/secrets/colors", 2)[1])
+	stop(t, ctx, s, alloc, j)
+	eventually(t, 2*slack, func() error {
+		if _, err := s.Vault.API.Auth().Token().LookupWithContext(ctx, token); err == nil {
+			return errors.New("the token that the template made lives on")
+		}
+		return nil
+	})
+}
+
 func TestNomadServicesAndVariablesAreLive(t *testing.T) {
 	each(t, "nomad", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
