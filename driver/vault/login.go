@@ -49,8 +49,9 @@ func (c *Client) Login(ctx context.Context, role, namespace, jwt string) (Auth, 
 	auth := newAuth(answer.Auth, now, c.Jitter())
 	if uses > 0 {
 		c.logger.Debug("revoke a token that cannot be renewed", "error", c.As(auth, role, namespace).RevokeSelf(creating))
-		return Auth{}, &Error{Class: errRefused, Op: op, Detail: fmt.Sprintf("its tokens can be used %d times, and end then", uses),
-			Hint: fmt.Sprintf("set token_num_uses of the role in auth/%s to 0", c.cluster.AuthPath)}
+		return Auth{}, &Error{Class: errRefused, Op: op,
+			Detail: fmt.Sprintf("its tokens can be used %d times, and end then", uses),
+			Hint:   fmt.Sprintf("set token_num_uses of the role in auth/%s to 0", c.cluster.AuthPath)}
 	}
 	c.logger.Debug("logged in", "role", role, "accessor", auth.Accessor, "policies", auth.Policies,
 		"ttl", auth.Lease.TTL.String())

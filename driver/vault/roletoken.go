@@ -74,7 +74,8 @@ func (c *Caller) ReadTokenRole(ctx context.Context, op, name string) (*TokenRole
 	}
 	return &TokenRole{Period: seconds("token_period") + seconds("period"),
 		ExplicitMax: seconds("token_explicit_max_ttl") + seconds("explicit_max_ttl"),
-		Counted:     number(role.Data["token_num_uses"]) > 0, Renewable: role.Data["renewable"] != false, Orphan: role.Data["orphan"] != false}, nil
+		Counted:     number(role.Data["token_num_uses"]) > 0,
+		Renewable:   role.Data["renewable"] != false, Orphan: role.Data["orphan"] != false}, nil
 }
 
 // RevokeAccessor ends the token with that accessor. ErrInvalid and ErrNotFound mean that Vault does not know it.

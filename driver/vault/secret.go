@@ -185,8 +185,8 @@ func newSecret(req Request, path, engine string, answer *api.Secret, now time.Ti
 // keeps reports that an engine of that type only keeps what somebody wrote: to read it issues nothing.
 func keeps(engine string) bool { return engine == "kv" || engine == "generic" || engine == "cubbyhole" }
 
-// ends finds the end that an answer without a lease tells in its data, and whether Vault itself rotates it then: "ttl" of
-// database static roles and of identity tokens, and what until and life find. In a KV store such keys are somebody's
+// ends finds the end that an answer without a lease tells in its data, and whether Vault itself rotates it then: "ttl"
+// of database static roles and of identity tokens, and what until and life find. In a KV store such keys are somebody's
 // data and mean nothing.
 func ends(engine string, data map[string]any, now time.Time, ahead time.Duration) (end time.Time, rotation bool) {
 	if keeps(engine) {
@@ -209,7 +209,7 @@ func ends(engine string, data map[string]any, now time.Time, ahead time.Duration
 
 // until is the second at which something ends, zero where the answer tells none: pki's certificates
 // (https://developer.hashicorp.com/vault/api-docs/secret/pki#generate-certificate-and-key), gcp's access tokens
-// (https://developer.hashicorp.com/vault/api-docs/secret/gcp#generate-secret-iam-service-account-creds-oauth2-access-token)
+// (https://developer.hashicorp.com/vault/api-docs/secret/gcp, "OAuth2 Access Token")
 // and ssh's certificates, which tell it themselves (PROTOCOL.certkeys of OpenSSH).
 func until(data map[string]any) int64 {
 	if at := cmp.Or(number(data["expiration"]), number(data["expires_at_seconds"])); at > 0 {

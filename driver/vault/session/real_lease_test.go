@@ -217,7 +217,8 @@ func TestRealVaultAnswersThatEndWithoutALease(t *testing.T) {
 	write := func(path string, data map[string]any) vault.Request {
 		return vault.Request{Op: vault.Write, Path: path, Data: data, Every: time.Minute}
 	}
-	login := write("auth/approle/login", map[string]any{"role_id": role.Data["role_id"], "secret_id": id.Data["secret_id"]})
+	login := write("auth/approle/login", map[string]any{"role_id": role.Data["role_id"],
+		"secret_id": id.Data["secret_id"]})
 	child := write("auth/token/create", map[string]any{"ttl": "10m"})
 	reading := s.Begin(false)
 	for name, test := range map[string]struct {
@@ -227,10 +228,12 @@ func TestRealVaultAnswersThatEndWithoutALease(t *testing.T) {
 	}{
 		"an SSH certificate": {write("ssh/sign/app", map[string]any{"public_key": ca.Data["public_key"]}),
 			vault.Expiring, 10 * time.Minute},
-		"an AppRole's secret ID":            {write("auth/approle/role/app/secret-id", nil), vault.Expiring, 10 * time.Minute},
-		"a login":                           {login, vault.Leased, 10 * time.Minute},
-		"a token":                           {child, vault.Leased, 10 * time.Minute},
-		"the token's own data":              {vault.Request{Op: vault.Read, Path: "auth/token/lookup-self"}, vault.OfToken, 0},
+		"an AppRole's secret ID": {write("auth/approle/role/app/secret-id", nil), vault.Expiring,
+			10 * time.Minute},
+		"a login": {login, vault.Leased, 10 * time.Minute},
+		"a token": {child, vault.Leased, 10 * time.Minute},
+		"the token's own data": {vault.Request{Op: vault.Read, Path: "auth/token/lookup-self"},
+			vault.OfToken, 0},
 		"KV v1 with such keys":              {vault.Request{Op: vault.Read, Path: "kv1/ttl"}, vault.Polled, 0},
 		"KV v2 with a word of Vault's APIs": {vault.Request{Op: vault.Read, Path: "secret/config/app"}, vault.Polled, 0},
 	} {
