@@ -160,3 +160,18 @@ func stopped(t *testing.T, ctx context.Context, alloc *stack.Alloc, j job) *noma
 	must.Less(t, startTimeout+stretched(slack), took)
 	return last
 }
+
+// TestStartFindsASecretThatComesLate: the job's restart block tries again, and nobody has to.
+func TestStartFindsASecretThatComesLate(t *testing.T) {
+	t.Parallel()
+	s := common(t)
+	ctx := within(t, 2*time.Minute)
+	j := job{Name: "late-secret", Driver: "vault-exec", Type: "system", Args: []string{"show"}, Again: true,
+		Group: "restart {\n attempts = 1\n interval = \"5s\"\n delay = \"1s\"\n mode = \"delay\"\n }"}
+	j.Config = file("secrets/color", inJob(j, "color"), onNoop)
+	alloc := run(t, s, j)
+	_, err := alloc.Event(ctx, j.Name, "not found in Vault")
+	must.NoError(t, err)
+	put(t, s, j, map[string]any{"color": "green"})
+	must.NoError(t, alloc.Running(ctx))
+}
