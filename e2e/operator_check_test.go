@@ -271,12 +271,13 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 	t.Run("keys that Vault cannot fetch, and a Vault that is away",
 		func(t *testing.T) { testCheckOutages(t, s, spec(t, asks, flaw{}), agent) })
 	t.Run("a running task", func(t *testing.T) {
-		text, err := os.ReadFile(spec(t, asks, flaw{}))
+		text, err := os.ReadFile(spec(t, rendersItself, flaw{}))
 		must.NoError(t, err)
 		_, alloc := register(t, s, string(text))
 		must.NoError(t, alloc.Running(within(t, 2*time.Minute)))
 		before, err := s.Vault.Tokens(t.Context())
 		must.NoError(t, err)
+		testCheckRenders(t, s, spec, alloc.ID)
 		for _, args := range [][]string{{"-alloc=" + alloc.ID}, {"-alloc=" + alloc.ID[:8], "-login", agent}} {
 			out, code := operate(t, s, "", append([]string{"check"}, args...)...)
 			must.Zero(t, code, must.Sprint(out))
@@ -322,6 +323,52 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 			must.StrContains(t, out, "Usage: nomad-driver-vault "+name)
 		}
 	})
+}
+
+const renderedData = `{{ with secret "kv/data/default/checked/config" }}color={{ .Data.data.color }} {{ .Data.data.color | base64Encode }}{{ end }}
+{{ with secret "database/creds/checked" }}user={{ .Data.username }}{{ end }}
+job={{ env "NOMAD_JOB_ID" }}`
+
+// rendersItself is what a job asks of which check shows what becomes of it.
+var rendersItself = renders(renderedData, "") + secretInEnv
+
+const secretInEnv = "secret \"app\" {\n path = \"kv/default/checked/config\"\n env = true\n }\n"
+
+// testCheckRenders has a task's file and variables printed, as if it did not run and as it runs.
+func testCheckRenders(t *testing.T, s *stack.Stack, spec func(*testing.T, string, flaw) string, alloc string) {
+	ctx := within(t, 2*time.Minute)
+	const file, masked = `==> task "checked", file checked/secrets/out, mode 0644`, "color=*** ***\nuser=***\njob=checked\n"
+	running := spec(t, rendersItself, flaw{})
+	leases, err := s.Vault.Leases(ctx, "checked")
+	must.NoError(t, err)
+	_, _, err = s.Nomad.API.Variables().Create(&nomad.Variable{Path: "nomad/jobs/checked",
+		Items: map[string]string{"word": canary + "-of-nomad"}}, nil)
+	must.NoError(t, err)
+	asksNomad := spec(t, renders(renderedData+`{{ with nomadVar "nomad/jobs/checked" }}{{ .word }}{{ end }}`, "")+secretInEnv, flaw{})
+	for _, c := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"-job=" + running}, masked},
+		{[]string{"-job=" + asksNomad}, "job=checked***\n"},
+		{[]string{"-alloc=" + alloc, "-login"}, masked},
+		{[]string{"-job=" + running, "-show-secrets"}, "color=" + canary},
+	} {
+		out, code := operate(t, s, "", append([]string{"check", "-render"}, c.args...)...)
+		must.Zero(t, code, must.Sprint(out))
+		for _, says := range []string{file, c.says, `==> task "checked", variable color`} {
+			must.StrContains(t, out, says)
+		}
+		must.Eq(t, len(c.args) > 1 && c.args[1] == "-show-secrets", strings.Contains(out, canary), must.Sprint(out))
+		must.StrNotContains(t, out, "warning")
+	}
+	out, code := operate(t, s, "", "check", "-render", "-job="+spec(t,
+		renders(`{{ with secret "kv/default/checked/config" }}{{ .Data.color }}{{ end }}`, ""), flaw{}))
+	must.Eq(t, 1, code)
+	must.StrContains(t, out, `"kv/default/checked/config" is KV version 2: its fields are under .Data.data`)
+	left, err := s.Vault.Leases(ctx, "checked")
+	must.NoError(t, err)
+	must.Eq(t, leases, left, must.Sprint("a lease is left"))
 }
 
 // testCheckOutages takes away what Vault and check need, one after the other.

@@ -71,6 +71,14 @@ func (p *Snapshot) Token(ctx context.Context, name string) (string, error) {
 	return reading.Token(), nil
 }
 
+// Secrets returns what Vault has answered. No question may be under way.
+func (p *Snapshot) Secrets() (all []*vault.Secret) {
+	for _, r := range p.readings {
+		all = append(all, r.Secrets()...)
+	}
+	return all
+}
+
 func (p *Snapshot) nomadData() *taskapi.Reading {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -34,7 +34,7 @@ func TestAnAgentsConfiguration(t *testing.T) {
 		"a block that JSON hides": {plugin: `{"vault": {"default": {"address": "http://v"}}}`, install: link,
 			says: "warning the agent reads no vault block in it"},
 		"an interval":             {plugin: `{"poll_interval": "1s"}`, install: link, says: "problem poll_interval 1s is below min_poll_interval 5s"},
-		"a token that is missing": {plugin: `[{"vault": [{"default": [{"address": "http://v", "create_from_role": "r", "token_file": "DIR/none"}]}]}]`, install: link, says: `problem vault "default": read token_file: open DIR/none`},
+		"a token that is missing": {plugin: `[{"vault": [{"default": [{"address": "http://v", "create_from_role": "r", "token_file": "DIR/none"}]}]}]`, install: link, says: `warning vault "default": read token_file: open DIR/none`},
 		"a state_dir that is a file": {plugin: `[{"vault": [{"default": [{"address": "http://v"}]}], "state_dir": "DIR/plugins/vault-exec"}]`, install: link,
 			says: "problem state_dir DIR/plugins/vault-exec is a file"},
 	} {

@@ -17,8 +17,8 @@ import (
 const about = `Says whether a job would get its secrets: whether its blocks are right, clients have the driver, Vault can
 be reached, has Nomad's keys and the role, the role admits the job, and its policies allow what the templates ask for.
 With -config alone it says whether an agent would start with that configuration and reach its Vaults.
-Nothing is changed, and no secret is read. Each finding is one line: ok, warning or problem, with what to do about it.
-The exit code is 1 when there are problems.
+Nothing is changed, and no secret is read without -render. Each finding is one line, ok, warning or problem, with what to
+do about it. The exit code is 1 when there are problems.
 
 Nomad is the one of NOMAD_ADDR, NOMAD_TOKEN and the nomad command's other variables, Vault that of VAULT_ADDR,
 VAULT_TOKEN and the vault command's. The Vault token has to read auth methods, roles and policies; what it may not is a
@@ -45,7 +45,7 @@ func run(ctx context.Context, args []string, publisher operator.Publisher, t ope
 	if err := c.check(ctx); err != nil {
 		return err
 	}
-	if err := c.print(t.Out, o.json); err != nil {
+	if err := c.print(t.Out); err != nil {
 		return err
 	}
 	if c.hasProblem() {
@@ -67,6 +67,10 @@ func parse(args []string, t operator.Terminal) (o options, err error) {
 		"where the JWT auth method is mounted, if neither -config nor a client says it")
 	flags.BoolVar(&o.login, "login", false,
 		"with -alloc: log in with the task's identity, read by alloc exec, and ask Vault what it may do")
+	flags.BoolVar(&o.render, "render", false, "print each file and variable of the tasks as a start would make them, "+
+		"read with VAULT_TOKEN or, with -login, as the task")
+	flags.BoolVar(&o.showSecrets, "show-secrets", false, "with -render: print values of Vault and of Nomad's variables, "+
+		"which are *** otherwise")
 	flags.BoolVar(&o.json, "json", false, "print JSON")
 	if err := operator.ParseFlags(flags, about, args, t); err != nil {
 		return o, err
@@ -76,6 +80,10 @@ func parse(args []string, t operator.Terminal) (o options, err error) {
 		return o, operator.Usagef("name one: -job FILE or -alloc ID, or an agent's -config FILE alone")
 	case o.login && o.alloc == "":
 		return o, operator.Usagef("-login needs -alloc")
+	case o.render && o.spec.File == "" && o.alloc == "":
+		return o, operator.Usagef("-render needs -job or -alloc")
+	case o.showSecrets && !o.render:
+		return o, operator.Usagef("-show-secrets needs -render")
 	}
 	return o, nil
 }

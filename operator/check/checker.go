@@ -25,6 +25,8 @@ type options struct {
 	configs       []string // of agents
 	cluster, path string
 	login, json   bool
+	render        bool // in place of the check of roles and policies
+	showSecrets   bool
 	publisher     operator.Publisher
 }
 
@@ -37,12 +39,13 @@ type checker struct {
 	vault  operator.Vault // of VAULT_ADDR
 	direct *vault.Client  // the same Vault, asked as the driver asks
 
-	agent   operator.Agent         // of -config
-	drivers map[string]*taskDriver // of -config, by the name that jobs use
-	job     *nomad.Job
-	running *nomad.Allocation // of -alloc
-	clients clients
-	probed  map[string]bool // whether a cluster answers, by its name and address
+	agent    operator.Agent         // of -config
+	drivers  map[string]*taskDriver // of -config, by the name that jobs use
+	job      *nomad.Job
+	running  *nomad.Allocation // of -alloc
+	rendered []rendered
+	clients  clients
+	probed   map[string]bool // whether a cluster answers, by its name and address
 }
 
 // connect reads the environment and then clears the VAULT_ variables: the clients of the plugin's clusters must not see

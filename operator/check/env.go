@@ -69,5 +69,6 @@ func (c *checker) mayKnow(name string, d *taskDriver, task *nomad.Task) bool {
 	}
 	// Nomad hides the host's environment from drivers that bring a root of their own (client's task_dir_hook.go).
 	ownRoot := d.wraps == "docker" || d.wraps == "exec" && len(c.chroots(d)) == 0
-	return !ownRoot || task.Vault != nil || len(task.Templates) > 0 || task.Resources != nil && len(task.Resources.Devices) > 0
+	devices := task.Resources != nil && len(task.Resources.Devices) > 0
+	return !ownRoot || devices || task.Vault != nil || len(task.Templates) > 0
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/vault"
 )
@@ -115,26 +116,35 @@ func (l *login) isUnmounted(ctx context.Context, at string) bool {
 	return err == nil
 }
 
-// askAsTask logs in with the identity of the running task, and returns what Vault says of that token.
-func (c *checker) askAsTask(ctx context.Context, l *login, found []located) (func(string, []string) bool, error) {
-	if l.IdentityFile != "" {
-		return nil, fmt.Errorf("-login: the task hides its identity in %s", l.IdentityFile)
+// readIdentity returns the JWT of the running task that a vault block names.
+func (c *checker) readIdentity(ctx context.Context, task string, v config.Vault) (string, error) {
+	if v.IdentityFile != "" {
+		return "", fmt.Errorf("-login: the task hides its identity in %s", v.IdentityFile)
 	}
 	var jwt, stderr bytes.Buffer
-	command := []string{"/bin/sh", "-c", `cat "$NOMAD_SECRETS_DIR/$0"`, "nomad_" + l.Identity + ".jwt"}
-	code, err := c.nomad.Allocations().Exec(ctx, c.running, l.task, false, command, strings.NewReader(""), &jwt, &stderr,
+	command := []string{"/bin/sh", "-c", `cat "$NOMAD_SECRETS_DIR/$0"`, "nomad_" + v.Identity + ".jwt"}
+	code, err := c.nomad.Allocations().Exec(ctx, c.running, task, false, command, strings.NewReader(""), &jwt, &stderr,
 		nil, nil)
 	if err == nil && (code != 0 || jwt.Len() == 0) {
 		err = fmt.Errorf("exit code %d: %s", code, stderr.String())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("-login: read the identity of the running task: %w", err)
+		return "", fmt.Errorf("-login: read the identity of the running task: %w", err)
+	}
+	return strings.TrimSpace(jwt.String()), nil
+}
+
+// askAsTask logs in with the identity of the running task, and returns what Vault says of that token.
+func (c *checker) askAsTask(ctx context.Context, l *login, found []located) (func(string, []string) bool, error) {
+	jwt, err := c.readIdentity(ctx, l.task, l.Vault)
+	if err != nil {
+		return nil, err
 	}
 	var paths []string
 	for _, q := range found {
 		paths = append(paths, q.aclPath)
 	}
-	auth, granted, err := capabilities(ctx, l.client, l.role, l.Namespace, strings.TrimSpace(jwt.String()), paths)
+	auth, granted, err := capabilities(ctx, l.client, l.role, l.Namespace, jwt, paths)
 	if err == nil {
 		c.ok(l.about, "-login: auth/%s took the identity %q of task %q in allocation %s for role %q; the token had the "+
 			"policies %v", l.path, l.Identity, l.task, c.running.ID, l.role, auth.Policies)

@@ -72,14 +72,23 @@ func splitHint(err error) (text, hint string) {
 	return unhinted.Error(), e.Hint
 }
 
-func (r *report) print(w io.Writer, asJSON bool) error {
-	if asJSON {
+// print prints what was rendered, and what was found: of what is in order nothing beside something rendered.
+func (c *checker) print(w io.Writer) error {
+	if c.json {
 		e := json.NewEncoder(w)
 		e.SetEscapeHTML(false)
 		e.SetIndent("", "  ")
-		return e.Encode(map[string]any{"findings": r.findings})
+		all := map[string]any{"findings": c.findings}
+		if c.render {
+			all["rendered"] = c.rendered
+		}
+		return e.Encode(all)
 	}
-	for _, f := range r.findings {
+	printRendered(w, c.rendered)
+	for _, f := range c.findings {
+		if c.render && f.Status == statusOK {
+			continue
+		}
 		line := fmt.Sprintf("%-7s  %s: %s", f.Status, f.About, f.Message)
 		if f.Fix != "" {
 			line += "; " + f.Fix

@@ -23,10 +23,21 @@ import (
 // checkTask looks at one task that has a driver of this plugin.
 func (c *checker) checkTask(ctx context.Context, d *taskDriver, group *nomad.TaskGroup, task *nomad.Task) {
 	about := fmt.Sprintf("task %q", task.Name)
-	c.checkDriver(ctx, about, d)
-	asked, err := c.review(ctx, d, group, task)
+	if !c.render {
+		c.checkDriver(ctx, about, d)
+	}
+	of, conf, err := c.read(ctx, d, group, task)
 	if err != nil {
 		c.refused(about, err)
+		return
+	}
+	asked, err := c.review(ctx, d, of, conf)
+	switch {
+	case err != nil:
+		c.refused(about, err)
+		return
+	case c.render:
+		c.renderTask(ctx, d, of, conf, asked)
 		return
 	}
 	c.ok(about, "its vault and template blocks are right")
@@ -60,18 +71,19 @@ func (c *checker) refused(about string, err error) {
 	c.problem(about, fix, "%s", err)
 }
 
-// review reads the task's config block as a start does, and returns what it would ask of which Vault.
-func (c *checker) review(ctx context.Context, d *taskDriver, group *nomad.TaskGroup, task *nomad.Task) (
-	asked render.Asked, err error) {
+// read decodes the task's config block as a start does, of what the agent would tell the driver.
+func (c *checker) read(ctx context.Context, d *taskDriver, group *nomad.TaskGroup, task *nomad.Task) (
+	of *drivers.TaskConfig, conf config.Task, err error) {
 	env, vars, err := c.taskEnv(d, group, task)
-	if err != nil {
-		return asked, err
+	if err == nil {
+		conf, err = plugin.ReadTask(ctx, d.wraps, task.Config, vars)
 	}
-	conf, err := plugin.ReadTask(ctx, d.wraps, task.Config, vars)
-	if err != nil {
-		return asked, err
-	}
-	of := &drivers.TaskConfig{Name: task.Name, Namespace: *c.job.Namespace, User: task.User, Env: env}
+	return &drivers.TaskConfig{Name: task.Name, Namespace: *c.job.Namespace, User: task.User, Env: env}, conf, err
+}
+
+// review judges a config block as a start does, and returns what it would ask of which Vault.
+func (c *checker) review(ctx context.Context, d *taskDriver, of *drivers.TaskConfig, conf config.Task) (
+	asked render.Asked, err error) {
 	if d.local {
 		return render.Review(d.conf, of, conf)
 	}
@@ -88,7 +100,7 @@ func (c *checker) review(ctx context.Context, d *taskDriver, group *nomad.TaskGr
 		_, err = render.Review(byDefault, of, conf)
 	}
 	if err != nil {
-		c.warn(fmt.Sprintf("task %q", task.Name), "run check with -config on a client",
+		c.warn(fmt.Sprintf("task %q", of.Name), "run check with -config on a client",
 			"unless the clients' configuration of the plugin allows it: %s", err)
 	}
 	return asked, nil

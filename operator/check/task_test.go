@@ -9,6 +9,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/vault"
 	"nomad-driver-vault/plugin"
 )
@@ -31,7 +32,11 @@ func looked(t *testing.T, driver, task, block string, local bool) []finding {
 	conf.Clusters = []vault.Cluster{{Name: "default", Address: "http://v"}}
 	d := &taskDriver{name: driver, wraps: wraps, local: local, conf: conf}
 	group := job.TaskGroups[0]
-	asked, err := c.review(t.Context(), d, group, group.Tasks[0])
+	var asked render.Asked
+	of, read, err := c.read(t.Context(), d, group, group.Tasks[0])
+	if err == nil {
+		asked, err = c.review(t.Context(), d, of, read)
+	}
 	if err != nil {
 		c.refused("task", err)
 		return c.findings
@@ -148,7 +153,7 @@ func TestOneFindingOnce(t *testing.T) {
 	r.add(finding{Status: statusProblem, About: "a", Message: "no e", Fix: "add:", Paste: "e {\n  f = 1\n}\n"})
 	must.SliceLen(t, 2, r.findings)
 	var out strings.Builder
-	must.NoError(t, r.print(&out, false))
+	must.NoError(t, (&checker{report: r}).print(&out))
 	must.Eq(t, "problem  a: c is d; do b\nproblem  a: no e; add:\n         e {\n           f = 1\n         }\n", out.String())
 	var all []located
 	for _, block := range []string{"one", "two", "one"} {

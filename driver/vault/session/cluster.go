@@ -37,14 +37,19 @@ func NewCluster(config vault.Cluster, logger hclog.Logger) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{client: client, scheduler: sched.New(), closing: sched.NewLanes(closeLanes),
-		logger: logger.With("vault", config.Name)}
+	c := NewClusterOf(client, logger)
 	if config.Issues() {
 		if c.issuer, err = tokenrole.New(client, c.scheduler, c.logger); err != nil {
 			return nil, err
 		}
 	}
 	return c, nil
+}
+
+// NewClusterOf is NewCluster with a client that is there already. Its tasks log in, or have a token.
+func NewClusterOf(client *vault.Client, logger hclog.Logger) *Cluster {
+	return &Cluster{client: client, scheduler: sched.New(), closing: sched.NewLanes(closeLanes),
+		logger: logger.With("vault", client.Cluster().Name)}
 }
 
 // Config returns what the cluster was made from.

@@ -48,6 +48,22 @@ func (s *Session) Begin(fresh bool) *Reading {
 // Token returns the Vault token as of the beginning of the reading.
 func (r *Reading) Token() string { return r.token.Value }
 
+// Secrets returns what Vault has answered so far.
+func (r *Reading) Secrets() (all []*vault.Secret) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, q := range r.questions {
+		select {
+		case <-q.done:
+			if q.err == nil {
+				all = append(all, q.secret)
+			}
+		default:
+		}
+	}
+	return all
+}
+
 // Read answers req, from what the session has or from Vault. It repeats the request until ctx ends as long as waiting
 // can help; errors match the classes of package vault. An error is the reading's answer, too: to ask again takes
 // another reading.
