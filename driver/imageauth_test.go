@@ -190,7 +190,8 @@ func TestRegistryCredentialsThatCannotBeHad(t *testing.T) {
 		t.Run(sentence, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Deny: []string{"database/"}})
-				h.Put("secret/registry", map[string]any{"username": vaulttest.Planted, "password": vaulttest.Planted, "list": []string{"x"},
+				h.Put("secret/registry", map[string]any{"username": vaulttest.Planted, "password": vaulttest.Planted,
+					"list":  []string{"x"},
 					"empty": ""})
 				err := h.refused(test.config)
 				must.StrContains(t, err.Error(), test.says)

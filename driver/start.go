@@ -453,9 +453,9 @@ func (t *task) undo() {
 	}
 }
 
-// classify makes an error recoverable if waiting may cure it: what Vault denies or does not have is mended in Vault, and
-// the job's restart block says how often to look. The recoverable error must be the outermost: the agent
-// asserts its type and does not unwrap (plugins/drivers/server.go).
+// classify makes an error recoverable if waiting may cure it: what Vault denies or does not have is mended in Vault,
+// and the job's restart block says how often to look. The recoverable error must be the outermost: the agent asserts
+// its type and does not unwrap (plugins/drivers/server.go).
 func classify(err error) error {
 	waits := []error{vault.ErrUnavailable, vault.ErrDenied, vault.ErrNotFound, taskapi.ErrUnavailable,
 		template.ErrAbsent, identity.ErrAbsent, identity.ErrMalformed, identity.ErrExpired, context.DeadlineExceeded}

@@ -10,10 +10,10 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// TestAllocExecThatCannotStart: a command that is not there is answered at once. One that the
-// task's user may not execute hangs in Nomad's executor for good, with all that is asked of the task after it: its
-// credentials end in time with a stop all the same. Beside it, the task has of the agent's environment what Nomad's exec
-// has, and a destination as in Nomad's block.
+// TestAllocExecThatCannotStart: a command that is not there is answered at once. One that the task's user may not
+// execute hangs in Nomad's executor for good, with all that is asked of the task after it: its credentials end in time
+// with a stop all the same. Beside it, the task has of the agent's environment what Nomad's exec has, and a destination
+// as in Nomad's block.
 func TestAllocExecThatCannotStart(t *testing.T) {
 	t.Parallel()
 	s := common(t)

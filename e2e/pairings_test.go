@@ -7,7 +7,8 @@ const nomadsTemplate = `template {
 }`
 
 // pairings are the tasks that are compared, by Nomad's own driver. The first three of each run in every `make e2e`.
-// None runs out of memory: whether that is said in time is chance. No variable of an env block stands for another of it: Nomad replaces these in random order.
+// None runs out of memory: whether that is said in time is chance. No variable of an env block stands for another of
+// it: Nomad replaces these in random order.
 var pairings = map[string][]pairing{
 	"exec": {
 		{name: "plain"},

@@ -416,8 +416,8 @@ func pair(t *testing.T, cert, key string) *x509.Certificate {
 	return both.Leaf
 }
 
-// TestTemplatesMakeTokensAndSkipWhatIsDeleted: a token that a template makes ends with the task, and a list has names of
-// secrets that are deleted.
+// TestTemplatesMakeTokensAndSkipWhatIsDeleted: a token that a template makes ends with the task, and a list has names
+// of secrets that are deleted.
 func TestTemplatesMakeTokensAndSkipWhatIsDeleted(t *testing.T) {
 	t.Parallel()
 	s, ctx := common(t), within(t, time.Minute)

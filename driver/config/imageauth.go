@@ -44,7 +44,8 @@ func (c *Task) validateAuth() error {
 	case a.Username != "" && a.UsernameKey != "username":
 		return errors.New("auth: both username and username_key are set: keep one")
 	case strings.Contains(c.Image, "$("):
-		return errors.New("auth: vault_path with a variable in image: write the image out, whose registry gets the credentials")
+		return errors.New("auth: vault_path with a variable in image: write the image out, whose registry gets the " +
+			"credentials")
 	case a.Vault != "default" && !c.HasVault(a.Vault):
 		return fmt.Errorf("auth: vault = %q: the task has no vault block with that name", a.Vault)
 	}

@@ -16,12 +16,13 @@ import (
 )
 
 // In the wrapped driver's own options, $(NAME) stands for a variable that a block sets with env = true, as in the
-// command and args of a Pod (https://kubernetes.io/docs/tasks/inject-data-application/define-environment-variable-container/).
+// command and args of a Pod (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/, args).
 
 // reference matches $(NAME) with all dollars before it, two of which stand for one.
 var reference = regexp.MustCompile(`(\$+)\(([A-Za-z_][A-Za-z0-9_.]*)\)`)
 
-// Linux has no longer argument (MAX_ARG_STRLEN in linux/binfmts.h), and by default not more of them together (execve(2)).
+// Linux has no longer argument (MAX_ARG_STRLEN in linux/binfmts.h), and by default not more of them together
+// (execve(2)).
 const (
 	maxExpanded    = 128<<10 - 1
 	maxAllExpanded = 2 << 20
@@ -34,7 +35,10 @@ type Expansion struct {
 	values  map[string]string // that are in them now, by their variables
 }
 
-func (*Expansion) String() string   { return "[expanded options]" }
+// String keeps the values out of what is printed.
+func (*Expansion) String() string { return "[expanded options]" }
+
+// GoString does so for %#v.
 func (*Expansion) GoString() string { return "[expanded options]" }
 
 // expander replaces the variables of env.
@@ -45,7 +49,8 @@ type expander struct {
 	changed bool
 }
 
-// expand makes the Expansion of a generation with those variables, nil where nothing is replaced. An error names the option.
+// expand makes the Expansion of a generation with those variables, nil where nothing is replaced. An error names the
+// option.
 func (r *Renderer) expand(env map[string]string) (*Expansion, error) {
 	if !r.setsEnv() {
 		return nil, nil
@@ -155,7 +160,7 @@ func (e *Expansion) Conceal(err error) error {
 	if text == err.Error() {
 		return err
 	}
-	if r, ok := err.(structs.Recoverable); ok { //nolint:errorlint // see above
+	if r, ok := err.(structs.Recoverable); ok {
 		return structs.NewRecoverableError(errors.New(text), r.IsRecoverable())
 	}
 	return errors.New(text)

@@ -62,8 +62,8 @@ func (x *execution) checkWhole(output string) error {
 	if first == len(output) {
 		return nil
 	}
-	return fmt.Errorf("parse environment: line %d: the value would not arrive as it is, because of a #, a quotation mark, "+
-		"a backslash or a second line in it; use NAME={{ ... | toJSON }}", 1+strings.Count(output[:first], "\n"))
+	return fmt.Errorf("parse environment: line %d: the value would not arrive as it is, because of a #, a quotation "+
+		"mark, a backslash or a second line in it; use NAME={{ ... | toJSON }}", 1+strings.Count(output[:first], "\n"))
 }
 
 // insideValue returns where the text stands behind the "=" of a line, negative where it does not. What begins a line is

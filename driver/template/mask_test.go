@@ -20,7 +20,8 @@ func TestMask(t *testing.T) {
 	} {
 		parsed, err := Parse(Spec{Name: "x", Data: `{{ with secret "kv/a" }}{{ with .Data.a }}` + text + `{{ end }}{{ end }}`})
 		must.NoError(t, err)
-		output, err := parsed.Execute(t.Context(), Input{Source: &fakeSource{secrets: map[string]*Secret{"kv/a": {Data: map[string]any{"a": secret}}}}})
+		source := &fakeSource{secrets: map[string]*Secret{"kv/a": {Data: map[string]any{"a": secret}}}}
+		output, err := parsed.Execute(t.Context(), Input{Source: source})
 		must.NoError(t, err, must.Sprint(text))
 		shown := m.Text("before " + string(output) + " after")
 		for _, part := range []string{"c4n", "C4N", "two", "TWO", "YzRu"} {

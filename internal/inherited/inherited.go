@@ -23,9 +23,9 @@ func init() {
 }
 
 // surviveReaders keeps this program alive when the reader of its standard error has died. Go ends a process whose write
-// to file descriptor 1 or 2 meets a broken pipe, unless SIGPIPE is notified (https://pkg.go.dev/os/signal). The plugin's
-// standard error is read by the Nomad agent, an executor's by the plugin: a killed agent would take the plugin with it
-// at the next log line, and a killed plugin its executors and their tasks (hashicorp/nomad#27815).
+// to file descriptor 1 or 2 meets a broken pipe, unless SIGPIPE is notified (https://pkg.go.dev/os/signal). The
+// plugin's standard error is read by the Nomad agent, an executor's by the plugin: a killed agent would take the plugin
+// with it at the next log line, and a killed plugin its executors and their tasks (hashicorp/nomad#27815).
 //
 // Notify, not Ignore: an ignored signal stays ignored across exec, and tasks rely on SIGPIPE ending a pipeline.
 func surviveReaders() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }

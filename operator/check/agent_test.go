@@ -24,10 +24,12 @@ func TestAnAgentsConfiguration(t *testing.T) {
 		install func(t *testing.T, file string)
 		says    string // the beginning of what is not ok
 	}{
-		"right":                  {install: link},
-		"not installed":          {install: func(*testing.T, string) {}, says: "problem the agent does not find it: stat DIR/plugins/vault-exec"},
-		"not executable":         {install: write(0o644), says: "problem the agent leaves DIR/plugins/vault-exec out"},
-		"another file":           {install: write(0o755), says: "warning DIR/plugins/vault-exec is another file than the one that checks"},
+		"right": {install: link},
+		"not installed": {install: func(*testing.T, string) {},
+			says: "problem the agent does not find it: stat DIR/plugins/vault-exec"},
+		"not executable": {install: write(0o644), says: "problem the agent leaves DIR/plugins/vault-exec out"},
+		"another file": {install: write(0o755),
+			says: "warning DIR/plugins/vault-exec is another file than the one that checks"},
 		"an unknown option":      {plugin: `{"lingr": "5s"}`, install: link, says: `problem config block: `},
 		"a CA that is not there": {plugin: `[{"vault": [{"default": [{"address": "https://v", "ca_file": "DIR/none"}]}]}]`, install: link, says: `problem vault "default": ca_file, ca_path, cert_file or key_file: `},
 		"no URL":                 {plugin: `[{"vault": [{"default": [{"address": "v"}]}]}]`, install: link, says: `problem vault "default": address "v" is not a URL`},

@@ -17,8 +17,8 @@ import (
 const about = `Says whether a job would get its secrets: whether its blocks are right, clients have the driver, Vault can
 be reached, has Nomad's keys and the role, the role admits the job, and its policies allow what the templates ask for.
 With -config alone it says whether an agent would start with that configuration and reach its Vaults.
-Nothing is changed, and no secret is read without -render. Each finding is one line, ok, warning or problem, with what to
-do about it. The exit code is 1 when there are problems.
+Nothing is changed, and no secret is read without -render. Each finding is one line, ok, warning or problem, with what
+to do about it. The exit code is 1 when there are problems.
 
 Nomad is the one of NOMAD_ADDR, NOMAD_TOKEN and the nomad command's other variables, Vault that of VAULT_ADDR,
 VAULT_TOKEN and the vault command's. The Vault token has to read auth methods, roles and policies; what it may not is a

@@ -63,7 +63,11 @@ func (c *checker) renderTask(ctx context.Context, d *taskDriver, of *drivers.Tas
 		c.problem(about, "", "%s", err)
 		return
 	}
-	defer os.RemoveAll(dir)
+	defer func() {
+		if err := os.RemoveAll(dir); err != nil {
+			c.problem(about, "remove it", "what was rendered is left behind: %s", err)
+		}
+	}()
 	of.AllocDir, of.User = dir, "" // the files are nobody's here
 	ctx, cancel := context.WithTimeout(ctx, 2*answerTimeout)
 	defer cancel()

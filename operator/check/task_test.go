@@ -17,8 +17,8 @@ import (
 // looked returns what check says of a task without asking anybody: its lines.
 func looked(t *testing.T, driver, task, block string, local bool) []finding {
 	t.Helper()
-	text := "job \"web\" {\n group \"g\" {\n task \"t\" {\n driver = \"" + driver + "\"\n" + task + "\n config {\n" + block +
-		"\n}\n}\n}\n}"
+	text := "job \"web\" {\n group \"g\" {\n task \"t\" {\n driver = \"" + driver + "\"\n" + task + "\n config {\n" +
+		block + "\n}\n}\n}\n}"
 	job, err := jobspec2.Parse("", strings.NewReader(text))
 	must.NoError(t, err)
 	job.Canonicalize()
@@ -82,17 +82,20 @@ func TestWhatAStartWouldRefuse(t *testing.T) {
 			says: `warning unless the clients' configuration of the plugin allows it: user "root" is not allowed`},
 		"a user of the client's":          {task: `user = "nobody-here"` + "\n" + vaultIdentity, block: reads},
 		"a user that this host must know": {task: `user = "nobody-here"`, local: true, block: "secret \"x\" {\n path = \"kv/a\"\n}", says: `problem secret "x": user "nobody-here": this host does not know it`},
-		"an interval that is too short": {task: vaultIdentity, local: true, block: strings.Replace(reads, "}\n", "poll_interval = \"1s\"\n}\n", 1),
-			says: `problem template "secrets/a": poll_interval 1s is below the 5s`},
-		"one that operators find too short": {task: vaultIdentity, block: strings.Replace(reads, "}\n", "poll_interval = \"1s\"\n}\n", 1),
-			says: `warning unless the clients' configuration`},
+		"an interval that is too short": {task: vaultIdentity, local: true,
+			block: strings.Replace(reads, "}\n", "poll_interval = \"1s\"\n}\n", 1),
+			says:  `problem template "secrets/a": poll_interval 1s is below the 5s`},
+		"one that operators find too short": {task: vaultIdentity,
+			block: strings.Replace(reads, "}\n", "poll_interval = \"1s\"\n}\n", 1),
+			says:  `warning unless the clients' configuration`},
 		"no identity": {block: reads, says: `problem the task has no identity "vault"`},
 		"a variable of Nomad's without an identity": {block: asksNomad("nomadVar"),
 			says: `problem template "secrets/a" asks Nomad, whose task API wants the task's own token`},
 		"a service with the default identity": {task: "identity {\n env = true\n}", block: asksNomad("nomadService")},
 		"a secret on disk": {task: vaultIdentity, block: strings.Replace(reads, "secrets/a", "local/a", 1),
 			says: `warning template "local/a": the file with secrets of Vault is on the node's disk`},
-		"no secret on disk": {block: strings.Replace(strings.Replace(reads, "secrets/a", "local/a", 1), "secret ", "env ", 1)},
+		"no secret on disk": {
+			block: strings.Replace(strings.Replace(reads, "secrets/a", "local/a", 1), "secret ", "env ", 1)},
 		"Nomad's own vault block": {task: vaultIdentity + "vault {\n}\n", block: reads,
 			says: "warning for its vault block outside of config Nomad makes another token"},
 		"Nomad's own template block": {task: "template {\n data = \"x\"\n destination = \"local/x\"\n}\n",
@@ -154,7 +157,8 @@ func TestOneFindingOnce(t *testing.T) {
 	must.SliceLen(t, 2, r.findings)
 	var out strings.Builder
 	must.NoError(t, (&checker{report: r}).print(&out))
-	must.Eq(t, "problem  a: c is d; do b\nproblem  a: no e; add:\n         e {\n           f = 1\n         }\n", out.String())
+	must.Eq(t, "problem  a: c is d; do b\nproblem  a: no e; add:\n         e {\n           f = 1\n         }\n",
+		out.String())
 	var all []located
 	for _, block := range []string{"one", "two", "one"} {
 		q := located{about: "vault, " + block, aclPath: "kv/a"}

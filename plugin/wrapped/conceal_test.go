@@ -15,7 +15,8 @@ func TestValuesOfATaskAreNotLogged(t *testing.T) {
 	log := c.log(hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: &logged, DisableTime: true})).Named("exec")
 	first := c.Conceal(map[string]string{"PASSWORD": "hunter2"})
 	second := c.Conceal(map[string]string{"PASSWORD": "hunter3"})
-	log.With("task", "hunter2").Info("starting task", "driver_cfg", hclog.Fmt("%+v", struct{ Args []string }{[]string{"hunter3"}}))
+	options := struct{ Args []string }{[]string{"hunter3"}}
+	log.With("task", "hunter2").Info("starting task", "driver_cfg", hclog.Fmt("%+v", options))
 	log.Debug("applied labels", "labels", map[string]string{"a": "hunter2"}, "pid", 7)
 	log.Error("failed", "error", errors.New(`exec: "hunter2": not found`))
 	second()

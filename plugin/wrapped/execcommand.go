@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ExecTaskStreamingRaw runs a command in the task, and refuses one that is not there: nomad alloc exec. Nomad's executor
-// would wait for ever for the end of its input, with the lock of the container, so that the task could not be stopped
-// any more (drivers/shared/executor/exec_utils.go, runNoTTY; runc's Process waits for its input to be copied).
+// ExecTaskStreamingRaw runs a command in the task, and refuses one that is not there: nomad alloc exec. Nomad's
+// executor would wait for ever for the end of its input, with the lock of the container, so that the task could not be
+// stopped any more (drivers/shared/executor/exec_utils.go, runNoTTY; runc's Process waits for its input to be copied).
 func (d *execDriver) ExecTaskStreamingRaw(ctx context.Context, id string, cmd []string, tty bool,
 	stream drivers.ExecTaskStream) error {
 	status, err := d.InspectTask(id)
