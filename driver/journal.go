@@ -118,6 +118,36 @@ func (t *task) notice(n session.Notice) {
 	}
 }
 
+// shown is what others may see of what the task's goroutine owns.
+type shown struct {
+	generation int
+	since      time.Time
+	pending    string
+	wrong      []string
+}
+
+// show lets others see how the task is now. Only its goroutine calls it.
+func (t *task) show() {
+	s := &shown{generation: t.record.Generation, since: t.record.Since, wrong: t.wrong()}
+	if t.pending.Acts() {
+		s.pending = t.pending.String()
+	}
+	t.shown.Store(s)
+}
+
+// wrong returns what keeps the task from what is new, one line for each. Only its goroutine calls it.
+func (t *task) wrong() (lines []string) {
+	if t.record.Unverified {
+		lines = append(lines, "a change_script failed: whether the task uses what is new is not known")
+	}
+	for _, text := range []string{t.problem.text, t.undelivered.text} {
+		if text != "" {
+			lines = append(lines, text)
+		}
+	}
+	return lines
+}
+
 // pump carries our events and the wrapped driver's to the eventer, which may make a slow consumer wait.
 func (d *Driver) pump(inner <-chan *drivers.TaskEvent) {
 	for {

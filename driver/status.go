@@ -70,36 +70,6 @@ func (c *clusters) status() []status.Cluster {
 	return all
 }
 
-// shown is what others may see of what the task's goroutine owns.
-type shown struct {
-	generation int
-	since      time.Time
-	pending    string
-	wrong      []string
-}
-
-// show lets others see how the task is now. Only its goroutine calls it.
-func (t *task) show() {
-	s := &shown{generation: t.record.Generation, since: t.record.Since, wrong: t.wrong()}
-	if t.pending.Acts() {
-		s.pending = t.pending.String()
-	}
-	t.shown.Store(s)
-}
-
-// wrong returns what keeps the task from what is new, one line for each. Only its goroutine calls it.
-func (t *task) wrong() (lines []string) {
-	if t.record.Unverified {
-		lines = append(lines, "a change_script failed: whether the task uses what is new is not known")
-	}
-	for _, text := range []string{t.problem.text, t.undelivered.text} {
-		if text != "" {
-			lines = append(lines, text)
-		}
-	}
-	return lines
-}
-
 func (t *task) status() status.Task {
 	out := status.Task{Alloc: t.cfg.AllocID, Namespace: t.cfg.Namespace, Job: t.cfg.JobName, Group: t.cfg.TaskGroupName,
 		Name: t.cfg.Name, State: "running", Sessions: t.credentials.Status(), Trouble: t.credentials.Problems()}

@@ -72,7 +72,7 @@ func (t *Template) asks(command *parse.CommandNode) []Ask {
 	if !ok || !slices.Contains([]string{"secret", "secrets", "secretExists", "pkiCert"}, name.Ident) {
 		return nil
 	}
-	a := Ask{Func: name.Ident, Line: t.line(name), Text: command.String()}
+	a := Ask{Func: name.Ident, Line: t.spec.line(name), Text: command.String()}
 	if len(command.Args) > 1 {
 		if literal, ok := command.Args[1].(*parse.StringNode); ok {
 			a.Path, _, _ = splitPath(literal.Text)

@@ -34,20 +34,6 @@ var places = make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))
 // slowCalls has the calls that take seconds. One whose template has been given up stays there until it ends.
 var slowCalls = make(chan struct{}, 1)
 
-// A Budget is what the templates of one task may take together. One of them executes at a time, and so no others of the
-// task are ahead of another task's.
-type Budget struct {
-	turn chan struct{} // holds one while a template of the task executes; who does may change what follows
-	made float64       // bytes that functions have returned in this pass
-	out  int           // bytes of results
-	busy time.Duration
-	code int // bytes of the templates themselves, within delimiters
-	text int // and of all
-}
-
-// NewBudget is for the templates of one task.
-func NewBudget() *Budget { return &Budget{turn: make(chan struct{}, 1)} }
-
 // Begin is called before the templates of the task are executed once more.
 func (b *Budget) Begin() {
 	b.turn <- struct{}{}

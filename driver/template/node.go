@@ -25,7 +25,7 @@ func nodeError(name string) error {
 }
 
 // checkNodeVariables returns an error for the first call that asks for a variable of the node that is never known.
-func (t *Template) checkNodeVariables(trees map[string]*parse.Tree) error {
+func (s Spec) checkNodeVariables(trees map[string]*parse.Tree) error {
 	var first *parse.StringNode
 	for _, tree := range trees {
 		walk(tree.Root, func(node parse.Node) {
@@ -38,7 +38,7 @@ func (t *Template) checkNodeVariables(trees map[string]*parse.Tree) error {
 	if first == nil {
 		return nil
 	}
-	return fmt.Errorf("parse template %q: line %d: %w", t.spec.Name, t.line(first), nodeError(first.Text))
+	return fmt.Errorf("parse template %q: line %d: %w", s.Name, s.line(first), nodeError(first.Text))
 }
 
 // askedOfEnv returns the name that a command asks the environment for, where it is spelled out.

@@ -3,7 +3,9 @@ package template
 import (
 	"cmp"
 	"os"
+	"strings"
 	"text/template/parse"
+	"time"
 )
 
 // Spec is one template as the job author wrote it.
@@ -46,6 +48,20 @@ type Input struct {
 	Budget *Budget
 }
 
+// A Budget is what the templates of one task may take together. One of them executes at a time, and so no others of the
+// task are ahead of another task's.
+type Budget struct {
+	turn chan struct{} // holds one while a template of the task executes; who does may change what follows
+	made float64       // bytes that functions have returned in this pass
+	out  int           // bytes of results
+	busy time.Duration
+	code int // bytes of the templates themselves, within delimiters
+	text int // and of all
+}
+
+// NewBudget is for the templates of one task.
+func NewBudget() *Budget { return &Budget{turn: make(chan struct{}, 1)} }
+
 // parse returns the template's text as trees, which may have functions that do not exist.
 func (s Spec) parse() (map[string]*parse.Tree, error) {
 	trees := make(map[string]*parse.Tree)
@@ -54,6 +70,9 @@ func (s Spec) parse() (map[string]*parse.Tree, error) {
 	_, err := tree.Parse(s.Data, s.LeftDelim, s.RightDelim, trees)
 	return trees, err
 }
+
+// line is where a node of the template begins.
+func (s Spec) line(node parse.Node) int { return 1 + strings.Count(s.Data[:node.Position()], "\n") }
 
 // delimiters are those of the template.
 func (s Spec) delimiters() (left, right string) {

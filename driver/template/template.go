@@ -52,7 +52,7 @@ func Parse(s Spec) (*Template, error) {
 	if err := t.checkNames(trees); err != nil {
 		return nil, err
 	}
-	if err := t.checkNodeVariables(trees); err != nil {
+	if err := s.checkNodeVariables(trees); err != nil {
 		return nil, err
 	}
 	bound(trees)
@@ -95,12 +95,7 @@ func (t *Template) checkNames(trees map[string]*parse.Tree) error {
 	if why == "" {
 		why = "not defined"
 	}
-	return fmt.Errorf("parse template %q: line %d: function %q %s", t.spec.Name, t.line(wrong), wrong.Ident, why)
-}
-
-// line is where a node of the template begins.
-func (t *Template) line(node parse.Node) int {
-	return 1 + strings.Count(t.spec.Data[:node.Position()], "\n")
+	return fmt.Errorf("parse template %q: line %d: function %q %s", t.spec.Name, t.spec.line(wrong), wrong.Ident, why)
 }
 
 // Execute renders the template. It asks in.Source for what the template needs,

@@ -14,8 +14,8 @@ import (
 
 // look prints what a process sees of the place that it runs in, a line "fact <key>\t<quoted value>" for each thing.
 func look() error {
-	for _, look := range []func() error{lookAtProcess, lookAtStatus, lookAtLimits, lookAtMounts, lookAtFiles,
-		lookAtDescriptors} {
+	for _, look := range []func() error{lookAtProcess, lookAtInterfaces, lookAtStatus, lookAtLimits,
+		lookAtMounts, lookAtFiles, lookAtDescriptors} {
 		if err := look(); err != nil {
 			return err
 		}
@@ -65,6 +65,10 @@ func lookAtProcess() error {
 	fact("umask", fmt.Sprintf("%04o", umask))
 	fact("leads its process group", group == os.Getpid())
 	fact("is pid 1", os.Getpid() == 1)
+	return nil
+}
+
+func lookAtInterfaces() error {
 	links, err := net.Interfaces()
 	if err != nil {
 		return err

@@ -1,8 +1,6 @@
 package session
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -197,19 +195,4 @@ func (s *Session) down() string {
 		}
 	}
 	return text
-}
-
-// errForeign stands for what Login.JWT returns.
-var errForeign = errors.New("no identity")
-
-// about is what an error is about and how it is classed, which stay the same when its wording does not.
-func about(err error) (op string, class error) {
-	var e *vault.Error
-	switch {
-	case errors.As(err, &e):
-		return e.Op, e.Class
-	case errors.Is(err, context.DeadlineExceeded): // it waited for somebody else's attempt
-		return "", vault.ErrUnavailable
-	}
-	return "", errForeign
 }

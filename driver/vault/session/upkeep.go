@@ -1,6 +1,8 @@
 package session
 
 import (
+	"context"
+	"errors"
 	"time"
 
 	"nomad-driver-vault/driver/sched"
@@ -74,4 +76,19 @@ func (u *upkeep) limit(ends time.Time) time.Duration {
 		most = min(most, max(left, vault.ShortestTimeout))
 	}
 	return most
+}
+
+// errForeign stands for what Login.JWT returns.
+var errForeign = errors.New("no identity")
+
+// about is what an error is about and how it is classed, which stay the same when its wording does not.
+func about(err error) (op string, class error) {
+	var e *vault.Error
+	switch {
+	case errors.As(err, &e):
+		return e.Op, e.Class
+	case errors.Is(err, context.DeadlineExceeded): // it waited for somebody else's attempt
+		return "", vault.ErrUnavailable
+	}
+	return "", errForeign
 }
