@@ -129,12 +129,13 @@ func TestProcessThatEndsByItselfIsNotRestarted(t *testing.T) {
 			for h.file("local/0") != "blue" {
 				after(time.Second)
 			}
-			h.inner.slow("signal", time.Hour) // until then both have come: the end of the splay and that of the process
-			go func() { _ = h.SignalTask(r.cfg.ID, "SIGUSR1") }()
+			h.inner.slow("stop", time.Hour) // until then both have come: the end of the splay and that of the process
+			h.inner.failing("stop", errWrapped)
+			go func() { _ = h.StopTask(r.cfg.ID, 2*time.Hour, "SIGUSR1") }()
 			after(time.Minute)
 			r.exit(9)
 			must.Eq(t, &drivers.ExitResult{ExitCode: 9}, <-ended)
-			must.Eq(t, []string{"signal SIGUSR1"}, r.did())
+			must.Eq(t, []string{"stop 2h0m0s SIGUSR1"}, r.did())
 		})
 	}
 }
