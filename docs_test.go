@@ -75,7 +75,7 @@ func TestMigratedConfigIsAccepted(t *testing.T) {
 		parsed, ok := hclutils.HclConfigToInterface(t, block[1]).([]map[string]any)
 		must.True(t, ok)
 		parsed[0]["image"] = "busybox"
-		conf, err := plugin.ReadTask(t.Context(), "docker", parsed[0], nil)
+		_, conf, err := plugin.ReadTask(t.Context(), "docker", parsed[0], nil)
 		must.NoError(t, err, must.Sprint(block[1]))
 		op := config.Operator{Clusters: []vault.Cluster{{Name: "default"}, {Name: "audit"}}, PollInterval: time.Minute,
 			MinPollInterval: time.Second}

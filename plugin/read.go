@@ -61,17 +61,17 @@ func ReadFingerprint(name string, attributes map[string]string) (wraps string, c
 	return fact("wraps"), clusters
 }
 
-// ReadTask reads our part of the config block of a task whose driver wraps that one. vars are the variables that the
-// block may refer to.
+// ReadTask reads the config block of a task whose driver wraps that one: all of its options, and our part of them. vars
+// are the variables that the block may refer to.
 func ReadTask(ctx context.Context, wraps string, block map[string]any, vars map[string]cty.Value) (
-	conf config.Task, err error) {
+	options map[string]any, conf config.Task, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	raw, err := encode(New(ctx, hclog.NewNullLogger(), wraps, wraps).TaskConfigSchema, block, vars)
 	if err == nil {
-		err = base.MsgPackDecode(raw, &conf)
+		err = errors.Join(base.MsgPackDecode(raw, &options), base.MsgPackDecode(raw, &conf))
 	}
-	return conf, err
+	return options, conf, err
 }
 
 // RemovesForeign reports whether a docker driver with that config block, published as name, removes the containers of

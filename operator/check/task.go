@@ -75,10 +75,15 @@ func (c *checker) refused(about string, err error) {
 func (c *checker) read(ctx context.Context, d *taskDriver, group *nomad.TaskGroup, task *nomad.Task) (
 	of *drivers.TaskConfig, conf config.Task, err error) {
 	env, vars, err := c.taskEnv(d, group, task)
-	if err == nil {
-		conf, err = plugin.ReadTask(ctx, d.wraps, task.Config, vars)
+	if err != nil {
+		return nil, conf, err
 	}
-	return &drivers.TaskConfig{Name: task.Name, Namespace: *c.job.Namespace, User: task.User, Env: env}, conf, err
+	options, conf, err := plugin.ReadTask(ctx, d.wraps, task.Config, vars)
+	if err != nil {
+		return nil, conf, err
+	}
+	of = &drivers.TaskConfig{Name: task.Name, Namespace: *c.job.Namespace, User: task.User, Env: env}
+	return of, conf, of.EncodeConcreteDriverConfig(options)
 }
 
 // review judges a config block as a start does, and returns what it would ask of which Vault.

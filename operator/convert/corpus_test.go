@@ -128,7 +128,7 @@ func review(t *testing.T, file string) error {
 
 func reviewTask(t *testing.T, wraps string, task *nomad.Task) error {
 	t.Helper()
-	conf, err := plugin.ReadTask(t.Context(), wraps, task.Config, references(t, task.Config))
+	_, conf, err := plugin.ReadTask(t.Context(), wraps, task.Config, references(t, task.Config))
 	if err != nil {
 		return err
 	}
