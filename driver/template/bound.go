@@ -2,10 +2,10 @@ package template
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"text/template"
@@ -32,6 +32,10 @@ const (
 	// maxNested bounds the actions with an end that are within each other: each takes a part of the stack, and so do the
 	// calls.
 	maxNested = 200
+
+	// maxBranches bounds what can be within each other before the parser is asked, which takes some 3 KiB of stack for
+	// each level: a stack doubles when it grows.
+	maxBranches = 10_000
 )
 
 // The functions that are put into trees. What an author reads of them is the
@@ -50,18 +54,33 @@ var (
 	errTooLarge  = fmt.Errorf("it takes more than the %d bytes that the templates of one task may: give it less", maxHeld)
 	errTooLong   = fmt.Errorf("more than %d turns of range and calls of templates in one template", maxTurns)
 	errTooDeep   = fmt.Errorf("more than %d templates within each other: does one call itself?", maxDeep)
+	errBranches  = fmt.Errorf("more than %d of if, with, range and block in one template: split it", maxBranches)
 	errTooNested = fmt.Errorf("more than %d actions within each other: split the template", maxNested)
 )
 
 // actions is at least how many bytes of the text are within delimiters, and some for each action. What is between two
 // left ones may be the author's text up to the last right one.
 func actions(s Spec) (n int) {
-	left, right := cmp.Or(s.LeftDelim, "{{"), cmp.Or(s.RightDelim, "}}")
+	left, right := s.delimiters()
 	_, text, found := strings.Cut(s.Data, left)
 	for found {
 		var action string
 		action, text, found = strings.Cut(text, left)
 		n += 8 + max(0, strings.LastIndex(action, right))
+	}
+	return n
+}
+
+// branch is how an action begins that has others within it, up to its end.
+var branch = regexp.MustCompile(`^\W*(else\s+)?(if|with|range|block)\b`)
+
+// branches is at least how many of these the text has.
+func branches(s Spec) (n int) {
+	left, _ := s.delimiters()
+	for i, action := range strings.Split(s.Data, left) {
+		if i > 0 && branch.MatchString(action) {
+			n++
+		}
 	}
 	return n
 }

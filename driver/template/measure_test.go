@@ -164,9 +164,13 @@ func TestTextWithoutEndIsRefused(t *testing.T) {
 	before := memory()
 	for name, c := range map[string]struct{ text, says string }{
 		"actions in actions":      {strings.Repeat("{{if 1}}", 2<<20), "more than 1048576 bytes in their actions"},
-		"as many as there may be": {strings.Repeat("{{if 1}}", 80<<10), `unexpected EOF`},
-		"and with their ends": {strings.Repeat("{{if 1}}", 40<<10) + strings.Repeat("{{end}}", 40<<10),
+		"as many as there may be": {strings.Repeat("{{if 1}}", maxBranches), `unexpected EOF`},
+		"one more": {strings.Repeat("{{- with 1}}", maxBranches+1),
+			"more than 10000 of if, with, range and block"},
+		"and with their ends": {strings.Repeat("{{if 1}}", maxBranches) + strings.Repeat("{{end}}", maxBranches),
 			"more than 200 actions within each other"},
+		"behind else": {strings.Repeat("{{if 1}}{{else  if 1}}", maxBranches/2+1),
+			"more than 10000 of if, with, range and block"},
 		"one else after another": {"{{if 1}}" + strings.Repeat("{{else if 1}}", 300) + "{{end}}",
 			"more than 200 actions within each other"},
 		"small actions": {strings.Repeat("{{.}}", 2<<20), "more than 1048576 bytes in their actions"},

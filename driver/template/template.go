@@ -37,6 +37,9 @@ func Parse(s Spec) (*Template, error) {
 	if err := s.Budget.admit(s); err != nil {
 		return nil, fmt.Errorf("parse template %q: %w", s.Name, err)
 	}
+	if branches(s) > maxBranches {
+		return nil, fmt.Errorf("parse template %q: %w", s.Name, errBranches)
+	}
 	if err := s.checkValues(); err != nil {
 		return nil, err
 	}
