@@ -366,6 +366,10 @@ func testCheckRenders(t *testing.T, s *stack.Stack, spec func(*testing.T, string
 		renders(`{{ with secret "kv/default/checked/config" }}{{ .Data.color }}{{ end }}`, ""), flaw{}))
 	must.Eq(t, 1, code)
 	must.StrContains(t, out, `"kv/default/checked/config" is KV version 2: its fields are under .Data.data`)
+	out, code = operate(t, s, "", "check", "-render", "-job="+spec(t, renders(`made={{ with secret "auth/token/create" `+
+		`"ttl=1h" }}{{ .Auth.ClientToken }} {{ .Auth.Accessor }}{{ end }}`, ""), flaw{}))
+	must.Zero(t, code, must.Sprint(out))
+	must.StrContains(t, out, "made=*** ***\n")
 	left, err := s.Vault.Leases(ctx, "checked")
 	must.NoError(t, err)
 	must.Eq(t, leases, left, must.Sprint("a lease is left"))

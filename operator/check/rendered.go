@@ -244,6 +244,9 @@ func (r *dryRun) render(ctx context.Context, about string) error {
 	for _, secret := range generation.Snapshot.Secrets() {
 		r.mask.Add(secret.Data)
 		r.mask.Add(secret.Lease.ID)
+		if secret.Auth != nil {
+			r.mask.Add([]any{secret.Auth.Value, secret.Auth.Accessor})
+		}
 	}
 	for _, v := range r.conf.Vaults {
 		if v.Env || v.File {
