@@ -32,6 +32,29 @@ type pairing struct {
 	group  string // HCL for the group
 }
 
+// has reports whether the config sets one of the options, which are alternatives of a regular expression.
+func (p pairing) has(options string) bool {
+	return regexp.MustCompile(`(?m)^\s*(` + options + `)\s*=`).MatchString(p.config)
+}
+
+// looks reports whether the task runs the application, which stays.
+func (p pairing) looks() bool { return !p.has("command|entrypoint|image") }
+
+// configFor adds to the config what the driver needs and the pairing leaves open.
+func (p pairing) configFor(driver string) string {
+	config, j := p.config, job{Driver: driver}
+	if !p.has("command|entrypoint") {
+		config += fmt.Sprintf("\ncommand = %q", j.App())
+		if !p.has("args") {
+			config += "\nargs = [\"look\"]"
+		}
+	}
+	if j.Docker() && !p.has("image") {
+		config += fmt.Sprintf("\nimage = %q", stack.Image)
+	}
+	return config
+}
+
 // TestTasksBesideNomadsOwn runs the first three of each driver, which CI has the time for. make compare runs all.
 func TestTasksBesideNomadsOwn(t *testing.T) {
 	t.Parallel()
@@ -188,25 +211,13 @@ job "{{.Job}}" {
 func startSide(t testing.TB, ctx context.Context, s *stack.Stack, driver string, all []pairing) *side {
 	t.Helper()
 	type group struct{ Name, Config, Task, Group string }
-	raw := strings.HasSuffix(driver, "raw_exec")
 	var groups []group
 	for _, p := range all {
-		config := p.config
-		app := map[bool]string{true: stack.HostAppPath, false: stack.AppPath}[raw]
-		for option, value := range map[string]string{"command": strconv.Quote(app), "args": `["look"]`} {
-			if !regexp.MustCompile(`(?m)^\s*(command|entrypoint)\s*=`).MatchString(p.config) &&
-				!regexp.MustCompile(`(?m)^\s*`+option+`\s*=`).MatchString(p.config) {
-				config += fmt.Sprintf("\n%s = %s", option, value)
-			}
-		}
-		if strings.HasSuffix(driver, "docker") && !strings.Contains(p.config, "image ") {
-			config += fmt.Sprintf("\nimage = %q", stack.Image)
-		}
-		groups = append(groups, group{p.name, config, p.task, p.group})
+		groups = append(groups, group{p.name, p.configFor(driver), p.task, p.group})
 	}
 	var spec strings.Builder
-	must.NoError(t, sideTemplate.Execute(&spec, map[string]any{"Job": "side-" + driver, "Driver": driver, "Raw": raw,
-		"All": groups}))
+	must.NoError(t, sideTemplate.Execute(&spec, map[string]any{"Job": "side-" + driver, "Driver": driver, "All": groups,
+		"Raw": job{Driver: driver}.RawExec()}))
 	registered, err := s.Nomad.Run(ctx, spec.String(), nil)
 	must.NoError(t, err, must.Sprint(spec.String()))
 	t.Cleanup(func() {
@@ -247,9 +258,12 @@ func (s *side) facts(t testing.TB, ctx context.Context, on *stack.Stack) map[str
 			if err != nil {
 				text = "no log"
 			}
-			logged(stream, text, strings.HasSuffix(s.driver, "raw_exec"), found[name])
+			logged(stream, text, found[name])
 		}
 		reported(ended, found[name])
+		if (job{Driver: s.driver}).RawExec() { // What the host mounts is no matter of this task.
+			maps.DeleteFunc(found[name], func(what, _ string) bool { return strings.HasPrefix(what, "mount /") })
+		}
 		normal := map[string]string{}
 		for what, value := range found[name] {
 			normal[s.normal(on, alloc.ID, what)] = s.normal(on, alloc.ID, value)
@@ -268,7 +282,7 @@ func (s *side) settled(t testing.TB, ctx context.Context, alloc *stack.Alloc) (n
 	})
 	must.NoError(t, err)
 	name = now.TaskGroup
-	if now.TaskStates[name].State == "dead" || looks(s.all, name) == false {
+	if now.TaskStates[name].State == "dead" || !s.pairing(name).looks() {
 		_, err := alloc.Ended(ctx)
 		must.NoError(t, err)
 		return name, false
@@ -278,11 +292,8 @@ func (s *side) settled(t testing.TB, ctx context.Context, alloc *stack.Alloc) (n
 	return name, true
 }
 
-// looks says whether the task runs the application, which stays.
-func looks(all []pairing, name string) bool {
-	i := slices.IndexFunc(all, func(p pairing) bool { return p.name == name })
-	return !regexp.MustCompile(`(?m)^\s*(command|entrypoint|image)\s*=`).MatchString(all[i].config) &&
-		!strings.Contains(all[i].task, "disabled = true")
+func (s *side) pairing(name string) pairing {
+	return s.all[slices.IndexFunc(s.all, func(p pairing) bool { return p.name == name })]
 }
 
 // stop stops the job without purging it, so that what became of its allocations can still be read.
@@ -294,15 +305,12 @@ func (s *side) stop(ctx context.Context, on *stack.Stack) error {
 var factLine = regexp.MustCompile(`^fact ([^\t]+)\t(".*")$`)
 
 // logged adds the facts of a task's last look, and what it has printed beside them.
-func logged(stream, text string, raw bool, found map[string]string) {
+func logged(stream, text string, found map[string]string) {
 	var rest []string
 	for line := range strings.Lines(text) {
 		line = strings.TrimRight(line, "\r\n")
 		if fact := factLine.FindStringSubmatch(line); fact != nil {
 			what := fact[1]
-			if strings.HasPrefix(what, "mount /") && raw { // What the host mounts, and where, is no matter of this task.
-				continue
-			}
 			if name, env := strings.CutPrefix(what, "env "); env && ofAgent(name) {
 				what = "agent's env " + name
 			}
