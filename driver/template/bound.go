@@ -74,11 +74,12 @@ func actions(s Spec) (n int) {
 // branch is how an action begins that has others within it, up to its end.
 var branch = regexp.MustCompile(`^\W*(else\s+)?(if|with|range|block)\b`)
 
-// branches is at least how many of these the text has.
+// branches returns at least how many of these the text has.
 func branches(s Spec) (n int) {
 	left, _ := s.delimiters()
-	for i, action := range strings.Split(s.Data, left) {
-		if i > 0 && branch.MatchString(action) {
+	_, text, _ := strings.Cut(s.Data, left)
+	for action := range strings.SplitSeq(text, left) {
+		if branch.MatchString(action) {
 			n++
 		}
 	}

@@ -68,13 +68,13 @@ func (l *lookups) in(node parse.Node, dot string) {
 	case *parse.PipeNode:
 		l.pipe(n, dot)
 	case *parse.FieldNode:
-		l.add(dot, n.Ident, n.Pos)
+		l.add(dot, n.Ident, n)
 	case *parse.VariableNode:
-		l.add(l.variables[n.Ident[0]], n.Ident[1:], n.Pos)
+		l.add(l.variables[n.Ident[0]], n.Ident[1:], n)
 	case *parse.ChainNode:
 		l.in(n.Node, dot)
 		if pipe, ok := n.Node.(*parse.PipeNode); ok {
-			l.add(l.secret(pipe, dot), n.Field, n.Pos)
+			l.add(l.secret(pipe, dot), n.Field, n)
 		}
 	}
 }
@@ -122,10 +122,9 @@ func (l *lookups) secret(pipe *parse.PipeNode, dot string) string {
 	return ""
 }
 
-func (l *lookups) add(path string, fields []string, pos parse.Pos) {
+func (l *lookups) add(path string, fields []string, at parse.Node) {
 	if path != "" && len(fields) > 1 && fields[0] == "Data" {
-		line := 1 + strings.Count(l.template.spec.Data[:pos], "\n")
-		l.all = append(l.all, Lookup{path, fields[1:], line})
+		l.all = append(l.all, Lookup{path, fields[1:], l.template.spec.line(at)})
 	}
 }
 

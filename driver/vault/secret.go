@@ -209,8 +209,8 @@ func ends(engine string, data map[string]any, now time.Time, ahead time.Duration
 
 // until is the second at which something ends, zero where the answer tells none: pki's certificates
 // (https://developer.hashicorp.com/vault/api-docs/secret/pki#generate-certificate-and-key), gcp's access tokens
-// (https://developer.hashicorp.com/vault/api-docs/secret/gcp, "OAuth2 Access Token")
-// and ssh's certificates, which tell it themselves (PROTOCOL.certkeys of OpenSSH).
+// (https://developer.hashicorp.com/vault/api-docs/secret/gcp, "OAuth2 Access Token") and ssh's certificates,
+// which tell it themselves (PROTOCOL.certkeys of OpenSSH).
 func until(data map[string]any) int64 {
 	if at := cmp.Or(number(data["expiration"]), number(data["expires_at_seconds"])); at > 0 {
 		return at

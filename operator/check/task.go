@@ -66,7 +66,7 @@ func (c *checker) checkTask(ctx context.Context, d *taskDriver, group *nomad.Tas
 func (c *checker) refused(about string, err error) {
 	fix := ""
 	if strings.Contains(err.Error(), "Unknown variable") {
-		fix = "set it in the task's env, or write it as $NAME, without braces, for a shell in the task"
+		fix = "set it in the task's env; write $(NAME) for what a block sets with env = true, $NAME for a shell in the task"
 	}
 	c.problem(about, fix, "%s", err)
 }

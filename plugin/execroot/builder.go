@@ -39,8 +39,8 @@ func (b *Builder) Check() error {
 }
 
 // Build returns a copy of the task with what the executor needs to start it in a root of ours: mounts, and the command
-// by an absolute path. The caller starts the task and then calls release; by then the task has mounts
-// of its own. An error is for the job's author or the operator.
+// by an absolute path. The caller starts the task and then calls release; by then the task has mounts of its own. An
+// error is for the job's author or the operator.
 func (b *Builder) Build(cfg *drivers.TaskConfig) (task *drivers.TaskConfig, release func(), err error) {
 	hostMounts, err := mountPoints()
 	if err != nil {
