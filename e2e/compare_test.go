@@ -334,7 +334,8 @@ func reported(alloc *nomad.Allocation, found map[string]string) {
 	found["status"] = fmt.Sprint(alloc.ClientStatus, ", failed: ", state.Failed, ", restarts: ", state.Restarts)
 	count := map[string]int{}
 	for _, e := range state.Events {
-		if e.Type == "Alloc Unhealthy" { // It comes with a task's end or after it.
+		// The one comes with a task's end or after it, the other with a start or, where that fails at once, too late.
+		if e.Type == "Alloc Unhealthy" || e.DisplayMessage == "Downloading image" {
 			continue
 		}
 		count[e.Type]++
