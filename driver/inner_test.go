@@ -70,6 +70,7 @@ type wrapped struct {
 	out   map[string]bool          // methods that panic
 	logs  *drivers.TaskConfig      // with the log pipes of the last process
 	deaf  bool                     // its processes do not stop before they are killed, when the timeout of a stop is over
+	lost  error                    // what WaitTask tells in place of how a process ended; its status knows that
 	exec  func(cmd []string) (*drivers.ExecTaskResult, error)
 }
 
@@ -209,8 +210,12 @@ func (w *wrapped) WaitTask(ctx context.Context, id string) (<-chan *drivers.Exit
 		case <-w.ctx.Done():
 			return
 		}
+		result := p.result
+		if w.lost != nil {
+			result = &drivers.ExitResult{ExitCode: -1, Err: w.lost}
+		}
 		select {
-		case out <- p.result:
+		case out <- result:
 		case <-ctx.Done():
 		case <-w.ctx.Done():
 		}
@@ -300,10 +305,16 @@ func (w *wrapped) ExecTask(id string, cmd []string, timeout time.Duration) (*dri
 }
 
 func (w *wrapped) InspectTask(id string) (*drivers.TaskStatus, error) {
-	if w.process(id) == nil {
+	p := w.process(id)
+	if p == nil {
 		return nil, drivers.ErrTaskNotFound
 	}
-	return &drivers.TaskStatus{ID: id, State: drivers.TaskStateRunning}, nil
+	select {
+	case <-p.ended:
+		return &drivers.TaskStatus{ID: id, State: drivers.TaskStateExited, ExitResult: p.result}, nil
+	default:
+		return &drivers.TaskStatus{ID: id, State: drivers.TaskStateRunning}, nil
+	}
 }
 
 // TaskStats tells the process's pid once a second, for as long as it runs.

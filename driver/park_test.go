@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -35,6 +36,17 @@ func TestStopRevokesAfterTwoSeconds(t *testing.T) {
 		must.NoError(t, h.StopTask(r.cfg.ID, 0, ""), must.Sprint("an unknown task has been stopped"))
 		must.MapEmpty(t, h.tasks)
 		must.MapEmpty(t, h.parking.parked)
+	})
+}
+
+// TestExitCodeIsKnownWhereTheExecutorEndsFirst: the executor of Nomad's exec may be gone before it has told WaitTask.
+func TestExitCodeIsKnownWhereTheExecutorEndsFirst(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.inner.lost = errors.New("executor: error waiting on process: EOF")
+		r := h.start(whole)
+		ended := r.wait()
+		r.stop()
+		must.Eq(t, &drivers.ExitResult{ExitCode: 143, Signal: 15}, <-ended)
 	})
 }
 

@@ -383,15 +383,26 @@ func (t *task) watch() error {
 		return err
 	}
 	exit := make(chan *drivers.ExitResult, 1)
-	go func() {
-		result := <-ended
-		if result == nil { // the channel was closed without one
-			result = &drivers.ExitResult{ExitCode: -1, Err: errors.New("the wrapped driver does not know how the task ended")}
-		}
-		exit <- result
-	}()
+	go func() { exit <- t.howEnded(<-ended) }()
 	t.exit = exit
 	return nil
+}
+
+// howEnded returns how the task's process ended: what WaitTask told, unless only InspectTask knows it. Nomad's exec and
+// raw_exec each ask the executor twice, for the task's status and for WaitTask. StopTask ends the executor as soon as
+// the former has its answer, and the latter gets an error in place of the exit code if it comes second.
+func (t *task) howEnded(told *drivers.ExitResult) *drivers.ExitResult {
+	if told != nil && told.Err == nil {
+		return told
+	}
+	status, err := t.d.inner.InspectTask(t.cfg.ID)
+	if err == nil && status.State == drivers.TaskStateExited && status.ExitResult != nil {
+		return status.ExitResult.Copy()
+	}
+	if told == nil { // the channel was closed without a result
+		return &drivers.ExitResult{ExitCode: -1, Err: errors.New("the wrapped driver does not know how the task ended")}
+	}
+	return told
 }
 
 // handle returns what Nomad stores of the task. It has no secrets.
