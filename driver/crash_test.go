@@ -138,7 +138,7 @@ func TestSessionOfAnAllocationThatIsGoneIsRevokedAMinuteLater(t *testing.T) {
 		gone.AllocID = "alloc-2"
 		_, _, err := h.StartTask(gone)
 		must.NoError(t, err)
-		lost := sole(t, h.Users())
+		lost := only(t, h.Users())
 		r := h.start(whole)
 		must.Len(t, 2, h.Users())
 		h.crash()
@@ -148,7 +148,7 @@ func TestSessionOfAnAllocationThatIsGoneIsRevokedAMinuteLater(t *testing.T) {
 		after(unclaimedAfter - time.Second)
 		must.Len(t, 2, h.Users())
 		after(time.Second)
-		must.NotEq(t, lost, sole(t, h.Users()))
+		must.NotEq(t, lost, only(t, h.Users()))
 		must.Eq(t, 1, h.logged("revoking the session of a task that is gone"))
 		must.Eq(t, []string{state.FileOf("alloc-1/web")}, h.records())
 		after(time.Hour)
@@ -163,7 +163,7 @@ func TestRecoverThatComesLateFindsEverything(t *testing.T) {
 		t.Run(late.String(), func(t *testing.T) {
 			bubble(t, func(h *host) {
 				r := h.start(whole)
-				process, token, user := r.process(), sole(t, h.Tokens()), sole(t, h.Users())
+				process, token, user := r.process(), only(t, h.Tokens()), only(t, h.Users())
 				h.reboot()
 				after(late)
 				must.Eq(t, vaulttest.Planted+user, h.file("secrets/db"))
@@ -171,8 +171,8 @@ func TestRecoverThatComesLateFindsEverything(t *testing.T) {
 				after(time.Hour)
 				must.Eq(t, []string{"recover"}, r.did())
 				must.True(t, process == r.process())
-				must.Eq(t, token, sole(t, h.Tokens()))
-				must.Eq(t, user, sole(t, h.Users()))
+				must.Eq(t, token, only(t, h.Tokens()))
+				must.Eq(t, user, only(t, h.Users()))
 				must.Eq(t, 1, h.Logins())
 			})
 		})
@@ -216,7 +216,7 @@ func TestWhatNobodyComesForIsTakenBack(t *testing.T) {
 			after(time.Second)
 			h.reboot()
 		}, unclaimedAfter},
-		"a task that the agent did not know": {func(h *host) { h.unasked(h.job(whole)); h.reboot() }, claimedWithin},
+		"a task that the agent did not know": {func(h *host) { h.startUnanswered(h.job(whole)); h.reboot() }, claimedWithin},
 	} {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
@@ -243,7 +243,7 @@ func TestStartWhileASessionIsLookedAt(t *testing.T) {
 			must.NotNil(t, again.process())
 			after(2 * claimedWithin)
 			must.True(t, again.alive())
-			must.Eq(t, vaulttest.Planted+sole(t, h.Users()), h.file("secrets/db"))
+			must.Eq(t, vaulttest.Planted+only(t, h.Users()), h.file("secrets/db"))
 		})
 	}
 }
@@ -271,7 +271,7 @@ func TestAgentThatDiesInAStartGetsOneProcessAndOneToken(t *testing.T) {
 			h.inner.slow("start", 0)
 		},
 		"before it has the answer": func(h *host, cfg *drivers.TaskConfig) {
-			h.unasked(cfg)
+			h.startUnanswered(cfg)
 			after(20 * time.Second)
 		},
 		"and loses what it knew": func(h *host, cfg *drivers.TaskConfig) {
@@ -293,8 +293,8 @@ func TestAgentThatDiesInAStartGetsOneProcessAndOneToken(t *testing.T) {
 					must.NotNil(t, r.process())
 					must.Eq(t, 1, h.Logins())
 					must.Eq(t, 1, h.Minted())
-					must.Eq(t, sole(t, h.Tokens()), h.file("secrets/vault_token"))
-					must.Eq(t, vaulttest.Planted+sole(t, h.Users()), h.file("secrets/db"))
+					must.Eq(t, only(t, h.Tokens()), h.file("secrets/vault_token"))
+					must.Eq(t, vaulttest.Planted+only(t, h.Users()), h.file("secrets/db"))
 				}
 				one()
 				// Whatever the agent still asks of the other run does not concern this one.
@@ -322,7 +322,7 @@ func TestRunThatIsReplacedHasAsLongToEndAsAStartMayTake(t *testing.T) {
 		"": "stop 5s", "kill_timeout = \"2h\"\n kill_signal = \"SIGINT\"": "stop 1m0s SIGINT",
 	} {
 		bubble(t, func(h *host) {
-			h.unasked(h.job(config))
+			h.startUnanswered(h.job(config))
 			h.inner.did()
 			_, _, err := h.StartTask(h.job(config))
 			must.NoError(t, err)
@@ -373,7 +373,7 @@ func TestTaskThatTheAgentNeverAsksAboutIsEnded(t *testing.T) {
 				h.config.Linger = time.Hour
 				must.NoError(t, h.Configure(h.config))
 				cfg := h.elsewhere(whole)
-				h.unasked(cfg)
+				h.startUnanswered(cfg)
 				test.host(h, cfg)
 				after(test.wait - time.Second)
 				must.Len(t, 1, h.Users())

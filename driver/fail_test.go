@@ -23,13 +23,13 @@ func TestRunningTaskKeepsItsTokenWhileItsIdentityIsNoGood(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
 				r := h.start(asApp + templateHCL("secrets/db", creds, ""))
-				token, good := sole(t, h.Tokens()), h.JWT
+				token, good := only(t, h.Tokens()), h.JWT
 				h.identity(jwt)
 				if jwt == "" {
 					must.NoError(t, os.Remove(filepath.Join(h.alloc, "web/secrets/nomad_vault.jwt")))
 				}
 				after(5 * time.Hour)
-				must.Eq(t, token, sole(t, h.Tokens()))
+				must.Eq(t, token, only(t, h.Tokens()))
 				must.SliceEmpty(t, h.events())
 
 				h.RevokeTokens()
@@ -42,7 +42,7 @@ func TestRunningTaskKeepsItsTokenWhileItsIdentityIsNoGood(t *testing.T) {
 				h.identity(good)
 				after(2 * time.Minute)
 				must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
-				must.Eq(t, sole(t, h.Users()), h.file("secrets/db"))
+				must.Eq(t, only(t, h.Users()), h.file("secrets/db"))
 				must.Eq(t, 2, h.Logins())
 			})
 		})
@@ -69,13 +69,13 @@ func TestRunningTaskKeepsWhatItHasWhenVaultRefuses(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
-				r := h.start(several(""))
+				r := h.start(severalTemplates(""))
 				mend := test.refuse(h)
 				calls := h.Calls("GET secret/data/web")
 				after(3 * time.Hour)
 				must.SliceEmpty(t, r.did())
 				must.Eq(t, "green", h.file("local/0"))
-				must.StrContains(t, sole(t, h.events()), test.says)
+				must.StrContains(t, only(t, h.events()), test.says)
 				must.Between(t, 100, h.Calls("GET secret/data/web")-calls, 600) // a minute apart, less the jitter
 				mend()
 				h.write("blue")
@@ -95,7 +95,7 @@ func TestRunningTaskSitsOutAnOutage(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
 				r := h.start(whole + templateHCL("local/color", kv, onSignal))
-				user := sole(t, h.Users())
+				user := only(t, h.Users())
 				began := h.Calls("")
 				mend := func() { h.Down(false) }
 				if h.Down(fault == vaulttest.Fault{}); how != "down" {
@@ -104,7 +104,7 @@ func TestRunningTaskSitsOutAnOutage(t *testing.T) {
 				after(30 * time.Minute)
 				must.SliceEmpty(t, r.did())
 				must.Eq(t, "green", h.file("local/color"))
-				must.StrHasPrefix(t, "Vault unavailable: the last known good secrets stay in use: ", sole(t, h.events()))
+				must.StrHasPrefix(t, "Vault unavailable: the last known good secrets stay in use: ", only(t, h.events()))
 				must.Less(t, 400, h.Calls("")-began)
 				mend()
 				h.write("blue")
@@ -113,7 +113,7 @@ func TestRunningTaskSitsOutAnOutage(t *testing.T) {
 				events := h.events()
 				must.Len(t, 2, events)
 				must.StrHasPrefix(t, "Vault answers again after ", sorted(events)[1])
-				must.Eq(t, user, sole(t, h.Users()))
+				must.Eq(t, user, only(t, h.Users()))
 			})
 		})
 	}
@@ -123,14 +123,14 @@ func TestLeaseWhoseRenewalFailsIsKeptAndReplacedInTime(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.SetRole("app", vaulttest.Role{TTL: 24 * time.Hour, Revoke: true})
 		r := h.start(asApp + templateHCL("secrets/db", creds, ""))
-		user := sole(t, h.Users())
+		user := only(t, h.Users())
 		h.Break(vaulttest.Fault{Match: "PUT sys/leases/renew", Status: 500})
 		after(49 * time.Minute)
-		must.Eq(t, user, sole(t, h.Users()), must.Sprint("it is valid for another eleven minutes"))
+		must.Eq(t, user, only(t, h.Users()), must.Sprint("it is valid for another eleven minutes"))
 		must.SliceEmpty(t, r.did())
 		after(6 * time.Minute)
 		must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
-		must.NotEq(t, user, sole(t, h.Users()))
+		must.NotEq(t, user, only(t, h.Users()))
 		after(4 * time.Hour)
 		must.Between(t, 5, h.Minted(), 8)
 	})
@@ -142,7 +142,7 @@ func TestLeaseThatIsGoneIsReplacedAtOnce(t *testing.T) {
 		h.RevokeLeases()
 		after(42 * time.Minute) // its next renewal
 		must.Eq(t, []string{"signal SIGHUP"}, r.did())
-		must.Eq(t, sole(t, h.Users()), h.file("secrets/db"))
+		must.Eq(t, only(t, h.Users()), h.file("secrets/db"))
 		must.Eq(t, 2, h.Minted())
 	})
 }
@@ -159,7 +159,7 @@ func TestTokenThatIsGoneBecomesOneGenerationAndOneAction(t *testing.T) {
 		must.Len(t, 1, h.events())
 		must.Eq(t, 2, h.Logins())
 		must.Eq(t, 4, h.Minted())
-		must.Eq(t, sole(t, h.Tokens()), h.file("secrets/vault_token"))
+		must.Eq(t, only(t, h.Tokens()), h.file("secrets/vault_token"))
 		must.SliceContainsAll(t, h.Users(), []string{h.file("secrets/one"), h.file("secrets/two")})
 		after(4 * time.Hour)
 		must.SliceEmpty(t, r.did())
@@ -176,7 +176,7 @@ func TestTemplateThatFailsLeavesTheOldFiles(t *testing.T) {
 		must.SliceEmpty(t, r.did())
 		must.Eq(t, "1", h.file("local/n"))
 		must.Eq(t, "1", h.file("local/color"), must.Sprint("nothing is ever half of a generation"))
-		event := sole(t, h.events())
+		event := only(t, h.events())
 		must.StrHasPrefix(t, `Secrets not updated: execute template "local/n": line 1`, event)
 		must.StrNotContains(t, event, vaulttest.Planted)
 		h.write("2")
@@ -189,7 +189,7 @@ func TestTemplateThatFailsLeavesTheOldFiles(t *testing.T) {
 func TestFileThatCannotBeWrittenLeavesTheOldOnes(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(several(onSignal, onSignal))
+		r := h.start(severalTemplates(onSignal, onSignal))
 		path := filepath.Join(h.alloc, "web/local/1")
 		must.NoError(t, os.Remove(path))
 		must.NoError(t, os.Symlink("/etc/passwd", path))
@@ -197,7 +197,7 @@ func TestFileThatCannotBeWrittenLeavesTheOldOnes(t *testing.T) {
 		after(time.Hour)
 		must.SliceEmpty(t, r.did())
 		must.Eq(t, "green", h.file("local/0"))
-		must.StrContains(t, sole(t, h.events()), `Secrets not updated: destination "local/1" is a symbolic link`)
+		must.StrContains(t, only(t, h.events()), `Secrets not updated: destination "local/1" is a symbolic link`)
 		must.NoError(t, os.Remove(path))
 		after(2 * time.Minute)
 		must.Eq(t, []string{"signal SIGHUP"}, r.did())
@@ -208,7 +208,7 @@ func TestFileThatCannotBeWrittenLeavesTheOldOnes(t *testing.T) {
 func TestHalfAGenerationDoesNotOutliveItsCause(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(several(onSignal, onSignal))
+		r := h.start(severalTemplates(onSignal, onSignal))
 		path := filepath.Join(h.alloc, "web/local/1")
 		must.NoError(t, unix.Mount(path, path, "", unix.MS_BIND, ""))
 		unmount := sync.OnceFunc(func() { must.NoError(t, unix.Unmount(path, unix.MNT_DETACH)) })
@@ -216,7 +216,7 @@ func TestHalfAGenerationDoesNotOutliveItsCause(t *testing.T) {
 		h.write("blue")
 		after(time.Hour)
 		must.Eq(t, "blue", h.file("local/0"))
-		must.StrContains(t, sole(t, h.events()), `Secrets not updated: destination "local/1" cannot be replaced`)
+		must.StrContains(t, only(t, h.events()), `Secrets not updated: destination "local/1" cannot be replaced`)
 		h.write("green")
 		after(2 * time.Minute)
 		must.Eq(t, "green", h.file("local/0"), must.Sprint("it belongs to the other again"))
@@ -247,7 +247,7 @@ func TestTroubleIsToldOnce(t *testing.T) {
 		h.boot()
 		r.recovered()
 		after(8 * time.Hour)
-		must.StrContains(t, sole(t, h.events()), "Secrets not updated: ")
+		must.StrContains(t, only(t, h.events()), "Secrets not updated: ")
 		must.Eq(t, []string{"recover"}, r.did())
 	})
 }

@@ -56,8 +56,8 @@ func (h *host) startAll(all []*drivers.TaskConfig) {
 	}
 }
 
-// ofOnePiece checks that every task has one user, its own and alive, wherever it looks.
-func (h *host) ofOnePiece(all []*drivers.TaskConfig) (users map[string]bool) {
+// checkConsistent checks that every task has one user, its own and alive, wherever it looks.
+func (h *host) checkConsistent(all []*drivers.TaskConfig) (users map[string]bool) {
 	h.Helper()
 	alive := map[string]bool{}
 	for _, user := range h.Users() {
@@ -98,18 +98,18 @@ func TestEveryOneOfManyTasksHasOneUser(t *testing.T) {
 		h.Break(vaulttest.Fault{Slow: time.Second}) // sixteen answers a second, for all of them
 		all := h.crowd(tasks, threefold)
 		h.startAll(all)
-		first := h.ofOnePiece(all)
+		first := h.checkConsistent(all)
 		must.Eq(t, tasks, h.Minted())
 		must.Eq(t, tasks, h.Logins())
 		must.Len(t, tasks, h.Tokens())
 
 		after(3 * time.Hour)
-		must.Eq(t, first, h.ofOnePiece(all), must.Sprint("the lease that is renewed is of another user"))
+		must.Eq(t, first, h.checkConsistent(all), must.Sprint("the lease that is renewed is of another user"))
 		must.Eq(t, tasks, h.Minted())
 
 		h.RevokeLeases()
 		after(50 * time.Minute) // renewals, a splay, and a queue before Vault
-		second := h.ofOnePiece(all)
+		second := h.checkConsistent(all)
 		must.Eq(t, 2*tasks, h.Minted())
 		for user := range first {
 			must.False(t, second[user])
@@ -223,7 +223,7 @@ func TestRotationBetweenRenderAndStartIsNotLost(t *testing.T) {
 					}
 					must.Eq(t, color, says["COLOR"])
 					after(time.Second)
-					must.Eq(t, says["DB"], sole(t, h.Users()), must.Sprint("what the process uses, and nothing else"))
+					must.Eq(t, says["DB"], only(t, h.Users()), must.Sprint("what the process uses, and nothing else"))
 				})
 			})
 		}
@@ -244,7 +244,7 @@ func TestSecretsThatChangeTogetherBecomeOneGeneration(t *testing.T) {
 		r := h.start(asApp + templateHCL("secrets/key.env", "KEY="+kv, "env = true\npoll_interval = \"17s\"") +
 			templateHCL("secrets/cert.env", "CERT="+cert, "env = true\npoll_interval = \"10m\"") +
 			templateHCL("secrets/db.env", "DB="+creds, "env = true"))
-		user := sole(t, h.Users())
+		user := only(t, h.Users())
 		agree := func(v string) {
 			t.Helper()
 			must.Eq(t, "KEY="+v, h.file("secrets/key.env"))
@@ -284,7 +284,7 @@ func TestTemplateThatFailsLeavesTheWholeGenerationBefore(t *testing.T) {
 		const fussy = `{{ with secret "secret/data/web" }}{{ .Data.data.k | parseInt }}{{ end }}`
 		r := h.start(asApp + templateHCL("secrets/n.env", "N="+fussy+"\nDB="+creds, "env = true") +
 			templateHCL("secrets/db", creds, ""))
-		user := sole(t, h.Users())
+		user := only(t, h.Users())
 		stays := func() {
 			t.Helper()
 			must.SliceEmpty(t, r.did())
@@ -302,12 +302,12 @@ func TestTemplateThatFailsLeavesTheWholeGenerationBefore(t *testing.T) {
 		must.Eq(t, 2, h.Logins())
 		must.Eq(t, 2, h.Minted(), must.Sprint("what cannot be shown is not read again and again"))
 		must.Len(t, 2, h.Users())
-		must.StrHasPrefix(t, `Secrets not updated: execute template "secrets/n.env": line 1`, sole(t, h.events()))
+		must.StrHasPrefix(t, `Secrets not updated: execute template "secrets/n.env": line 1`, only(t, h.events()))
 
 		h.write("2")
 		after(2 * time.Minute)
 		must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
-		next := sole(t, h.Users())
+		next := only(t, h.Users())
 		must.NotEq(t, user, next)
 		must.Eq(t, "N=2\nDB="+next, h.file("secrets/n.env"))
 		must.Eq(t, next, h.file("secrets/db"))
@@ -327,11 +327,11 @@ func TestTemplateSeesTheTokenAndTheNode(t *testing.T) {
 		must.NoError(t, err)
 		r := &run{h, cfg, handle}
 		want := func() string {
-			return sole(t, h.Tokens()) + " " + h.config.Clusters[0].Address + " 7c5f worker-1 dc1 eu"
+			return only(t, h.Tokens()) + " " + h.config.Clusters[0].Address + " 7c5f worker-1 dc1 eu"
 		}
 		before := want()
 		must.Eq(t, before, h.file("secrets/conf"))
-		must.Eq(t, sole(t, h.Tokens()), r.process().env["VAULT_TOKEN"])
+		must.Eq(t, only(t, h.Tokens()), r.process().env["VAULT_TOKEN"])
 		h.RevokeTokens()
 		after(2 * time.Hour)
 		must.NotEq(t, before, want())

@@ -220,8 +220,8 @@ func (h *host) start(config string) *run {
 	return &run{h, cfg, handle}
 }
 
-// unasked starts the task for an agent that dies before it has the answer.
-func (h *host) unasked(cfg *drivers.TaskConfig) {
+// startUnanswered starts the task for an agent that dies before it has the answer.
+func (h *host) startUnanswered(cfg *drivers.TaskConfig) {
 	h.Helper()
 	_, _, err := h.Driver.StartTask(cfg)
 	must.NoError(h, err)
@@ -351,8 +351,8 @@ const (
 // write writes the KV secret that kv reads.
 func (h *host) write(value string) { h.Put("secret/web", map[string]any{"k": value}) }
 
-// sole is the only one of them.
-func sole[T any](t *testing.T, all []T) (one T) {
+// only is the only one of them.
+func only[T any](t *testing.T, all []T) (one T) {
 	t.Helper()
 	must.Len(t, 1, all)
 	return all[0]

@@ -65,7 +65,7 @@ func TestRegistryCredentialsAreFoundWhereverVaultHasThem(t *testing.T) {
 func TestRegistryCredentialsOfADynamicEngineAreRevokedWithTheTask(t *testing.T) {
 	bubble(t, func(h *host) {
 		r := h.start(asApp + `auth { vault_path = "database/creds/app" }`)
-		must.StrHasPrefix(t, sole(t, h.Users())+":", r.pulledAs())
+		must.StrHasPrefix(t, only(t, h.Users())+":", r.pulledAs())
 		after(3 * time.Hour)
 		must.Eq(t, 1, h.Minted(), must.Sprint("the lease is renewed"))
 		r.stop()

@@ -27,8 +27,8 @@ var mistakes = map[string]struct {
 		`vault "default" of plugin "vault-fake" has another address, role or namespace now than its token is from: correct it`, false},
 }
 
-// mistaken boots with a mistake, and returns a boot without it.
-func (h *host) mistaken(make func(*host)) (mended func()) {
+// bootWithMistake boots with a mistake, and returns a boot without it.
+func (h *host) bootWithMistake(make func(*host)) (mended func()) {
 	before := h.config
 	h.config.Clusters = slices.Clone(h.config.Clusters)
 	h.crash()
@@ -49,8 +49,8 @@ func TestTaskKeepsItsSessionOverAMistakeOfTheOperators(t *testing.T) {
 					h.SetRole("app", vaulttest.Role{TTL: 24 * time.Hour})
 					h.Creds["app"] = vaulttest.Creds{TTL: 24 * time.Hour}
 					r := h.start(asApp + templateHCL("secrets/db", creds, ""))
-					process, token, user := r.process(), sole(t, h.Tokens()), sole(t, h.Users())
-					mended := h.mistaken(mistake.make)
+					process, token, user := r.process(), only(t, h.Tokens()), only(t, h.Users())
+					mended := h.bootWithMistake(mistake.make)
 					h.Down(true) // another Vault is not there, or does not know the task
 					r.recovered()
 					if boots == 2 {
@@ -71,8 +71,8 @@ func TestTaskKeepsItsSessionOverAMistakeOfTheOperators(t *testing.T) {
 					after(time.Hour)
 					must.SliceEmpty(t, r.did())
 					must.True(t, process == r.process())
-					must.Eq(t, token, sole(t, h.Tokens()))
-					must.Eq(t, user, sole(t, h.Users()))
+					must.Eq(t, token, only(t, h.Tokens()))
+					must.Eq(t, user, only(t, h.Users()))
 					must.Eq(t, 1, h.Logins())
 					r.stop()
 					after(olderLinger)
@@ -88,20 +88,19 @@ func TestTaskKeepsItsSessionOverAMistakeOfTheOperators(t *testing.T) {
 func TestWhatIsToBeRevokedWaitsForItsVault(t *testing.T) {
 	config := asApp + templateHCL("secrets/db", creds, "")
 	for name, mistake := range mistakes {
-		for how, end := range map[string]func(r *run, mistaken func()){
-			"of a task that had ended": func(r *run,
-				mistaken func()) {
+		for how, end := range map[string]func(r *run, reboot func()){
+			"of a task that had ended": func(r *run, reboot func()) {
 				r.Down(true)
 				r.stop()
 				after(time.Minute)
-				mistaken()
+				reboot()
 				r.Down(false)
 			},
-			"of a task that ends":             func(r *run, mistaken func()) { mistaken(); r.recovered(); r.stop() },
-			"of a task that nobody comes for": func(r *run, mistaken func()) { r.exit(1); mistaken() },
-			"of a task that is started anew": func(r *run, mistaken func()) {
+			"of a task that ends":             func(r *run, reboot func()) { reboot(); r.recovered(); r.stop() },
+			"of a task that nobody comes for": func(r *run, reboot func()) { r.exit(1); reboot() },
+			"of a task that is started anew": func(r *run, reboot func()) {
 				r.exit(1)
-				mistaken()
+				reboot()
 				_, _, err := r.StartTask(r.job(config))
 				must.Error(r, err)
 			},
@@ -111,12 +110,12 @@ func TestWhatIsToBeRevokedWaitsForItsVault(t *testing.T) {
 					h.SetRole("app", vaulttest.Role{TTL: 24 * time.Hour})
 					h.Creds["app"] = vaulttest.Creds{TTL: 24 * time.Hour}
 					r := h.start(config)
-					token, asked := sole(t, h.Tokens()), 0
+					token, asked := only(t, h.Tokens()), 0
 					var mended func()
 					end(r, func() {
 						asked = h.Calls("")
 						h.Break(vaulttest.Fault{Match: "PUT auth/jwt-nomad/login", Status: 400})
-						mended = h.mistaken(mistake.make)
+						mended = h.bootWithMistake(mistake.make)
 					})
 					after(time.Hour)
 					if mistake.waits {
@@ -140,7 +139,7 @@ func TestWhatIsToBeRevokedFindsItsVaultByTheAddress(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.SetRole("app", vaulttest.Role{TTL: 24 * time.Hour})
 		r := h.start(whole)
-		_ = h.mistaken(mistakes["of another address"].make)
+		_ = h.bootWithMistake(mistakes["of another address"].make)
 		r.recovered()
 		r.stop()
 		after(time.Hour)
@@ -158,15 +157,15 @@ func TestWhatIsToBeRevokedFindsItsVaultByTheAddress(t *testing.T) {
 func TestTaskAdoptsWhatWasKeptWithoutAnotherBoot(t *testing.T) {
 	bubble(t, func(h *host) {
 		r := h.start(whole)
-		token := sole(t, h.Tokens())
-		_ = h.mistaken(mistakes["misspelt"].make)
+		token := only(t, h.Tokens())
+		_ = h.bootWithMistake(mistakes["misspelt"].make)
 		r.recovered()
 		after(time.Minute)
 		h.config.Clusters[0].Name = "default"
 		must.NoError(t, h.Configure(h.config))
 		after(3 * time.Hour)
 		must.Eq(t, []string{"recover"}, r.did())
-		must.Eq(t, token, sole(t, h.Tokens()))
+		must.Eq(t, token, only(t, h.Tokens()))
 		r.stop()
 		after(olderLinger)
 		h.nothingLeft()
@@ -177,7 +176,7 @@ func TestTaskAdoptsWhatWasKeptWithoutAnotherBoot(t *testing.T) {
 func TestWhatWasKeptIsForgottenWhenItsTokensHaveEnded(t *testing.T) {
 	bubble(t, func(h *host) {
 		r := h.start(whole)
-		_ = h.mistaken(mistakes["missing"].make)
+		_ = h.bootWithMistake(mistakes["missing"].make)
 		r.recovered()
 		r.stop()
 		after(30 * time.Minute)
@@ -199,15 +198,15 @@ func TestClusterThatMovedIsOneRotation(t *testing.T) {
 		moved := next.Cluster()
 		moved.Address = "http://127.0.0.1:9999"
 		r := h.start(asApp + templateHCL("secrets/db", creds, ""))
-		h.mistaken(func(h *host) { h.config.Clusters[0] = moved })
+		h.bootWithMistake(func(h *host) { h.config.Clusters[0] = moved })
 		r.recovered()
 		after(time.Minute)
 		must.Eq(t, []string{"recover", "stop 5s", "destroy", "start"}, r.did())
-		must.Eq(t, sole(t, next.Users()), h.file("secrets/db"))
+		must.Eq(t, only(t, next.Users()), h.file("secrets/db"))
 		must.Len(t, 1, h.Users())
 		old := h.Cluster()
 		old.Name = "old"
-		h.mistaken(func(h *host) { h.config.Clusters = append(h.config.Clusters, old) })
+		h.bootWithMistake(func(h *host) { h.config.Clusters = append(h.config.Clusters, old) })
 		r.recovered()
 		after(time.Minute)
 		must.Eq(t, []string{"recover"}, r.did())

@@ -17,7 +17,7 @@ func TestLogGoesOnWhenAStartTakesThePlaceOfAnother(t *testing.T) {
 		h.stderr = filepath.Join(h.alloc, "stderr")
 		must.NoError(t, unix.Mkfifo(h.stderr, 0o600))
 		log := logpipetest.Collect(t, h.stderr)
-		h.unasked(h.job(asApp))
+		h.startUnanswered(h.job(asApp))
 		h.inner.slow("destroy", time.Minute)
 		go func() { _, _, _ = h.StartTask(h.job(asApp)) }()
 		after(30 * time.Second)
@@ -34,7 +34,7 @@ func TestLogGoesOnOverARestartInTheDriver(t *testing.T) {
 		stdout, stderr := logpipetest.FIFOs(t, h.alloc)
 		out, err := logpipetest.Collect(t, stdout), logpipetest.Collect(t, stderr)
 		h.write("green")
-		cfg := h.job(several(""))
+		cfg := h.job(severalTemplates(""))
 		cfg.StdoutPath, cfg.StderrPath = stdout, stderr
 		_, _, failed := h.StartTask(cfg)
 		must.NoError(t, failed)
@@ -67,7 +67,7 @@ func TestRestartWaitsForALogCollector(t *testing.T) {
 				stdout, stderr := logpipetest.FIFOs(t, h.alloc)
 				out, err := logpipetest.Collect(t, stdout), logpipetest.Collect(t, stderr)
 				h.write("green")
-				cfg := h.job(several(""))
+				cfg := h.job(severalTemplates(""))
 				cfg.StdoutPath, cfg.StderrPath = stdout, stderr
 				_, _, failed := h.StartTask(cfg)
 				must.NoError(t, failed)
@@ -103,7 +103,7 @@ func TestRestartThatWasTakenBackWaitsAnewForALogCollector(t *testing.T) {
 		stdout, stderr := logpipetest.FIFOs(t, h.alloc)
 		out, err := logpipetest.Collect(t, stdout), logpipetest.Collect(t, stderr)
 		h.write("green")
-		cfg := h.job(several("poll_interval = \"5s\""))
+		cfg := h.job(severalTemplates("poll_interval = \"5s\""))
 		cfg.StdoutPath, cfg.StderrPath = stdout, stderr
 		_, _, failed := h.StartTask(cfg)
 		must.NoError(t, failed)

@@ -92,26 +92,26 @@ func TestEndWithoutAStopRevokesAfterTheLinger(t *testing.T) {
 }
 
 func TestStopCanBeAskedAtAnyTime(t *testing.T) {
-	scriptly := several(strings.ReplaceAll(onScript, "args =", "timeout = \"30m\"\n args ="))
+	scriptly := severalTemplates(strings.ReplaceAll(onScript, "args =", "timeout = \"30m\"\n args ="))
 	for name, test := range map[string]struct {
 		config string
 		busy   func(*host)
 		within time.Duration
 		starts int // of processes altogether
 	}{
-		"while nothing happens":        {config: several(onSignal), within: 0},
-		"while the splay runs":         {config: strings.ReplaceAll(several(""), `"0s"`, `"1h"`), within: 0},
-		"while changes are waited for": {config: several("wait {\nmin = \"10m\"\n}"), within: 0},
+		"while nothing happens":        {config: severalTemplates(onSignal), within: 0},
+		"while the splay runs":         {config: strings.ReplaceAll(severalTemplates(""), `"0s"`, `"1h"`), within: 0},
+		"while changes are waited for": {config: severalTemplates("wait {\nmin = \"10m\"\n}"), within: 0},
 		"while it is rendered": {config: asApp + templateHCL("local/0",
 			kv+`{{ with secret "secret/data/web" }}{{ if eq .Data.data.k "blue" }}{{ with secret "kv/more" }}{{ end }}{{ end }}{{ end }}`, ""), busy: func(h *host) { h.Break(vaulttest.Fault{Match: "GET kv/more", Hang: true}) }, within: 0},
-		"while Vault is away": {config: several(""), busy: func(h *host) { h.Down(true) }, within: 0},
+		"while Vault is away": {config: severalTemplates(""), busy: func(h *host) { h.Down(true) }, within: 0},
 		"while a script runs": {config: scriptly, busy: func(h *host) { h.inner.slow("exec", 30*time.Minute) },
 			within: 0},
-		"while the old process ends": {config: several(""), busy: func(h *host) { h.inner.slow("stop", stopGrace) },
+		"while the old process ends": {config: severalTemplates(""), busy: func(h *host) { h.inner.slow("stop", stopGrace) },
 			within: time.Minute},
-		"while the new process starts": {config: several(""), busy: func(h *host) { h.inner.slow("start", time.Minute) },
+		"while the new process starts": {config: severalTemplates(""), busy: func(h *host) { h.inner.slow("start", time.Minute) },
 			within: time.Minute, starts: 2},
-		"while the old one is forgotten": {config: several(""), busy: func(h *host) { h.inner.slow("destroy", time.Minute) },
+		"while the old one is forgotten": {config: severalTemplates(""), busy: func(h *host) { h.inner.slow("destroy", time.Minute) },
 			within: time.Minute, starts: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -145,7 +145,7 @@ func TestStopThatFailsLeavesTheTaskAsItWas(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
-				r := h.start(several(more))
+				r := h.start(severalTemplates(more))
 				h.inner.failing("stop", errWrapped)
 				h.inner.slow("exec", time.Minute)
 				h.write("blue")
@@ -208,7 +208,7 @@ func TestCrashLoopKeepsTheSession(t *testing.T) {
 		h.write("green")
 		config := whole + templateHCL("local/color", kv, "")
 		r := h.start(config)
-		token, user, password := sole(t, h.Tokens()), sole(t, h.Users()), h.file("secrets/db")
+		token, user, password := only(t, h.Tokens()), only(t, h.Users()), h.file("secrets/db")
 		for i := range 20 {
 			h.write(fmt.Sprint("color ", i))
 			r.exit(1)
@@ -219,8 +219,8 @@ func TestCrashLoopKeepsTheSession(t *testing.T) {
 		}
 		after(3 * time.Hour)
 		must.True(t, r.alive())
-		must.Eq(t, token, sole(t, h.Tokens()))
-		must.Eq(t, user, sole(t, h.Users()))
+		must.Eq(t, token, only(t, h.Tokens()))
+		must.Eq(t, user, only(t, h.Users()))
 		must.Eq(t, password, h.file("secrets/db"))
 		must.Eq(t, 1, h.Logins())
 		must.Eq(t, 1, h.Minted())
@@ -234,11 +234,11 @@ func TestCrashLoopKeepsTheSession(t *testing.T) {
 func TestRestartByNomadKeepsTheSession(t *testing.T) {
 	bubble(t, func(h *host) {
 		r := h.start(whole)
-		user := sole(t, h.Users())
+		user := only(t, h.Users())
 		r.stop()
 		again := h.start(whole)
 		after(time.Hour)
-		must.Eq(t, user, sole(t, h.Users()))
+		must.Eq(t, user, only(t, h.Users()))
 		must.Eq(t, 1, h.Logins())
 		must.True(t, again.alive())
 	})
@@ -290,8 +290,8 @@ func TestStartAtTheMomentTheLingerEnds(t *testing.T) {
 				}
 				must.NoError(t, <-started)
 				after(time.Minute)
-				must.Eq(t, vaulttest.Planted+sole(t, h.Users()), h.file("secrets/db"))
-				must.Eq(t, sole(t, h.Tokens()), h.file("secrets/vault_token"))
+				must.Eq(t, vaulttest.Planted+only(t, h.Users()), h.file("secrets/db"))
+				must.Eq(t, only(t, h.Tokens()), h.file("secrets/vault_token"))
 				must.Eq(t, map[bool]int{true: 1, false: 2}[how == "before"], h.Logins())
 				must.Eq(t, []string{state.FileOf("alloc-1/web")}, h.records())
 			})
@@ -311,7 +311,7 @@ func TestWhatBecomesOfALingeringSessionIsSaved(t *testing.T) {
 		h.reboot()
 		h.start(whole)
 		must.Eq(t, 2, h.Logins())
-		must.Eq(t, sole(t, h.Tokens()), h.file("secrets/vault_token"))
+		must.Eq(t, only(t, h.Tokens()), h.file("secrets/vault_token"))
 	})
 }
 
@@ -360,7 +360,7 @@ func TestAnotherLoginIsNotServedByTheOldSession(t *testing.T) {
 					h.put("web/secrets/nomad_second.jwt", h.JWT)
 					h.put("web/local/my.jwt", h.JWT)
 					r := h.start(whole)
-					token, user := sole(t, h.Tokens()), sole(t, h.Users())
+					token, user := only(t, h.Tokens()), only(t, h.Users())
 					r.exit(1)
 					after(time.Second)
 					if reboot {
@@ -369,8 +369,8 @@ func TestAnotherLoginIsNotServedByTheOldSession(t *testing.T) {
 					must.NoError(t, h.DestroyTask(r.cfg.ID, true))
 					again := h.start(strings.Replace(whole, "role = \"app\"", vault, 1))
 					after(time.Second)
-					must.NotEq(t, token, sole(t, h.Tokens()))
-					must.NotEq(t, user, sole(t, h.Users()))
+					must.NotEq(t, token, only(t, h.Tokens()))
+					must.NotEq(t, user, only(t, h.Users()))
 					must.Eq(t, 2, h.Logins())
 					again.stop()
 					after(stopLinger)
@@ -423,7 +423,7 @@ func TestRunWhileTheOneBeforeIsStillBeingRevoked(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
 		r := h.start(whole)
-		old := sole(t, h.Users())
+		old := only(t, h.Users())
 		mend := h.Break(vaulttest.Fault{Match: "PUT auth/token/revoke-self", Status: 503})
 		r.stop()
 		after(time.Minute)
@@ -431,13 +431,13 @@ func TestRunWhileTheOneBeforeIsStillBeingRevoked(t *testing.T) {
 		must.Len(t, 2, h.Users())
 		mend()
 		after(time.Minute)
-		user := sole(t, h.Users())
+		user := only(t, h.Users())
 		must.NotEq(t, old, user)
 		must.Eq(t, vaulttest.Planted+user, h.file("secrets/db"))
 		h.reboot()
 		again.recovered()
 		after(time.Hour)
-		must.Eq(t, user, sole(t, h.Users()), must.Sprint("the end of the old one did not take the state of the new one"))
+		must.Eq(t, user, only(t, h.Users()), must.Sprint("the end of the old one did not take the state of the new one"))
 		must.Eq(t, []string{"recover"}, again.did())
 	})
 }

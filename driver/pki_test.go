@@ -91,7 +91,7 @@ func TestPKIBlockThatCannotBeRenewedKeepsItsFiles(t *testing.T) {
 		after(2 * time.Hour)
 		must.SliceEmpty(t, r.did())
 		must.Eq(t, first.SerialNumber, h.issued().SerialNumber)
-		must.StrContains(t, sole(t, h.events()), "Vault: write pki/issue/app: denied by Vault")
+		must.StrContains(t, only(t, h.events()), "Vault: write pki/issue/app: denied by Vault")
 		mend()
 		after(2 * time.Minute)
 		must.Eq(t, []string{"signal SIGHUP"}, r.did())

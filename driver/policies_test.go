@@ -41,18 +41,18 @@ func TestTaskOfATokenRole(t *testing.T) {
 		h.put("web/private/vault_token", "hvs.nomads") // Nomad's own is not asked for
 		must.NoError(t, os.Remove(filepath.Join(h.alloc, "web/secrets/nomad_vault.jwt")))
 		r := h.start(asking(`"app-web"`, "file = true") + templateHCL("secrets/user", creds, onNoop))
-		first := sole(t, h.Tokens())
+		first := only(t, h.Tokens())
 		must.Zero(t, h.Logins())
 		h.reboot()
 		r.recovered()
 		after(5 * time.Hour)
-		must.Eq(t, first, sole(t, h.Tokens()), must.Sprint("adopted"))
+		must.Eq(t, first, only(t, h.Tokens()), must.Sprint("adopted"))
 		must.Eq(t, 1, h.Minted())
 
 		r.stop()
 		r = h.start(asking(`"app-web", "app-more"`, "file = true") + templateHCL("secrets/user", creds, onNoop))
 		after(time.Second)
-		must.NotEq(t, first, sole(t, h.Tokens()), must.Sprint("other policies are another token, and the one before is "+
+		must.NotEq(t, first, only(t, h.Tokens()), must.Sprint("other policies are another token, and the one before is "+
 			"revoked"))
 		h.RevokeTokens()
 		r.stop()
@@ -67,7 +67,7 @@ func TestSessionOfATokenRoleIsRestoredWithItsPolicies(t *testing.T) {
 		h.issuing()
 		h.start(asking(`"app-web", "app-more"`) + templateHCL("secrets/user", creds, onNoop))
 		h.reboot()
-		record := sole(t, h.store.All())
+		record := only(t, h.store.All())
 		must.Eq(t, "app-more,app-web", record.Sessions["default"].Login.Policies)
 		restored := credentials.Restore(h.env(), taskOf(record), record)
 		must.Eq(t, []string{"default", "app-more", "app-web"}, restored.Session("default").Policies())

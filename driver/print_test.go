@@ -11,8 +11,8 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// secretive is a task that has a secret of every kind in its hands.
-func secretive(h *host) *run {
+// startWithSecrets is a task that has a secret of every kind in its hands.
+func startWithSecrets(h *host) *run {
 	h.write(vaulttest.Planted)
 	return h.start("vault {\n role = \"app\"\n env = true\n file = true\n}\n" +
 		templateHCL("secrets/env", "PASS="+strings.ReplaceAll(creds, "username", "password"), "env = true") +
@@ -23,7 +23,7 @@ func secretive(h *host) *run {
 // Whatever a line of the log, an error or a panic is made of: no type that holds a secret prints it.
 func TestNothingThatHoldsASecretPrintsIt(t *testing.T) {
 	bubble(t, func(h *host) {
-		r := secretive(h)
+		r := startWithSecrets(h)
 		tk, _ := h.task(r.cfg.ID)
 		must.StrContains(t, string(tk.current.Output["secrets/env"]), vaulttest.Planted)
 		kept := tk.record
@@ -51,7 +51,7 @@ func TestNothingThatHoldsASecretPrintsIt(t *testing.T) {
 // A panic in the middle of rendering ends the task, and says where it was without a secret.
 func TestPanicWhileRenderingShowsNoSecret(t *testing.T) {
 	bubble(t, func(h *host) {
-		r := secretive(h)
+		r := startWithSecrets(h)
 		ended := r.wait()
 		tk, _ := h.task(r.cfg.ID)
 		tk.renderer.Funcs[1] = nil

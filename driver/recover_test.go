@@ -27,7 +27,7 @@ func TestRecoverAdopts(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
 				r := h.start(whole + templateHCL("local/color", kv, onSignal))
-				process, token, user := r.process(), sole(t, h.Tokens()), sole(t, h.Users())
+				process, token, user := r.process(), only(t, h.Tokens()), only(t, h.Users())
 				h.crash()
 				if test.before != nil {
 					test.before(h)
@@ -42,8 +42,8 @@ func TestRecoverAdopts(t *testing.T) {
 				must.SliceEmpty(t, r.did())
 				must.SliceNotContains(t, h.events(), "Secrets changed", must.Sprint("no action"))
 				must.True(t, process == r.process())
-				must.Eq(t, token, sole(t, h.Tokens()))
-				must.Eq(t, user, sole(t, h.Users()))
+				must.Eq(t, token, only(t, h.Tokens()))
+				must.Eq(t, user, only(t, h.Users()))
 				must.Eq(t, 1, h.Logins())
 				must.Eq(t, 1, h.Minted())
 
@@ -88,7 +88,7 @@ func TestRecoverOfASessionThatHasEndedIsOneRotationAndOneAction(t *testing.T) {
 					return !strings.HasPrefix(e,
 						"Secrets changed")
 				}))
-				must.Eq(t, sole(t, h.Users()), r.process().env["USER"])
+				must.Eq(t, only(t, h.Users()), r.process().env["USER"])
 				must.Eq(t, 2, h.Minted())
 				r.did()
 				after(2 * time.Hour)
@@ -124,7 +124,7 @@ func TestRecoverFindsTheProcessThatWeHaveRestarted(t *testing.T) {
 }
 
 func TestActionThatWasPendingHappensAfterACrash(t *testing.T) {
-	splayed(t, asApp+templateHCL("secrets/env", "COLOR="+kv, "env = true"), func(r *run) (over bool) {
+	withSplay(t, asApp+templateHCL("secrets/env", "COLOR="+kv, "env = true"), func(r *run) (over bool) {
 		r.write("blue")
 		after(6 * time.Second)
 		must.Eq(t, "COLOR=blue", r.file("secrets/env"))
@@ -222,7 +222,7 @@ func TestRecoverWaitsForNoLogCollectorAndTellsTheNextOne(t *testing.T) {
 		must.NoError(t, unix.Mkfifo(h.stderr, 0o600))
 		collector := logpipetest.Collect(t, h.stderr)
 		h.write("green")
-		r := h.start(several(onSignal))
+		r := h.start(severalTemplates(onSignal))
 		must.StrContains(t, collector.Read(), "[vault-fake] secrets ready")
 		h.crash()
 		collector.Close()
@@ -281,7 +281,7 @@ func TestRecoverDoesNotAskWhatOnlyAStartNeeds(t *testing.T) {
 				must.True(t, process == r.process())
 				must.Eq(t, "green", h.file("local/x"))
 				if test.says != "" {
-					must.StrContains(t, sole(t, h.events()), "Secrets not updated: ")
+					must.StrContains(t, only(t, h.events()), "Secrets not updated: ")
 					must.Between(t, 10, h.logged("still: the last known good secrets stay in use: "), 12,
 						must.Sprint("reminders of an hour"))
 					must.Eq(t, 1, h.logged("]  the last known good secrets stay in use: "))
@@ -323,7 +323,7 @@ func TestRecoverOfATaskThatTheBuiltInDriverHasStarted(t *testing.T) {
 func TestRecoverOfWhatIsGoneFailsAndTheNextStartAdopts(t *testing.T) {
 	bubble(t, func(h *host) {
 		r := h.start(whole)
-		user := sole(t, h.Users())
+		user := only(t, h.Users())
 		h.crash()
 		h.machine.exit(r.process().pid, &drivers.ExitResult{ExitCode: 1})
 		h.boot()
@@ -332,7 +332,7 @@ func TestRecoverOfWhatIsGoneFailsAndTheNextStartAdopts(t *testing.T) {
 		after(30 * time.Second)
 		again := h.start(whole)
 		after(time.Hour)
-		must.Eq(t, user, sole(t, h.Users()))
+		must.Eq(t, user, only(t, h.Users()))
 		must.Eq(t, 1, h.Logins())
 		must.True(t, again.alive())
 	})

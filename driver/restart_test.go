@@ -55,7 +55,7 @@ func TestRestartInTheDriverIsInvisible(t *testing.T) {
 func TestSignalDuringARestartReachesTheNewProcess(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(several(""))
+		r := h.start(severalTemplates(""))
 		h.inner.slow("stop", 10*time.Second)
 		h.inner.slow("start", 10*time.Second)
 		before := r.process()
@@ -87,7 +87,7 @@ func TestChangeDuringARestartIsNotLost(t *testing.T) {
 func TestRestartThatCannotStartEndsTheTaskWithThatError(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(several(""))
+		r := h.start(severalTemplates(""))
 		ended := r.wait()
 		h.inner.failing("start", errWrapped)
 		h.write("blue")
@@ -104,7 +104,7 @@ func TestRestartThatCannotStartEndsTheTaskWithThatError(t *testing.T) {
 func TestProcessThatDoesNotStopIsDestroyed(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(several(""))
+		r := h.start(severalTemplates(""))
 		h.inner.failing("stop", errWrapped)
 		h.write("blue")
 		after(noticed)
@@ -123,7 +123,7 @@ func TestProcessThatEndsByItselfIsNotRestarted(t *testing.T) {
 	for range 10 { // which of the two is seen first is chance
 		bubble(t, func(h *host) {
 			h.write("green")
-			r := h.start(strings.ReplaceAll(several(""), `splay = "0s"`, `splay = "1h"`))
+			r := h.start(strings.ReplaceAll(severalTemplates(""), `splay = "0s"`, `splay = "1h"`))
 			ended := r.wait()
 			h.write("blue")
 			for h.file("local/0") != "blue" {
@@ -152,7 +152,7 @@ func TestStopDoesNotWaitForARestart(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
-				r := h.start("kill_timeout = \"2h\"\n" + several(""))
+				r := h.start("kill_timeout = \"2h\"\n" + severalTemplates(""))
 				ended := r.wait()
 				h.inner.deaf = true
 				h.write("blue")
@@ -178,7 +178,7 @@ func TestStopDoesNotWaitForARestart(t *testing.T) {
 func TestSignalReachesTheProcessThatARestartWaitsFor(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start("kill_timeout = \"2h\"\n" + several(""))
+		r := h.start("kill_timeout = \"2h\"\n" + severalTemplates(""))
 		h.inner.slow("stop", time.Hour)
 		before := r.process()
 		h.write("blue")

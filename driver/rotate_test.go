@@ -47,8 +47,8 @@ func TestChangeModes(t *testing.T) {
 	}
 }
 
-// several are templates that all show the same secret.
-func several(more ...string) string {
+// severalTemplates are templates that all show the same secret.
+func severalTemplates(more ...string) string {
 	config := asApp
 	for i, m := range more {
 		config += templateHCL(fmt.Sprintf("local/%d", i), kv, m)
@@ -63,10 +63,10 @@ func TestSeveralChangesBecomeOneAction(t *testing.T) {
 		config string
 		calls  []string
 	}{
-		"a restart replaces all others": {several(onSignal, onScript, "", onNoop),
+		"a restart replaces all others": {severalTemplates(onSignal, onScript, "", onNoop),
 			[]string{"stop 5s", "destroy", "start"}},
-		"one restart for several": {several("", ""), []string{"stop 5s", "destroy", "start"}},
-		"each script, then each signal once": {several(onSignal, script("/a"), onSignal, usr, script("/b"), onNoop),
+		"one restart for several": {severalTemplates("", ""), []string{"stop 5s", "destroy", "start"}},
+		"each script, then each signal once": {severalTemplates(onSignal, script("/a"), onSignal, usr, script("/b"), onNoop),
 			[]string{"exec /a web", "exec /b web", "signal SIGHUP", "signal SIGUSR1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -87,7 +87,7 @@ func TestSeveralChangesBecomeOneAction(t *testing.T) {
 func TestRestartUsesTheTasksKillSignalAndTimeout(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start("kill_signal = \"sigint\"\nkill_timeout = \"7s\"\n" + several(""))
+		r := h.start("kill_signal = \"sigint\"\nkill_timeout = \"7s\"\n" + severalTemplates(""))
 		h.write("blue")
 		after(noticed)
 		must.Eq(t, []string{"stop 7s SIGINT", "destroy", "start"}, r.did())
@@ -97,7 +97,7 @@ func TestRestartUsesTheTasksKillSignalAndTimeout(t *testing.T) {
 func TestEqualBytesAreNoChange(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(several(""))
+		r := h.start(severalTemplates(""))
 		h.write("green") // another version of the same
 		after(time.Hour)
 		h.Put("secret/web", map[string]any{"k": "green", "more": "that nothing shows"})
@@ -121,7 +121,7 @@ func TestSplayDelaysTheActionAndTheLongestCounts(t *testing.T) {
 
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(strings.ReplaceAll(several("poll_interval = \"5s\"", onSignal), `"0s"`, `"1h"`))
+		r := h.start(strings.ReplaceAll(severalTemplates("poll_interval = \"5s\"", onSignal), `"0s"`, `"1h"`))
 		h.write("blue")
 		after(6 * time.Second)
 		must.Eq(t, "blue", h.file("local/0"), must.Sprint("the files do not wait"))
@@ -130,9 +130,9 @@ func TestSplayDelaysTheActionAndTheLongestCounts(t *testing.T) {
 	})
 }
 
-// splayed repeats a scenario until chance draws a splay that is not over when the scenario asks; it returns whether
+// withSplay repeats a scenario until chance draws a splay that is not over when the scenario asks; it returns whether
 // it was.
-func splayed(t *testing.T, config string, scenario func(*run) bool) {
+func withSplay(t *testing.T, config string, scenario func(*run) bool) {
 	for over := true; over; {
 		bubble(t, func(h *host) {
 			h.write("green")
@@ -142,7 +142,7 @@ func splayed(t *testing.T, config string, scenario func(*run) bool) {
 }
 
 func TestChangeTakenBackBeforeTheActionIsNone(t *testing.T) {
-	splayed(t, several(""), func(r *run) (over bool) {
+	withSplay(t, severalTemplates(""), func(r *run) (over bool) {
 		r.write("blue")
 		after(6 * time.Second)
 		must.Eq(t, "blue", r.file("local/0"))
@@ -161,7 +161,7 @@ func TestChangeTakenBackBeforeTheActionIsNone(t *testing.T) {
 
 func TestChangesDuringTheSplayAreOneActionWithTheLatest(t *testing.T) {
 	config := asApp + templateHCL("secrets/env", "COLOR="+kv, "env = true") + templateHCL("local/x", kv, onSignal)
-	splayed(t, config, func(r *run) (over bool) {
+	withSplay(t, config, func(r *run) (over bool) {
 		for _, color := range []string{"blue", "red", "black"} {
 			r.write(color)
 			after(6 * time.Second)
@@ -181,7 +181,7 @@ func TestChangesDuringTheSplayAreOneActionWithTheLatest(t *testing.T) {
 func TestWaitCollectsChangesAndHasAnEnd(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("0")
-		r := h.start(several("poll_interval = \"5s\"\n" + onSignal + "\nwait {\nmin = \"20s\"\nmax = \"50s\"\n}"))
+		r := h.start(severalTemplates("poll_interval = \"5s\"\n" + onSignal + "\nwait {\nmin = \"20s\"\nmax = \"50s\"\n}"))
 		h.write("1")
 		after(15 * time.Second)
 		must.Eq(t, "0", h.file("local/0"), must.Sprint("the wait is not over"))
@@ -200,22 +200,22 @@ func TestOnceIsRenderedOnceAndItsLeaseIsKept(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
 		h.write("green")
-		r := h.start(several("") + templateHCL("local/once", kv+" "+creds, "once = true"))
-		user := sole(t, h.Users())
+		r := h.start(severalTemplates("") + templateHCL("local/once", kv+" "+creds, "once = true"))
+		user := only(t, h.Users())
 		h.write("blue")
 		after(noticed)
 		must.Eq(t, []string{"stop 5s", "destroy", "start"}, r.did())
 		must.Eq(t, "blue", h.file("local/0"))
 		must.Eq(t, "green "+user, h.file("local/once"))
 		after(4 * time.Hour)
-		must.Eq(t, user, sole(t, h.Users()), must.Sprint("what the process uses is not revoked"))
+		must.Eq(t, user, only(t, h.Users()), must.Sprint("what the process uses is not revoked"))
 		h.reboot()
 		r.recovered()
 		h.write("red")
 		after(noticed)
 		must.Eq(t, []string{"recover", "stop 5s", "destroy", "start"}, r.did())
 		must.Eq(t, "green "+user, h.file("local/once"))
-		must.Eq(t, user, sole(t, h.Users()))
+		must.Eq(t, user, only(t, h.Users()))
 	})
 }
 
@@ -235,7 +235,7 @@ func TestRotatedCredentialsAreRevokedWhenTheNewOnesAreInUse(t *testing.T) {
 				h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true} // at 85 %: 49 to 53 minutes
 				began := time.Now()
 				h.start(asApp + templateHCL("secrets/env", "USER="+creds, test.more))
-				first := sole(t, h.Users())
+				first := only(t, h.Users())
 				for h.file("secrets/env") == "USER="+first {
 					after(time.Second)
 				}
@@ -250,7 +250,7 @@ func TestRotatedCredentialsAreRevokedWhenTheNewOnesAreInUse(t *testing.T) {
 					must.Len(t, 2, h.Users())
 					after(test.old + time.Second)
 				}
-				second := sole(t, h.Users())
+				second := only(t, h.Users())
 				must.NotEq(t, first, second)
 				must.Eq(t, "USER="+second, h.file("secrets/env"))
 				must.Len(t, 1, h.events())
@@ -265,7 +265,7 @@ func TestWhatTheProcessWasNotToldOfIsLeftToEnd(t *testing.T) {
 		h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
 		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, Fixed: true}
 		h.write("green")
-		r := h.start(several(onSignal) + templateHCL("secrets/db", creds, onNoop))
+		r := h.start(severalTemplates(onSignal) + templateHCL("secrets/db", creds, onNoop))
 		after(45 * time.Minute) // when it is near its end, the lease is replaced together with what changes
 		h.write("blue")
 		after(noticed)
@@ -278,7 +278,7 @@ func TestWhatTheProcessWasNotToldOfIsLeftToEnd(t *testing.T) {
 
 func TestChangeWhileRenderingIsPartOfTheSameAction(t *testing.T) {
 	slow := `{{ with secret "secret/data/web" }}{{ .Data.data.k }}{{ if eq .Data.data.k "blue" }}{{ with secret "kv/slow" }}{{ .Data.k }}{{ end }}{{ end }}{{ end }}`
-	splayed(t, asApp+templateHCL("local/0", slow, onSignal), func(r *run) (over bool) {
+	withSplay(t, asApp+templateHCL("local/0", slow, onSignal), func(r *run) (over bool) {
 		r.Put("kv/slow", map[string]any{"k": "!"})
 		r.Break(vaulttest.Fault{Match: "GET kv/slow", Slow: 7 * time.Second})
 		r.write("blue")
@@ -311,7 +311,7 @@ func TestTemplateThatDoesNotEndHoldsUpNoStop(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
-				r := h.start(several(onSignal))
+				r := h.start(severalTemplates(onSignal))
 				ended := r.wait()
 				running, _ := h.task(r.cfg.ID)
 				made, goOn := running.renderer.Funcs[0], make(chan struct{})
@@ -350,7 +350,7 @@ func TestTokenIsShownAnewWithItsOwnChangeMode(t *testing.T) {
 				h.SetRole("app", vaulttest.Role{TTL: time.Hour, Fixed: true})
 				r := h.start("vault {\n role = \"app\"\n file = true\n env = true\n" + mode + "\n}\n")
 				first := h.file("secrets/vault_token")
-				must.Eq(t, sole(t, h.Tokens()), first)
+				must.Eq(t, only(t, h.Tokens()), first)
 				for h.Logins() == 1 {
 					after(time.Second)
 				}

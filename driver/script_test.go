@@ -35,7 +35,7 @@ func TestScriptThatFailsIsNotRunAgain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {
 				h.write("green")
-				r := h.start(several(test.more))
+				r := h.start(severalTemplates(test.more))
 				ended := r.wait()
 				h.inner.exec = exits(7)
 				h.inner.slow("exec", test.takes)
@@ -66,7 +66,7 @@ func TestCredentialsOfAScriptThatFailedAreLeftToEnd(t *testing.T) {
 		h.inner.exec = exits(1)
 		began := time.Now()
 		r := h.start(asApp + templateHCL("secrets/db", creds, onScript))
-		first := sole(t, h.Users())
+		first := only(t, h.Users())
 		for h.Minted() == 1 {
 			after(time.Second)
 		}
@@ -80,7 +80,7 @@ func TestCredentialsOfAScriptThatFailedAreLeftToEnd(t *testing.T) {
 			after(time.Second)
 		}
 		after(render.ChangeOver + 2*time.Second)
-		must.Eq(t, h.file("secrets/db"), sole(t, h.Users()), must.Sprint("the next time is another"))
+		must.Eq(t, h.file("secrets/db"), only(t, h.Users()), must.Sprint("the next time is another"))
 	})
 }
 
@@ -90,7 +90,7 @@ func TestNextPluginKnowsOfAScriptThatFailed(t *testing.T) {
 		h.Creds["second"] = vaulttest.Creds{TTL: time.Hour}
 		h.write("app")
 		r := h.start(asApp + templateHCL("secrets/db", chosen, onScript) + templateHCL("local/1", kv, onSignal))
-		first := sole(t, h.Users())
+		first := only(t, h.Users())
 		h.inner.exec = exits(1)
 		h.inner.failing("signal", errWrapped)
 		h.write("second")
@@ -103,14 +103,14 @@ func TestNextPluginKnowsOfAScriptThatFailed(t *testing.T) {
 		must.Eq(t, []string{"recover", "signal SIGHUP"}, r.did())
 		must.SliceContains(t, h.Users(), first)
 		after(time.Hour)
-		must.Eq(t, h.file("secrets/db"), sole(t, h.Users()), must.Sprint("left to end"))
+		must.Eq(t, h.file("secrets/db"), only(t, h.Users()), must.Sprint("left to end"))
 	})
 }
 
 func TestScriptThatTakesItsTimeHoldsUpNoSignal(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
-		r := h.start(several(strings.ReplaceAll(onScript, "args =", "timeout = \"2h\"\n args =")))
+		r := h.start(severalTemplates(strings.ReplaceAll(onScript, "args =", "timeout = \"2h\"\n args =")))
 		h.inner.slow("exec", time.Hour)
 		h.write("blue")
 		after(noticed)
@@ -136,7 +136,7 @@ func TestProcessThatCannotBeReachedIsToldLater(t *testing.T) {
 				h.Creds["second"] = vaulttest.Creds{TTL: time.Hour}
 				h.write("app")
 				r := h.start(asApp + templateHCL("secrets/db", chosen, test.more))
-				first := sole(t, h.Users())
+				first := only(t, h.Users())
 				h.inner.failing(call, errWrapped)
 				h.write("second")
 				after(noticed)
@@ -161,7 +161,7 @@ func TestProcessThatCannotBeReachedIsToldLater(t *testing.T) {
 				after(render.ChangeOver - 2*time.Second)
 				must.Len(t, 2, h.Users(), must.Sprint("it changes over"))
 				after(4 * time.Second)
-				must.Eq(t, h.file("secrets/db"), sole(t, h.Users()))
+				must.Eq(t, h.file("secrets/db"), only(t, h.Users()))
 				after(time.Hour)
 				must.SliceEmpty(t, r.did())
 

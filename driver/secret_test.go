@@ -124,14 +124,14 @@ func TestSecretBlockAndTemplateShowTheSameCredentials(t *testing.T) {
 			"secret \"db\" {\n path = \"database/creds/app\"\n key = \"username\"\n splay = \"0s\"\n" +
 			onSignal + "\n}\nsecret \"env\" {\n path = \"/database/creds/app\"\n env = true\n change_mode = \"noop\"\n}\n")
 		must.Eq(t, 1, h.Minted())
-		must.Eq(t, sole(t, h.Users()), h.file("secrets/user"))
-		must.Eq(t, sole(t, h.Users()), h.file("secrets/db"))
-		must.Eq(t, sole(t, h.Users()), r.process().env["username"])
+		must.Eq(t, only(t, h.Users()), h.file("secrets/user"))
+		must.Eq(t, only(t, h.Users()), h.file("secrets/db"))
+		must.Eq(t, only(t, h.Users()), r.process().env["username"])
 		after(time.Hour)
 		must.Eq(t, []string{"signal SIGHUP"}, r.did())
 		must.Eq(t, 2, h.Minted())
 		must.Eq(t, h.file("secrets/user"), h.file("secrets/db"))
-		must.Eq(t, `Secrets changed: secrets/user, secret "db", secret "env"; sent SIGHUP`, sole(t, h.events()))
+		must.Eq(t, `Secrets changed: secrets/user, secret "db", secret "env"; sent SIGHUP`, only(t, h.events()))
 	})
 }
 
@@ -144,7 +144,7 @@ func TestOptionalSecretBlockIsAbsentUntilItIsThere(t *testing.T) {
 		handle, _, err := h.StartTask(cfg)
 		must.NoError(t, err)
 		r := &run{h, cfg, handle}
-		must.StrContains(t, sole(t, h.events()), `Secrets ready: templates rendered: 1, secrets: 2, secret "db" is not there yet, secret "env" is not there yet, vault "default" token`)
+		must.StrContains(t, only(t, h.events()), `Secrets ready: templates rendered: 1, secrets: 2, secret "db" is not there yet, secret "env" is not there yet, vault "default" token`)
 		r.did()
 		_, err = os.Stat(filepath.Join(h.alloc, "web/secrets/db"))
 		must.ErrorIs(t, err, os.ErrNotExist)
@@ -166,7 +166,7 @@ func TestOptionalSecretBlockIsAbsentUntilItIsThere(t *testing.T) {
 		after(10 * time.Minute)
 		must.SliceEmpty(t, r.did())
 		must.Eq(t, "{\"k\":\"green\"}\n", h.file("secrets/db"), must.Sprint("the last known good stays"))
-		must.StrContains(t, sole(t, h.events()), "Vault: read secret/data/web: not found in Vault")
+		must.StrContains(t, only(t, h.events()), "Vault: read secret/data/web: not found in Vault")
 
 		r.exit(1) // and a start anew sees what is there now
 		<-r.wait()
@@ -297,7 +297,7 @@ func TestSecretBlockThatDoesNotFitAnyMoreKeepsTheLastKnownGood(t *testing.T) {
 		after(time.Hour)
 		must.SliceEmpty(t, r.did())
 		must.Eq(t, "k=green\n", h.file("secrets/db"))
-		event := sole(t, h.events())
+		event := only(t, h.events())
 		must.StrHasPrefix(t, `Secrets not updated: secret "db": field "k" has a newline`, event)
 		must.StrNotContains(t, h.log.String()+event, vaulttest.Planted)
 	})

@@ -25,7 +25,7 @@ func TestFirstGenerationIsWholeBeforeTheProcessStarts(t *testing.T) {
 		h.write("green")
 		r := h.start("vault {\n role = \"app\"\n env = true\n file = true\n}\n" +
 			templateHCL("secrets/db.env", "USER="+creds, "env = true") + templateHCL("local/color", kv, "perms = \"0640\""))
-		user, token := sole(t, h.Users()), sole(t, h.Tokens())
+		user, token := only(t, h.Users()), only(t, h.Tokens())
 		must.Eq(t, "green", h.file("local/color"))
 		must.Eq(t, "USER="+user, h.file("secrets/db.env"))
 		must.Eq(t, token, h.file("secrets/vault_token"))
@@ -233,7 +233,7 @@ func TestStartThatCannotTellVaultRevokesLater(t *testing.T) {
 		must.Less(t, time.Second+undoWithin+time.Second, time.Since(began))
 		must.Len(t, 1, h.Users())
 		must.Len(t, 1, h.records(), must.Sprint("a crash must not lose what is to be revoked"))
-		must.StrHasSuffix(t, ".revoke", sole(t, h.records()))
+		must.StrHasSuffix(t, ".revoke", only(t, h.records()))
 		after(10 * time.Minute)
 		h.Down(false)
 		after(time.Minute)

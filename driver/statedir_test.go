@@ -29,7 +29,7 @@ func (h *host) locked(d time.Duration) {
 func TestStateDirThatIsStillLockedIsWaitedFor(t *testing.T) {
 	bubble(t, func(h *host) {
 		r := h.start(whole)
-		process, token := r.process(), sole(t, h.Tokens())
+		process, token := r.process(), only(t, h.Tokens())
 		h.locked(2 * time.Second)
 		began := time.Now()
 		h.boot()
@@ -38,7 +38,7 @@ func TestStateDirThatIsStillLockedIsWaitedFor(t *testing.T) {
 		after(time.Hour)
 		must.Zero(t, h.logged("sessions will not survive"))
 		must.True(t, process == r.process())
-		must.Eq(t, token, sole(t, h.Tokens()))
+		must.Eq(t, token, only(t, h.Tokens()))
 		must.Eq(t, 1, h.Logins())
 	})
 }
@@ -66,7 +66,7 @@ func TestStateDirThatIsLockedForLongIsTakenOverLate(t *testing.T) {
 
 		after(5*time.Minute + 2*unclaimedAfter)
 		must.Eq(t, 1, h.logged("sessions survive a restart of this plugin again"))
-		must.Eq(t, second, sole(t, h.Tokens()))
+		must.Eq(t, second, only(t, h.Tokens()))
 		must.True(t, process == r.process())
 		must.Eq(t, []string{state.FileOf("alloc-1/web")}, h.records())
 
@@ -74,7 +74,7 @@ func TestStateDirThatIsLockedForLongIsTakenOverLate(t *testing.T) {
 		r.recovered()
 		after(time.Hour)
 		must.True(t, process == r.process())
-		must.Eq(t, second, sole(t, h.Tokens()))
+		must.Eq(t, second, only(t, h.Tokens()))
 		r.stop()
 		after(olderLinger)
 		must.SliceEmpty(t, h.records())
@@ -98,7 +98,7 @@ func TestWhatIsLeftIsSavedWhenTheStateDirIsThere(t *testing.T) {
 		after(12 * time.Minute)
 		names := sorted(h.records())
 		must.Len(t, 2, names)
-		must.StrHasPrefix(t, "crowd-0.web.", names[0])
+		must.StrHasPrefix(t, "crowd-0.taskStatus.", names[0])
 		must.StrHasSuffix(t, ".revoke", names[0])
 		must.Eq(t, state.FileOf("crowd-1/web"), names[1])
 		h.crash()
@@ -121,7 +121,7 @@ func TestStateThatCouldNotBeSavedIsSavedLater(t *testing.T) {
 		must.NoError(t, os.WriteFile(filler, make([]byte, 64<<10), 0o600))
 		h.boot()
 		r := h.start(whole)
-		token := sole(t, h.Tokens())
+		token := only(t, h.Tokens())
 		after(10 * time.Minute)
 		must.Eq(t, 1, h.logged("state is not saved"))
 		must.NoError(t, os.Remove(filler))
@@ -130,7 +130,7 @@ func TestStateThatCouldNotBeSavedIsSavedLater(t *testing.T) {
 		h.reboot()
 		r.recovered()
 		after(time.Hour)
-		must.Eq(t, token, sole(t, h.Tokens()))
+		must.Eq(t, token, only(t, h.Tokens()))
 		must.Eq(t, 1, h.Logins())
 		h.kill()
 		after(time.Second)

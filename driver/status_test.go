@@ -10,10 +10,10 @@ import (
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
 
-// web is what status has of the only task.
-func (h *host) web() status.Task {
+// taskStatus is what status has of the only task.
+func (h *host) taskStatus() status.Task {
 	h.Helper()
-	return sole(h.T, h.Status().Tasks)
+	return only(h.T, h.Status().Tasks)
 }
 
 func TestStatusOfATask(t *testing.T) {
@@ -25,7 +25,7 @@ func TestStatusOfATask(t *testing.T) {
 		_, _, err := h.StartTask(cfg)
 		must.NoError(t, err)
 		after(time.Second)
-		got := h.web()
+		got := h.taskStatus()
 		must.Eq(t, []string{"alloc-1", "shop", "front", "prod", "web", "running"},
 			[]string{got.Alloc, got.Job, got.Group, got.Namespace, got.Name, got.State})
 		must.Eq(t, 1, got.Generation)
@@ -33,7 +33,7 @@ func TestStatusOfATask(t *testing.T) {
 		must.StrContains(t, got.Last.Text, "secrets ready")
 		must.SliceEmpty(t, got.Trouble)
 
-		session := sole(t, got.Sessions)
+		session := only(t, got.Sessions)
 		must.Eq(t, []string{"default", "default", "app"}, []string{session.Name, session.Cluster, session.Role})
 		must.NotEq(t, "", session.Accessor)
 		must.Eq(t, "renew", session.Action)
@@ -47,15 +47,15 @@ func TestStatusOfATask(t *testing.T) {
 
 		h.write("blue")
 		after(noticed)
-		got = h.web()
+		got = h.taskStatus()
 		must.Eq(t, 2, got.Generation)
 		must.StrContains(t, got.Last.Text, "local/color changed; sent SIGHUP")
 		since := got.Since
 		h.reboot()
-		h.unasked(h.job(asApp + templateHCL("local/color", kv, onSignal))) // which is another run
+		h.startUnanswered(h.job(asApp + templateHCL("local/color", kv, onSignal))) // which is another run
 		after(time.Second)
-		must.Eq(t, 1, h.web().Generation)
-		must.True(t, h.web().Since.After(since))
+		must.Eq(t, 1, h.taskStatus().Generation)
+		must.True(t, h.taskStatus().Since.After(since))
 	})
 }
 
@@ -66,16 +66,16 @@ func TestStatusAfterARecovery(t *testing.T) {
 		r := h.start(asApp + templateHCL("local/color", kv, onSignal))
 		h.write("blue")
 		after(noticed)
-		before := h.web()
+		before := h.taskStatus()
 		h.reboot()
 		must.SliceEmpty(t, h.Status().Tasks)
-		must.Eq(t, "web", sole(t, h.Status().Parked).Name)
+		must.Eq(t, "web", only(t, h.Status().Parked).Name)
 		r.recovered()
 		after(time.Minute)
-		got := h.web()
+		got := h.taskStatus()
 		must.Eq(t, 2, got.Generation)
 		must.Eq(t, before.Since, got.Since)
-		must.Eq(t, before.Sessions[0].Accessor, sole(t, got.Sessions).Accessor)
+		must.Eq(t, before.Sessions[0].Accessor, only(t, got.Sessions).Accessor)
 		must.SliceEmpty(t, h.Status().Parked)
 		must.StrContains(t, got.Last.Text, "taken over")
 	})
@@ -85,30 +85,30 @@ func TestStatusOfAnOutage(t *testing.T) {
 	bubble(t, func(h *host) {
 		h.write("green")
 		r := h.start(asApp + templateHCL("local/color", kv, onSignal))
-		cluster := sole(t, h.Status().Clusters)
+		cluster := only(t, h.Status().Clusters)
 		must.True(t, cluster.Reachable)
 		must.Eq(t, 1, cluster.Sessions)
 		h.Down(true)
 		began := time.Now()
 		after(10 * time.Minute)
-		cluster = sole(t, h.Status().Clusters)
+		cluster = only(t, h.Status().Clusters)
 		must.False(t, cluster.Reachable)
 		must.Between(t, 0, cluster.Down.Sub(began), time.Minute)
-		must.StrContains(t, sole(t, h.web().Trouble), "Vault unavailable for")
-		must.StrContains(t, h.web().Warned.Text, "the last known good secrets stay in use")
+		must.StrContains(t, only(t, h.taskStatus().Trouble), "Vault unavailable for")
+		must.StrContains(t, h.taskStatus().Warned.Text, "the last known good secrets stay in use")
 
 		r.stop()
-		parked := sole(t, h.Status().Parked)
+		parked := only(t, h.Status().Parked)
 		must.Between(t, 0, time.Until(parked.Until), stopLinger)
 		must.Len(t, 1, parked.Sessions)
 		after(time.Minute)
-		parked = sole(t, h.Status().Parked)
+		parked = only(t, h.Status().Parked)
 		must.True(t, parked.Until.IsZero())
 		must.StrContains(t, parked.Trouble, "Vault unavailable")
 		h.Down(false)
 		after(2 * time.Minute)
 		must.SliceEmpty(t, h.Status().Parked)
-		must.True(t, sole(t, h.Status().Clusters).Reachable)
+		must.True(t, only(t, h.Status().Clusters).Reachable)
 	})
 }
 
@@ -118,9 +118,9 @@ func TestStatusOfAStartThatWaits(t *testing.T) {
 		h.Down(true)
 		go func() { _, _, _ = h.Driver.StartTask(h.job(asApp + templateHCL("local/color", kv, onSignal))) }()
 		after(10 * time.Second)
-		got := h.web()
+		got := h.taskStatus()
 		must.Eq(t, "starting", got.State)
-		must.StrContains(t, sole(t, got.Trouble), "waiting: ")
+		must.StrContains(t, only(t, got.Trouble), "waiting: ")
 		after(2 * time.Minute)
 		must.SliceEmpty(t, h.Status().Tasks)
 	})
@@ -133,11 +133,11 @@ func TestStatusWhileVaultHangs(t *testing.T) {
 		h.start(asApp + templateHCL("local/color", kv, onSignal))
 		mend := h.Break(vaulttest.Fault{Hang: true})
 		after(time.Minute)
-		cluster := sole(t, h.Status().Clusters)
+		cluster := only(t, h.Status().Clusters)
 		must.Greater(t, 0, cluster.Queue)
-		must.False(t, h.web().Sessions[0].Secrets[0].Asking.IsZero())
+		must.False(t, h.taskStatus().Sessions[0].Secrets[0].Asking.IsZero())
 		mend()
 		after(5 * time.Minute)
-		must.Zero(t, sole(t, h.Status().Clusters).Queue)
+		must.Zero(t, only(t, h.Status().Clusters).Queue)
 	})
 }

@@ -98,7 +98,7 @@ func TestLeaseInAChildNamespaceIsRevokedByItself(t *testing.T) {
 			must.Len(b, 2, b.Users(), must.Sprint("the older ones are revoked"))
 		}
 		must.SliceNotContains(b, b.Users(), user(own))
-		must.Len(b, 0, b.heard())
+		must.Len(b, 0, b.noticesSoFar())
 
 		b.RevokeTokens()
 		time.Sleep(time.Hour)
@@ -145,9 +145,9 @@ func TestLeaseInAChildNamespaceThatPoliciesDoNotLetBeRevoked(t *testing.T) {
 			b.generation(s, 0, childCreds, creds)
 			time.Sleep(time.Second)
 		}
-		must.Len(b, 1, b.heard(), must.Sprint("once is enough"))
-		must.StrContains(b, b.heard()[0].Text, "revoke lease of frontend/database/creds/app: denied by Vault")
-		must.StrContains(b, b.heard()[0].Text, missing)
+		must.Len(b, 1, b.noticesSoFar(), must.Sprint("once is enough"))
+		must.StrContains(b, b.noticesSoFar()[0].Text, "revoke lease of frontend/database/creds/app: denied by Vault")
+		must.StrContains(b, b.noticesSoFar()[0].Text, missing)
 
 		err := s.Close(b.Context())
 		must.ErrorIs(b, err, vault.ErrDenied)
@@ -185,7 +185,7 @@ func TestLeaseInAChildNamespaceIsRevokedWhereOthersAreNot(t *testing.T) {
 			must.Len(b, 3, b.Users(), must.Sprint("with the older one of the own namespace"))
 			time.Sleep(15 * time.Minute)
 		}
-		must.Len(b, 0, b.heard())
+		must.Len(b, 0, b.noticesSoFar())
 		b.end(s)
 	})
 }
@@ -199,8 +199,8 @@ func TestDeniedRenewalNamesTheNamespaceOfTheLease(t *testing.T) {
 				s := b.inChild(vaulttest.Role{TTL: time.Hour, Revoke: true, Deny: []string{path}})
 				b.generation(s, 0, read(asked))
 				time.Sleep(45 * time.Minute)
-				must.Len(b, 1, b.heard())
-				must.StrContains(b, b.heard()[0].Text, `what is missing in one of them is: path "`+path+`" { capabilities = ["update"] }`)
+				must.Len(b, 1, b.noticesSoFar())
+				must.StrContains(b, b.noticesSoFar()[0].Text, `what is missing in one of them is: path "`+path+`" { capabilities = ["update"] }`)
 				b.end(s)
 			})
 		})

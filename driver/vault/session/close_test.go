@@ -42,8 +42,8 @@ func TestCloseWhileEverythingIsUnderWay(t *testing.T) {
 		_, err := s.Begin(true).Read(b.Context(), read("secret/c"))
 		must.ErrorIs(b, err, session.ErrClosed)
 		must.NoError(b, s.Close(b.Context()), must.Sprint("Close may be called again"))
-		must.Len(b, 1, b.heard(), must.Sprint("who waits for what Vault may be making"))
-		must.Eq(b, 1, b.told(session.Waiting))
+		must.Len(b, 1, b.noticesSoFar(), must.Sprint("who waits for what Vault may be making"))
+		must.Eq(b, 1, b.noticesOf(session.Waiting))
 	})
 }
 

@@ -38,7 +38,7 @@ func TestSpentLeases(t *testing.T) {
 				if !test.revoke {
 					must.Eq(b, test.calls, b.Calls("PUT sys/leases/revoke"), must.Sprint("it asks although it was denied"))
 				}
-				must.Len(b, 0, b.heard())
+				must.Len(b, 0, b.noticesSoFar())
 				b.end(s)
 			})
 		})

@@ -179,7 +179,7 @@ func TestEveryThirdAnswerFails(t *testing.T) {
 			must.True(b, changed(s), must.Sprintf("edit %d was not seen", n))
 			b.generation(s, 0, fast, creds)
 		}
-		must.LessEq(b, 2, len(b.heard()), must.Sprint(b.heard()))
+		must.LessEq(b, 2, len(b.noticesSoFar()), must.Sprint(b.noticesSoFar()))
 		must.Eq(b, 1, b.Minted())
 		must.Eq(b, 1, b.Logins())
 	})
@@ -198,15 +198,15 @@ func TestLastNoticeIsTrue(t *testing.T) {
 		mend := b.Break(vaulttest.Fault{Match: "PUT auth/", Status: 403})
 		b.Down(false)
 		time.Sleep(10 * time.Minute)
-		last := b.heard()[len(b.heard())-1]
-		must.Eq(b, session.Problem, last.Kind, must.Sprint(b.heard()))
+		last := b.noticesSoFar()[len(b.noticesSoFar())-1]
+		must.Eq(b, session.Problem, last.Kind, must.Sprint(b.noticesSoFar()))
 		must.StrContains(b, last.Text, "log in to vault")
 		must.True(b, strings.Contains(strings.Join(s.Trouble(), "\n"), "log in to vault"), must.Sprint(s.Trouble()))
 		mend()
 		time.Sleep(10 * time.Minute)
 		must.SliceEmpty(b, s.Trouble())
-		last = b.heard()[len(b.heard())-1]
-		must.True(b, last.Kind == session.Replaced || last.Kind == session.Recovered, must.Sprint(b.heard()))
+		last = b.noticesSoFar()[len(b.noticesSoFar())-1]
+		must.True(b, last.Kind == session.Replaced || last.Kind == session.Recovered, must.Sprint(b.noticesSoFar()))
 	})
 }
 
@@ -219,13 +219,13 @@ func TestDeathOfALeaseIsTold(t *testing.T) {
 		b.generation(s, 0, creds)
 		b.Down(true)
 		began := time.Now()
-		for b.told(session.Dead) == 0 && time.Since(began) < 20*time.Minute {
+		for b.noticesOf(session.Dead) == 0 && time.Since(began) < 20*time.Minute {
 			time.Sleep(time.Second)
 		}
 		must.Between(b, 4*time.Minute, time.Since(began), 10*time.Minute+5*time.Second)
 		time.Sleep(time.Hour)
-		must.Eq(b, 1, b.told(session.Dead))
-		must.Eq(b, 1, b.says("what was read from database/creds/app ended at "))
+		must.Eq(b, 1, b.noticesOf(session.Dead))
+		must.Eq(b, 1, b.noticesWith("what was read from database/creds/app ended at "))
 		must.Eq(b, 2, len(s.Trouble()), must.Sprint(s.Trouble()))
 		b.Down(false)
 		time.Sleep(2 * time.Minute)
@@ -256,7 +256,7 @@ func TestPanicEndsTheUpkeepOfOneSession(t *testing.T) {
 		neighbour := use(b.T, client, session.Options{Login: loginAt(b.Server, "app")}, creds)
 		b.RevokeTokens()
 		time.Sleep(2 * time.Hour)
-		must.Eq(b, 1, b.told(session.Broken), must.Sprint(b.heard()))
+		must.Eq(b, 1, b.noticesOf(session.Broken), must.Sprint(b.noticesSoFar()))
 		must.Eq(b, 1, len(broken.Trouble()))
 		must.True(b, changed(neighbour))
 		must.Len(b, 1, b.Tokens())
@@ -280,7 +280,7 @@ func TestSessionThatPanickedCanBeClosed(t *testing.T) {
 		mend := b.Break(vaulttest.Fault{Match: "PUT sys/leases/renew", Status: 500})
 		time.Sleep(2 * time.Hour)
 		mend()
-		must.Eq(b, 1, b.told(session.Broken), must.Sprint(b.heard()))
+		must.Eq(b, 1, b.noticesOf(session.Broken), must.Sprint(b.noticesSoFar()))
 		must.NoError(b, broken.Close(b.Context()))
 		must.Len(b, 0, b.Tokens())
 	})

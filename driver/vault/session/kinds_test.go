@@ -82,7 +82,7 @@ func TestOnceThatEndsInAnOutageDoesNotProlongIt(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		b.Down(false)
 		time.Sleep(2 * time.Minute)
-		must.Eq(b, 1, b.told(session.Recovered))
+		must.Eq(b, 1, b.noticesOf(session.Recovered))
 		must.Eq(b, 1, b.Minted())
 		b.end(s)
 	})

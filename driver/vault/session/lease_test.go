@@ -22,7 +22,7 @@ func TestLeaseIsRenewedForADay(t *testing.T) {
 		must.Eq(b, 1, b.Logins())
 		must.Between(b, 34, b.Calls("PUT sys/leases/renew"), 50) // at a half to two thirds of an hour each
 		must.Between(b, 34, b.Calls("PUT auth/token/renew-self"), 50)
-		must.Len(b, 0, b.heard())
+		must.Len(b, 0, b.noticesSoFar())
 		b.end(s)
 	})
 }
@@ -196,7 +196,7 @@ func TestLeaseInUseThatDiesIsNotRenewedForEver(t *testing.T) {
 		renewals := b.Calls("PUT sys/leases/renew")
 		time.Sleep(6 * time.Hour)
 		must.Between(b, 8, b.Calls("PUT sys/leases/renew")-renewals, 12, must.Sprint("those of the second one"))
-		must.Len(b, 1, b.heard())
+		must.Len(b, 1, b.noticesSoFar())
 		b.end(s)
 	})
 }
@@ -213,7 +213,7 @@ func TestLeaseRevokedByOperator(t *testing.T) {
 		second := b.generation(s, 0, creds)[0]
 		must.NotEq(b, user(first), user(second))
 		must.Eq(b, []string{user(second)}, b.Users())
-		must.Len(b, 0, b.heard())
+		must.Len(b, 0, b.noticesSoFar())
 		b.end(s)
 	})
 }
@@ -228,8 +228,8 @@ func TestRenewalsThatFailKeepTheLease(t *testing.T) {
 		time.Sleep(100 * time.Minute)
 		must.False(b, changed(s))
 		must.Eq(b, 1, b.Minted())
-		must.Eq(b, 1, b.told(session.Outage))
-		must.Eq(b, 0, b.told(session.Recovered))
+		must.Eq(b, 1, b.noticesOf(session.Outage))
+		must.Eq(b, 0, b.noticesOf(session.Recovered))
 		must.Between(b, 20, b.Calls("PUT sys/leases/renew"), 90) // a minute apart at most, half that at least
 		time.Sleep(3 * time.Minute)                              // past 85 %
 		must.True(b, changed(s))
@@ -238,7 +238,7 @@ func TestRenewalsThatFailKeepTheLease(t *testing.T) {
 		b.generation(s, 0, creds)
 		time.Sleep(2 * time.Hour)
 		must.Eq(b, 2, b.Minted())
-		must.Eq(b, 1, b.told(session.Recovered))
+		must.Eq(b, 1, b.noticesOf(session.Recovered))
 		b.end(s)
 	})
 }
@@ -255,8 +255,8 @@ func TestRenewalsThatRecoverInTimeReplaceNothing(t *testing.T) {
 		time.Sleep(24 * time.Hour)
 		must.False(b, changed(s))
 		must.Eq(b, 1, b.Minted())
-		must.Eq(b, 1, b.told(session.Outage))
-		must.Eq(b, 1, b.told(session.Recovered))
+		must.Eq(b, 1, b.noticesOf(session.Outage))
+		must.Eq(b, 1, b.noticesOf(session.Recovered))
 		b.end(s)
 	})
 }
@@ -281,8 +281,8 @@ func TestRenewalThatIsRefusedKeepsTheLeaseUntilNearItsEnd(t *testing.T) {
 				b.generation(s, 0, creds)
 				time.Sleep(10 * time.Hour)
 				must.Eq(b, 1, b.Logins())
-				must.Eq(b, 1, b.told(session.Problem))
-				must.StrContains(b, b.heard()[0].Text, `path "sys/leases/renew" { capabilities = ["update"] }`)
+				must.Eq(b, 1, b.noticesOf(session.Problem))
+				must.StrContains(b, b.noticesSoFar()[0].Text, `path "sys/leases/renew" { capabilities = ["update"] }`)
 				must.Between(b, 11, b.Minted(), 14)
 				b.end(s)
 			})

@@ -51,7 +51,7 @@ func (n *neighbour) start(m *model) {
 	var err error
 	n.client, err = session.NewCluster(n.cluster(), hclog.NewNullLogger())
 	must.NoError(m, err)
-	n.client.Jitter(m.drawn)
+	n.client.Jitter(m.nextJitter)
 	m.Cleanup(n.client.Close)
 }
 

@@ -168,7 +168,7 @@ func one[T any](m *model, all []T) T { return all[m.IntN(len(all))] }
 func live(b *bench, seed uint64) {
 	m := &model{bench: b, Rand: rand.New(rand.NewPCG(seed, 0)), jitter: rand.New(rand.NewPCG(seed, 1)),
 		users: map[string]string{}}
-	b.client.Jitter(m.drawn)
+	b.client.Jitter(m.nextJitter)
 	defer func() {
 		if b.Failed() {
 			b.Logf("MODEL_SEED=%d\n%s", seed, m.story.String())
@@ -188,8 +188,8 @@ func live(b *bench, seed uint64) {
 	m.end()
 }
 
-// drawn is the next jitter of a lease.
-func (m *model) drawn() float64 {
+// nextJitter is the next jitter of a lease.
+func (m *model) nextJitter() float64 {
 	m.asked.Lock()
 	defer m.asked.Unlock()
 	return m.jitter.Float64()
@@ -426,7 +426,7 @@ func (m *model) crashes() {
 	synctest.Wait()
 	state, west := shifted(m.T, m.save(m.s), -step), m.west.crash(m, step)
 	m.crash()
-	m.client.Jitter(m.drawn)
+	m.client.Jitter(m.nextJitter)
 	if m.IntN(3) == 0 {
 		m.mistakes(state)
 	}
@@ -498,10 +498,10 @@ func (m *model) check() {
 		life := m.Creds[strings.TrimPrefix(path, "database/creds/")].TTL
 		must.False(m, is && ended.Sub(m.calm) > life, must.Sprintf("%s is in use, and was not renewed", user))
 	}
-	outages := m.told(session.Outage) - m.says("Vault answers again")
+	outages := m.noticesOf(session.Outage) - m.noticesWith("Vault answers again")
 	must.Between(m, 0, outages, 1)
-	news := m.events + m.told(session.Replaced) // another token may be told other things
-	must.LessEq(m, perTrouble*news, m.told(session.Problem), must.Sprint("the same is told again and again"))
+	news := m.events + m.noticesOf(session.Replaced) // another token may be told other things
+	must.LessEq(m, perTrouble*news, m.noticesOf(session.Problem), must.Sprint("the same is told again and again"))
 	m.west.check(m)
 	if now.Sub(m.hour) >= time.Hour {
 		calls := m.Calls("")

@@ -50,7 +50,7 @@ func TestGivenToken(t *testing.T) {
 		b.RevokeTokens()
 		time.Sleep(2 * time.Hour)
 		must.True(b, s.External())
-		must.Between(b, 1, b.told(session.Problem), 2)
+		must.Between(b, 1, b.noticesOf(session.Problem), 2)
 		given = b.Issue("app")
 		shown.Store(given)
 		time.Sleep(time.Minute + 10*time.Second)

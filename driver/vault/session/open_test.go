@@ -32,8 +32,8 @@ func TestStartWaitsForVault(t *testing.T) {
 				must.ErrorIs(b, err, vault.ErrUnavailable)
 				must.True(b, vault.Transient(err))
 				must.Between(b, 35*time.Second, time.Since(began), 45*time.Second) // one that hangs may be making a token
-				must.Len(b, 1, b.heard(), must.Sprint("it is told once that the start waits"))
-				must.Eq(b, session.Notice{Kind: session.Waiting, Text: waiting(fault, err)}, b.heard()[0])
+				must.Len(b, 1, b.noticesSoFar(), must.Sprint("it is told once that the start waits"))
+				must.Eq(b, session.Notice{Kind: session.Waiting, Text: waiting(fault, err)}, b.noticesSoFar()[0])
 				time.AfterFunc(time.Minute, mend)
 				s := b.open()
 				must.NoError(b, s.Close(b.Context()))
@@ -54,7 +54,7 @@ func TestStartThatIsQuickSaysNothing(t *testing.T) {
 	bubble(t, func(b *bench) {
 		time.AfterFunc(500*time.Millisecond, b.Break(vaulttest.Fault{Status: 503}))
 		b.end(b.open())
-		must.Len(b, 0, b.heard())
+		must.Len(b, 0, b.noticesSoFar())
 	})
 }
 

@@ -61,16 +61,16 @@ func TestOutages(t *testing.T) {
 					if kind.answers {
 						notices = 0
 					}
-					must.Eq(b, notices, b.told(session.Outage))
-					must.Eq(b, 0, b.told(session.Recovered))
+					must.Eq(b, notices, b.noticesOf(session.Outage))
+					must.Eq(b, 0, b.noticesOf(session.Recovered))
 					must.Eq(b, tasks, b.Minted(), must.Sprint("nothing could be issued"))
 					must.LessEq(b, 2*tasks, len(b.Tokens()), must.Sprint("tokens of which nobody knows"))
 					must.LessEq(b, tasks*(20+10*int(test.lasts/time.Minute)), b.Calls(""), must.Sprint("a storm"))
 
 					mend()
 					time.Sleep(4 * time.Minute) // the request that hangs, and the longest pause
-					must.Eq(b, notices, b.told(session.Outage))
-					must.Eq(b, notices, b.told(session.Recovered))
+					must.Eq(b, notices, b.noticesOf(session.Outage))
+					must.Eq(b, notices, b.noticesOf(session.Recovered))
 					if test.lasts < test.life || kind.acts {
 						must.SliceContainsAll(b, before, b.Users())
 						must.Eq(b, tasks, b.Minted())
@@ -114,8 +114,8 @@ func TestVerySlowVaultIsWaitedFor(t *testing.T) {
 		mend := b.Break(vaulttest.Fault{Slow: 30 * time.Second})
 		time.Sleep(8 * time.Hour)
 		must.False(b, changed(s))
-		must.Between(b, 1, b.told(session.Outage), 3) // one each for the token, the lease and the secret
-		must.Eq(b, b.told(session.Outage), b.told(session.Recovered))
+		must.Between(b, 1, b.noticesOf(session.Outage), 3) // one each for the token, the lease and the secret
+		must.Eq(b, b.noticesOf(session.Outage), b.noticesOf(session.Recovered))
 		must.Eq(b, 1, b.Logins())
 		must.Eq(b, 1, b.Minted())
 		mend()

@@ -61,16 +61,16 @@ func (b *bench) note(n session.Notice) {
 	b.notices = append(b.notices, n)
 }
 
-// heard are the notices so far.
-func (b *bench) heard() []session.Notice {
+// noticesSoFar are the notices so far.
+func (b *bench) noticesSoFar() []session.Notice {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clone(b.notices)
 }
 
-// told counts the notices of a kind.
-func (b *bench) told(kind session.NoticeKind) (n int) {
-	for _, one := range b.heard() {
+// noticesOf counts the notices of a kind.
+func (b *bench) noticesOf(kind session.NoticeKind) (n int) {
+	for _, one := range b.noticesSoFar() {
 		if one.Kind == kind {
 			n++
 		}
@@ -78,9 +78,9 @@ func (b *bench) told(kind session.NoticeKind) (n int) {
 	return n
 }
 
-// says counts the notices with a text.
-func (b *bench) says(text string) (n int) {
-	for _, one := range b.heard() {
+// noticesWith counts the notices with a text.
+func (b *bench) noticesWith(text string) (n int) {
+	for _, one := range b.noticesSoFar() {
 		if strings.Contains(one.Text, text) {
 			n++
 		}

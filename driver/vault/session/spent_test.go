@@ -99,17 +99,17 @@ func TestCertificatesAreRevokedWhereThatIsAskedFor(t *testing.T) {
 		"by the second who asks":   {reqs: []vault.Request{plain, revoking}, in: time.Second, live: 1},
 		"nobody asks for it":       {reqs: []vault.Request{plain}, in: time.Second, live: 2, left: 2},
 		"what is given up is left": {reqs: []vault.Request{revoking}, grace: -1, in: time.Second, live: 2, left: 1},
-		"Vault is away for a while": {reqs: []vault.Request{revoking}, grace: time.Second, then: (*bench).away,
+		"Vault is away for a while": {reqs: []vault.Request{revoking}, grace: time.Second, then: (*bench).vaultIsDownForAMinute,
 			in: 3 * time.Minute, live: 1},
-		"the token is lost meanwhile": {reqs: []vault.Request{revoking}, grace: time.Second, then: (*bench).bereft,
+		"the token is lost meanwhile": {reqs: []vault.Request{revoking}, grace: time.Second, then: (*bench).tokenIsRevoked,
 			in: 2 * time.Minute, live: 1},
-		"the plugin dies meanwhile": {reqs: []vault.Request{revoking}, grace: time.Minute, then: (*bench).reborn,
+		"the plugin dies meanwhile": {reqs: []vault.Request{revoking}, grace: time.Minute, then: (*bench).crashAndAdopt,
 			in: 61 * time.Second, live: 1},
-		"and is revoked in the end": {reqs: []vault.Request{revoking}, grace: time.Hour, then: (*bench).reborn,
+		"and is revoked in the end": {reqs: []vault.Request{revoking}, grace: time.Hour, then: (*bench).crashAndAdopt,
 			in: 2 * time.Second, live: 2},
-		"nobody wants one any more": {reqs: []vault.Request{revoking}, then: (*bench).loseInterest, in: time.Second,
+		"nobody wants one any more": {reqs: []vault.Request{revoking}, then: (*bench).dropEveryPath, in: time.Second,
 			live: 0},
-		"the policies do not grant it": {reqs: []vault.Request{revoking}, then: (*bench).forbidden, in: 2 * time.Minute,
+		"the policies do not grant it": {reqs: []vault.Request{revoking}, then: (*bench).revocationIsDenied, in: 2 * time.Minute,
 			live: 2, left: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -127,7 +127,7 @@ func TestCertificatesAreRevokedWhereThatIsAskedFor(t *testing.T) {
 				}
 				time.Sleep(test.in)
 				must.Eq(b, test.live, b.Certificates())
-				if err := s.Close(b.Context()); len(b.heard()) == 1 && test.left > 0 {
+				if err := s.Close(b.Context()); len(b.noticesSoFar()) == 1 && test.left > 0 {
 					must.ErrorIs(b, err, vault.ErrDenied)
 				} else {
 					must.NoError(b, err)
@@ -139,7 +139,7 @@ func TestCertificatesAreRevokedWhereThatIsAskedFor(t *testing.T) {
 	}
 }
 
-func (b *bench) away(s *session.Session) *session.Session {
+func (b *bench) vaultIsDownForAMinute(s *session.Session) *session.Session {
 	b.Down(true)
 	time.Sleep(time.Minute)
 	must.Eq(b, 2, b.Certificates())
@@ -147,28 +147,28 @@ func (b *bench) away(s *session.Session) *session.Session {
 	return s
 }
 
-func (b *bench) bereft(s *session.Session) *session.Session {
+func (b *bench) tokenIsRevoked(s *session.Session) *session.Session {
 	b.RevokeTokens()
 	return s
 }
 
-func (b *bench) reborn(s *session.Session) *session.Session {
+func (b *bench) crashAndAdopt(s *session.Session) *session.Session {
 	state := b.save(s)
 	b.crash()
 	return b.adopt(state)
 }
 
-func (b *bench) loseInterest(s *session.Session) *session.Session {
+func (b *bench) dropEveryPath(s *session.Session) *session.Session {
 	b.generation(s, 0)
 	return s
 }
 
-func (b *bench) forbidden(s *session.Session) *session.Session {
+func (b *bench) revocationIsDenied(s *session.Session) *session.Session {
 	time.Sleep(time.Minute)
-	must.Len(b, 1, b.heard())
-	must.Eq(b, session.Problem, b.heard()[0].Kind)
-	must.StrContains(b, b.heard()[0].Text, `revoke certificate with pki/revoke-with-key: denied by Vault`)
-	must.StrContains(b, b.heard()[0].Text, `path "pki/revoke-with-key" { capabilities = ["update"] }`)
+	must.Len(b, 1, b.noticesSoFar())
+	must.Eq(b, session.Problem, b.noticesSoFar()[0].Kind)
+	must.StrContains(b, b.noticesSoFar()[0].Text, `revoke certificate with pki/revoke-with-key: denied by Vault`)
+	must.StrContains(b, b.noticesSoFar()[0].Text, `path "pki/revoke-with-key" { capabilities = ["update"] }`)
 	return s
 }
 
@@ -184,7 +184,7 @@ func TestCertificateOfAGenerationThatNeverCameIsRevoked(t *testing.T) {
 			b.answer(s.Begin(false), cert)
 		}
 		must.Eq(b, 3, b.Certificates())
-		s = b.reborn(s)
+		s = b.crashAndAdopt(s)
 		time.Sleep(time.Second)
 		must.Eq(b, 2, b.Certificates(), must.Sprint("the first is what the task uses"))
 		b.end(s)

@@ -65,7 +65,7 @@ func TestAdoptionGoesOnWhereTheOtherProcessStopped(t *testing.T) {
 		must.Eq(b, 1, b.Logins())
 		must.Eq(b, 1, b.Minted())
 		must.Len(b, 1, b.Users())
-		must.Len(b, 0, b.heard())
+		must.Len(b, 0, b.noticesSoFar())
 		b.end(s)
 	})
 }
@@ -217,7 +217,7 @@ func TestAdoptionWithoutVault(t *testing.T) {
 		b.Down(true)
 		s = b.adopt(state)
 		time.Sleep(20 * time.Minute)
-		must.Eq(b, 1, b.told(session.Outage))
+		must.Eq(b, 1, b.noticesOf(session.Outage))
 		must.Eq(b, user(first[0]), user(b.answer(s.Begin(true), creds)))
 		must.Eq(b, "1", value(b.answer(s.Begin(true), read("secret/a"))))
 		b.Down(false)
@@ -301,7 +301,7 @@ func TestNoSecretInLogsNoticesAndErrors(t *testing.T) {
 			b.generation(s, 0, creds, read("secret/a"))
 		}
 		must.NoError(b, s.Close(b.Context()))
-		for _, n := range b.heard() {
+		for _, n := range b.noticesSoFar() {
 			seen.WriteString(n.Text + "\n")
 		}
 	})

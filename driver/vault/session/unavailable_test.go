@@ -21,15 +21,15 @@ func TestOutageOfEightHours(t *testing.T) {
 		all := b.tasks(tasks)
 		b.Down(true)
 		time.Sleep(8 * time.Hour)
-		must.Eq(b, tasks, b.told(session.Outage))
+		must.Eq(b, tasks, b.noticesOf(session.Outage))
 		for _, s := range all {
 			must.False(b, changed(s))
 			must.Eq(b, "v", value(b.answer(s.Begin(false), read("secret/app"))))
 		}
 		b.Down(false)
 		time.Sleep(2 * time.Minute)
-		must.Eq(b, tasks, b.told(session.Outage))
-		must.Eq(b, tasks, b.told(session.Recovered))
+		must.Eq(b, tasks, b.noticesOf(session.Outage))
+		must.Eq(b, tasks, b.noticesOf(session.Recovered))
 		must.Eq(b, 2*tasks, b.Logins())
 		must.Eq(b, 2*tasks, b.Minted())
 		for _, s := range all {
@@ -105,7 +105,7 @@ func TestRateLimit(t *testing.T) {
 		b.Down(false)
 		b.keepsTo(perSecond, burst, 10*time.Minute)
 		must.Eq(b, 2*tasks, b.Logins())
-		must.Eq(b, tasks, b.told(session.Recovered))
+		must.Eq(b, tasks, b.noticesOf(session.Recovered))
 		for _, s := range sessions {
 			must.NoError(b, s.Close(b.Context()))
 		}
@@ -143,15 +143,15 @@ func TestOutageOfOneEngineDoesNotFlap(t *testing.T) {
 			b.Break(vaulttest.Fault{Match: "GET database/", Status: 500}),
 		}
 		time.Sleep(5 * time.Hour)
-		must.Eq(b, 1, b.told(session.Outage))
-		must.Eq(b, 0, b.told(session.Recovered))
+		must.Eq(b, 1, b.noticesOf(session.Outage))
+		must.Eq(b, 0, b.noticesOf(session.Recovered))
 		mend[0]()
 		mend[1]()
 		time.Sleep(2 * time.Minute)
-		must.Eq(b, 1, b.told(session.Recovered))
-		must.Eq(b, 1, b.told(session.Dead))
+		must.Eq(b, 1, b.noticesOf(session.Recovered))
+		must.Eq(b, 1, b.noticesOf(session.Dead))
 		must.True(b, changed(s))
-		must.Len(b, 3, b.heard())
+		must.Len(b, 3, b.noticesSoFar())
 		b.end(s)
 	})
 }
@@ -164,7 +164,7 @@ func TestSlowVaultIsNoOutage(t *testing.T) {
 		s := b.open()
 		b.generation(s, 0, creds, read("secret/app"))
 		time.Sleep(4 * time.Hour)
-		must.Eq(b, 0, b.told(session.Outage))
+		must.Eq(b, 0, b.noticesOf(session.Outage))
 		must.Eq(b, 2, b.Logins())
 		must.Eq(b, 2, b.Minted())
 		must.True(b, changed(s))
