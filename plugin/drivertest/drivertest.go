@@ -9,9 +9,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/client/lib/cgroupslib"
 	"github.com/hashicorp/nomad/client/lib/numalib"
 	"github.com/hashicorp/nomad/helper/pluginutils/hclspecutils"
@@ -86,9 +88,17 @@ func Task(t *testing.T, h *testutils.DriverHarness, options map[string]any) *dri
 	}
 	must.NoError(t, cfg.EncodeConcreteDriverConfig(options))
 	t.Cleanup(h.MkAllocDir(cfg, false))
+	must.NoError(t, initCgroups())
 	h.MakeTaskCgroup(id, "app")
 	return cfg
 }
+
+// initCgroups makes the cgroups of all tasks as an agent does when it starts. Where no agent ran before, the executors
+// of two tasks make them at once, and a cpuset without CPUs takes no process.
+var initCgroups = sync.OnceValue(func() error {
+	cores := numalib.Scan(numalib.PlatformScanners(false)).UsableCores()
+	return cgroupslib.Init(hclog.NewNullLogger(), cores.String())
+})
 
 // Shell returns a task that runs a script, like Command.
 func Shell(t *testing.T, h *testutils.DriverHarness, wraps, script string) *drivers.TaskConfig {
