@@ -66,7 +66,7 @@ func (q servicesQuery) decode(body []byte) (any, error) {
 	}
 	all := []*api.ServiceRegistrationStub{}
 	for _, n := range namespaces {
-		all = append(all, n.Services...)
+		all = append(all, present(n.Services)...)
 	}
 	for _, s := range all {
 		slices.Sort(s.Tags)
@@ -86,10 +86,11 @@ func (q ServiceQuery) grant() string { return `capabilities = ["read-job"]` }
 
 // decode keeps Nomad's order: by ID, or by the choice.
 func (q ServiceQuery) decode(body []byte) (any, error) {
-	instances := []*api.ServiceRegistration{}
+	var instances []*api.ServiceRegistration
 	if err := json.Unmarshal(body, &instances); err != nil {
 		return nil, err
 	}
+	instances = present(instances)
 	for _, s := range instances {
 		slices.Sort(s.Tags)
 	}
@@ -131,7 +132,12 @@ func (q variablesQuery) grant() string {
 }
 
 func (q variablesQuery) decode(body []byte) (any, error) {
-	metas := []*api.VariableMetadata{}
+	var metas []*api.VariableMetadata
 	err := json.Unmarshal(body, &metas)
-	return metas, err
+	return present(metas), err
+}
+
+// present returns the entries without those that are null in Nomad's answer. It is never nil.
+func present[E any](all []*E) []*E {
+	return append([]*E{}, slices.DeleteFunc(all, func(e *E) bool { return e == nil })...)
 }
