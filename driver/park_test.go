@@ -109,10 +109,10 @@ func TestStopCanBeAskedAtAnyTime(t *testing.T) {
 			within: 0},
 		"while the old process ends": {config: severalTemplates(""), busy: func(h *host) { h.inner.slow("stop", stopGrace) },
 			within: time.Minute},
-		"while the new process starts": {config: severalTemplates(""), busy: func(h *host) { h.inner.slow("start", time.Minute) },
-			within: time.Minute, starts: 2},
-		"while the old one is forgotten": {config: severalTemplates(""), busy: func(h *host) { h.inner.slow("destroy", time.Minute) },
-			within: time.Minute, starts: 2},
+		"while the new process starts": {config: severalTemplates(""),
+			busy: func(h *host) { h.inner.slow("start", time.Minute) }, within: time.Minute, starts: 2},
+		"while the old one is forgotten": {config: severalTemplates(""),
+			busy: func(h *host) { h.inner.slow("destroy", time.Minute) }, within: time.Minute, starts: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(h *host) {

@@ -99,8 +99,8 @@ func TestCertificatesAreRevokedWhereThatIsAskedFor(t *testing.T) {
 		"by the second who asks":   {reqs: []vault.Request{plain, revoking}, in: time.Second, live: 1},
 		"nobody asks for it":       {reqs: []vault.Request{plain}, in: time.Second, live: 2, left: 2},
 		"what is given up is left": {reqs: []vault.Request{revoking}, grace: -1, in: time.Second, live: 2, left: 1},
-		"Vault is away for a while": {reqs: []vault.Request{revoking}, grace: time.Second, then: (*bench).vaultIsDownForAMinute,
-			in: 3 * time.Minute, live: 1},
+		"Vault is away for a while": {reqs: []vault.Request{revoking}, grace: time.Second,
+			then: (*bench).vaultIsDownForAMinute, in: 3 * time.Minute, live: 1},
 		"the token is lost meanwhile": {reqs: []vault.Request{revoking}, grace: time.Second, then: (*bench).tokenIsRevoked,
 			in: 2 * time.Minute, live: 1},
 		"the plugin dies meanwhile": {reqs: []vault.Request{revoking}, grace: time.Minute, then: (*bench).crashAndAdopt,
@@ -109,8 +109,8 @@ func TestCertificatesAreRevokedWhereThatIsAskedFor(t *testing.T) {
 			in: 2 * time.Second, live: 2},
 		"nobody wants one any more": {reqs: []vault.Request{revoking}, then: (*bench).dropEveryPath, in: time.Second,
 			live: 0},
-		"the policies do not grant it": {reqs: []vault.Request{revoking}, then: (*bench).revocationIsDenied, in: 2 * time.Minute,
-			live: 2, left: 2},
+		"the policies do not grant it": {reqs: []vault.Request{revoking}, then: (*bench).revocationIsDenied,
+			in: 2 * time.Minute, live: 2, left: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(b *bench) {
