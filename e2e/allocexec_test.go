@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -51,4 +52,29 @@ func TestAllocExecThatCannotStart(t *testing.T) {
 	eventually(t, slack, func() error { return unrevoked(t, ctx, s, j.Name) })
 	_, err = alloc.Event(ctx, j.Name, "has not ended long after its kill_timeout and was killed")
 	must.NoError(t, err)
+}
+
+// TestAllocExecHasItsWholeOutput: Nomad's docker loses the end of what a command prints when the reader is slower, and
+// all of a short command's once in a while.
+func TestAllocExecHasItsWholeOutput(t *testing.T) {
+	t.Parallel()
+	s := common(t)
+	j := job{Name: "alloc-exec-output", Driver: "vault-docker", Args: []string{"show"}}
+	alloc := run(t, s, j)
+	ctx := within(t, 2*time.Minute)
+	must.NoError(t, alloc.Running(ctx))
+	for size, tty := range map[int]bool{3_000_000: false, 9: false, 30_000: true} {
+		want := size
+		if tty {
+			want += size / 9 // a terminal ends lines with two characters
+		}
+		for range 15 {
+			out, stderr, code, err := alloc.Exec(ctx, j.Name, tty, "", "sh", "-c",
+				fmt.Sprintf("yes 12345678 | head -c %d; exit 3", size))
+			must.NoError(t, err)
+			must.Eq(t, want, len(out))
+			must.Eq(t, "", stderr)
+			must.Eq(t, 3, code)
+		}
+	}
 }

@@ -171,11 +171,7 @@ var behaviours = map[string]func(t *testing.T, d string, h *testutils.DriverHarn
 		must.NoError(t, err)
 		must.Eq(t, 3, result.ExitResult.ExitCode)
 		must.StrContains(t, string(result.Stdout), "hello\n")
-		if d == "docker" {
-			testStreams(t, h, cfg)
-		} else {
-			testutils.ExecTaskStreamingConformanceTests(t, h, cfg.ID)
-		}
+		testutils.ExecTaskStreamingConformanceTests(t, h, cfg.ID)
 	},
 	"an ID is used once": func(t *testing.T, d string, h *testutils.DriverHarness) {
 		cfg := drivertest.StartReady(t, h, drivertest.Shell(t, h, d, drivertest.Stays))
@@ -253,33 +249,6 @@ func testBehaviours(t *testing.T, d string) {
 			}
 			test(t, d, serve(t, d))
 		})
-	}
-}
-
-// testStreams is what of Nomad's conformance tests can be asked of its docker driver, which takes a command that has
-// not begun yet for one that has ended, once in about a hundred times (ExecTaskStreaming in drivers/docker/driver.go
-// inspects it right after attaching).
-func testStreams(t *testing.T, h *testutils.DriverHarness, cfg *drivers.TaskConfig) {
-	for _, c := range []struct {
-		command        string
-		tty            bool
-		stdin          string
-		stdout, stderr string
-		code           int
-	}{
-		{"echo out; echo err >&2; exit 43", false, "", "out\n", "err\n", 43},
-		{"head -n1; exit 44", false, "from stdin\n", "from stdin\n", "", 44},
-		{"echo out; echo err >&2; exit 45", true, "", "out\r\nerr\r\n", "", 45},
-		{"head -n1; exit 46", true, "from stdin\n", "from stdin\r\nfrom stdin\r\n", "", 46},
-	} {
-		code, stdout, stderr := 0, "", ""
-		for tries := 0; code+len(stdout)+len(stderr) == 0 && tries < 5; tries++ {
-			// The pause lets it read the last of the output, for which it does not wait either.
-			code, stdout, stderr = testutils.ExecTask(t, h, cfg.ID, "trap 'sleep 0.2' EXIT\n"+c.command, c.tty, c.stdin)
-		}
-		must.Eq(t, c.stdout, stdout)
-		must.Eq(t, c.stderr, stderr)
-		must.Eq(t, c.code, code)
 	}
 }
 

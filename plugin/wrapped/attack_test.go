@@ -367,9 +367,9 @@ func TestMountsAreNotOtherDirectoriesLater(t *testing.T) {
 			switch inner := d.(type) {
 			case *execDriver:
 				inner.processDriver = meanwhile{inner.processDriver, func() { exchange() }}
-			case dockerDriver:
+			case *dockerDriver:
 				inner.containerDriver = meanwhileDocker{inner.containerDriver, func() { exchange() }}
-				d, want = inner, "file"
+				want = "file"
 			}
 			h, key := serveDriver(t, wraps, d, ""), drivertest.NewCanary(t)
 			cfg := drivertest.Shell(t, h, wraps, "(cd /v && ls -A; cd /alloc/logs && ls -A) > /local/seen 2>/dev/null; :")

@@ -3,28 +3,74 @@ package wrapped
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/docker/docker/client"
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/plugins/base"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
 )
 
 // dockerDriver is Nomad's docker. It puts back the one field that is lost on the way to an external plugin
-// (plugins/drivers/utils.go) and that extra_labels can ask for.
+// (plugins/drivers/utils.go) and that extra_labels can ask for, and has the whole output of nomad alloc exec.
 type dockerDriver struct {
 	containerDriver
 	*concealer
-	stopped *sync.Map // IDs of the tasks that were asked to stop
+	engine  *client.Client // what Nomad's driver asks too, set before the first start
+	stopped sync.Map       // IDs of the tasks that were asked to stop
 	logger  hclog.Logger
+}
+
+// engineConfig is where the engine is, of the plugin's config block.
+type engineConfig struct {
+	Endpoint string `codec:"endpoint"`
+	TLS      struct {
+		Cert string `codec:"cert"`
+		Key  string `codec:"key"`
+		CA   string `codec:"ca"`
+	} `codec:"tls"`
+}
+
+// client returns a client of the engine. It asks nothing yet.
+func (c engineConfig) client() (*client.Client, error) {
+	options := []client.Opt{client.WithAPIVersionNegotiation()}
+	switch {
+	case c.Endpoint == "":
+		options = append(options, client.FromEnv)
+	case c.TLS.Cert+c.TLS.Key+c.TLS.CA != "":
+		options = append(options, client.WithHost(c.Endpoint), client.WithTLSClientConfig(c.TLS.CA, c.TLS.Cert, c.TLS.Key))
+	default:
+		options = append(options, client.WithHost(c.Endpoint))
+	}
+	engine, err := client.NewClientWithOpts(options...)
+	if err != nil {
+		return nil, fmt.Errorf("make client of Docker's engine: %w", err)
+	}
+	return engine, nil
+}
+
+// SetConfig configures Nomad's docker, and finds the engine as it does (drivers/docker/driver.go, newDockerClient).
+func (d *dockerDriver) SetConfig(c *base.Config) error {
+	if err := d.containerDriver.SetConfig(c); err != nil {
+		return err
+	}
+	var config engineConfig
+	if err := base.MsgPackDecode(c.PluginConfig, &config); err != nil {
+		return fmt.Errorf("decode plugin config: %w", err)
+	}
+	engine, err := config.client()
+	d.engine = engine
+	return err
 }
 
 // StartTask starts the task with the ID of its parent job, which a dispatched or periodic job has, and with mounts of
 // its allocation that no link leads elsewhere: see allocMounts.
-func (d dockerDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+func (d *dockerDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 	if err := guard(cfg); err != nil {
 		return nil, nil, err
 	}
@@ -50,20 +96,20 @@ func (d dockerDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *
 }
 
 // StopTask stops the task, and notes that for WaitTask.
-func (d dockerDriver) StopTask(id string, timeout time.Duration, signal string) error {
+func (d *dockerDriver) StopTask(id string, timeout time.Duration, signal string) error {
 	d.stopped.Store(id, true)
 	return d.containerDriver.StopTask(id, timeout, signal)
 }
 
 // DestroyTask removes the task, and what is known of it.
-func (d dockerDriver) DestroyTask(id string, force bool) error {
+func (d *dockerDriver) DestroyTask(id string, force bool) error {
 	d.stopped.Delete(id)
 	return d.containerDriver.DestroyTask(id, force)
 }
 
 // WaitTask explains the end of a container that somebody else removed: most often a second docker driver on the same
 // engine, which takes our containers for lost ones of its own.
-func (d dockerDriver) WaitTask(ctx context.Context, id string) (<-chan *drivers.ExitResult, error) {
+func (d *dockerDriver) WaitTask(ctx context.Context, id string) (<-chan *drivers.ExitResult, error) {
 	ended, err := d.containerDriver.WaitTask(ctx, id)
 	if err != nil {
 		return nil, err
@@ -82,7 +128,7 @@ func (d dockerDriver) WaitTask(ctx context.Context, id string) (<-chan *drivers.
 }
 
 // removed reports whether the container has gone, or goes within a second: Docker kills it first.
-func (d dockerDriver) removed(ctx context.Context, id string) bool {
+func (d *dockerDriver) removed(ctx context.Context, id string) bool {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for range 20 {

@@ -15,7 +15,7 @@ import (
 )
 
 // Runs reports whether the task has a process.
-func (d dockerDriver) Runs(cfg *drivers.TaskConfig) bool { return processes.has(cfg) }
+func (d *dockerDriver) Runs(cfg *drivers.TaskConfig) bool { return processes.has(cfg) }
 
 // Runs reports whether the task has a process.
 func (d rawExecDriver) Runs(cfg *drivers.TaskConfig) bool { return processes.has(cfg) }

@@ -19,7 +19,7 @@ const sweepTimeout = 5 * time.Second
 // Sweep removes the container of a start that nobody knows the outcome of. Nomad's docker names a container after its
 // task and allocation, and takes a running one of that name for the one it was asked for (drivers/docker/driver.go,
 // StartTask): the task would go on with the environment of a generation that has gone.
-func (d dockerDriver) Sweep(cfg *drivers.TaskConfig) error {
+func (d *dockerDriver) Sweep(cfg *drivers.TaskConfig) error {
 	handle := drivers.NewTaskHandle(1)
 	handle.Config = &drivers.TaskConfig{
 		ID:   cfg.ID + "/lost", // what goes by the task's own ID is not lost

@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"sync"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/drivers/docker"
@@ -56,7 +55,8 @@ var all = map[string]Driver{
 	"docker": {
 		New: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
 			c := newConcealer()
-			return dockerDriver{docker.NewDockerDriver(ctx, c.log(logger)).(containerDriver), c, new(sync.Map), logger}
+			nomads := docker.NewDockerDriver(ctx, c.log(logger)).(containerDriver)
+			return &dockerDriver{containerDriver: nomads, concealer: c, logger: logger}
 		},
 		ChangeDefaults: keepForeignContainers,
 		PullsImages:    true,

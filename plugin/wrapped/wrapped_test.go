@@ -101,7 +101,7 @@ func TestDockerLearnsTheParentJob(t *testing.T) {
 	need.Root(t)
 	inner, cfg := &parented{}, drivertest.Allocation(t, "")
 	cfg.Env["NOMAD_JOB_PARENT_ID"] = "nightly"
-	_, _, err := dockerDriver{containerDriver: inner}.StartTask(cfg)
+	_, _, err := (&dockerDriver{containerDriver: inner}).StartTask(cfg)
 	must.NoError(t, err)
 	must.Eq(t, "nightly", inner.started.ParentJobID)
 	must.Eq(t, "", cfg.ParentJobID)
