@@ -98,7 +98,7 @@ func TestWhatIsLeftIsSavedWhenTheStateDirIsThere(t *testing.T) {
 		after(12 * time.Minute)
 		names := sorted(h.records())
 		must.Len(t, 2, names)
-		must.StrHasPrefix(t, "crowd-0.taskStatus.", names[0])
+		must.StrHasPrefix(t, "crowd-0.web.", names[0])
 		must.StrHasSuffix(t, ".revoke", names[0])
 		must.Eq(t, state.FileOf("crowd-1/web"), names[1])
 		h.crash()
