@@ -30,7 +30,7 @@ type Spec struct {
 	MaxConns    int           // of clients at a time, and as many to the upstream
 	HeaderTime  time.Duration // for a request's header, or for a login
 	IdleTimeout time.Duration // of a connection that does nothing
-	Stale       time.Duration // how long a credential is used that cannot be made anew
+	Stale       time.Duration // how long a credential is used that cannot be made anew; zero: no bound
 	Record      Record
 }
 
@@ -44,6 +44,7 @@ type HTTP struct {
 	Scrub        Scrub
 	Header       []string // names of the headers and parameters that the credential sets. The task's own are removed
 	Query        []string
+	ClientCert   bool   // the credential has one
 	CAs          []byte // PEM, for the upstream's certificate; nil: the host's
 }
 

@@ -1,0 +1,274 @@
+package httpdoor
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"strings"
+	"time"
+
+	"nomad-driver-vault/driver/door"
+)
+
+// errorHeader is set in the answers that a door itself gives, and in no other. Its value says why.
+const errorHeader = "X-Door-Error"
+
+// A call is a request and its answer. It is what ReverseProxy asks for all that a door does differently: it is the
+// proxy's ResponseWriter to the task and its RoundTripper to the upstream.
+type call struct {
+	http.ResponseWriter
+	door    *httpDoor
+	in      *http.Request
+	client  *http.ResponseController
+	began   time.Time
+	target  target
+	gen     *generation // nil: refused before it had one
+	upload  *upload     // nil: the request has no body
+	writing *watch      // of the task, which must take what is sent to it
+	renewed bool        // the credential was denied once
+	whole   bool        // the answer was sent to its end
+	line    door.Call   // of the record, as far as it is known
+}
+
+// ServeHTTP serves a task's request.
+func (d *httpDoor) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	c := &call{ResponseWriter: rw, door: d, in: r, client: http.NewResponseController(rw), began: time.Now()}
+	d.total.Add(1)
+	d.inFlight.Add(1)
+	defer c.end()
+	if err := c.admit(); err != nil {
+		c.refuse(err)
+		return
+	}
+	proxy := httputil.ReverseProxy{
+		Rewrite:        c.rewrite,
+		Transport:      c,
+		ModifyResponse: c.answer,
+		ErrorHandler:   c.failed,
+		BufferPool:     buffers,
+		FlushInterval:  flushInterval,
+		ErrorLog:       silent,
+	}
+	in := *r // net/http looks at the body of its own request when the call has ended
+	if c.upload != nil {
+		in.Body = c.upload
+	}
+	proxy.ServeHTTP(c, &in)
+	c.whole = true
+	c.finish()
+}
+
+// admit judges a request, and has a generation for it if it is let through.
+func (c *call) admit() (err error) {
+	_ = c.client.SetWriteDeadline(time.Time{}) // of the request before it on the connection
+	c.writing = c.watch(c.client.SetWriteDeadline)
+	if err := judgeForm(c.in); err != nil {
+		return refusal{http.StatusBadRequest, err}
+	}
+	if c.target, err = c.door.kind.judge(c.in); err != nil {
+		return err
+	}
+	if l := c.door.limiter; l != nil && !l.Allow() {
+		return refusal{http.StatusTooManyRequests, errors.New("the door's rate is exceeded")}
+	}
+	if c.gen, err = c.door.begin(); err != nil {
+		return refusal{http.StatusServiceUnavailable, err}
+	}
+	if c.hasBody() {
+		c.upload = newUpload(c.in.Body, c.watch(c.client.SetReadDeadline), &c.door.sent)
+		if c.in.ProtoMajor == 1 {
+			_ = c.client.EnableFullDuplex()
+		}
+	}
+	return nil
+}
+
+func (c *call) hasBody() bool { return c.in.Body != nil && c.in.Body != http.NoBody }
+
+// watch returns what ends a read or write that takes longer than a client may do nothing.
+func (c *call) watch(deadline func(time.Time) error) *watch {
+	return &watch{limit: c.door.spec.IdleTimeout, deadline: deadline}
+}
+
+// end records the call, and gives back what it had.
+func (c *call) end() {
+	d := c.door
+	if c.upload != nil {
+		c.upload.close()
+	}
+	if limit := d.spec.IdleTimeout; limit > 0 {
+		_ = c.client.SetWriteDeadline(time.Now().Add(limit)) // for what net/http has in its buffer
+	}
+	if c.gen != nil && !c.whole {
+		c.brokeOff()
+	}
+	c.record()
+	d.inFlight.Add(-1)
+	if c.gen != nil {
+		d.release(c.gen)
+	}
+}
+
+// flushInterval is how long a piece of an answer waits for more, if its length is known. Others do not wait.
+const flushInterval = 10 * time.Millisecond
+
+// unreadTime is how long a client may take to send what is left of a body that nobody wants, and unread how much that
+// may be, in bytes. net/http has the same bound.
+const (
+	unreadTime = 2 * time.Second
+	unread     = 256 << 10
+)
+
+// finish reads what is left of a request's body after the answer, to keep the connection. net/http does that by itself,
+// but in full duplex it then panics where the body ends: it has begun to wait for the next request meanwhile.
+func (c *call) finish() {
+	if c.upload == nil || c.upload.ended.Load() || c.in.ProtoMajor != 1 {
+		return
+	}
+	_ = c.FlushError()
+	if c.in.Header.Get("Expect") == "" {
+		_ = c.client.SetReadDeadline(time.Now().Add(unreadTime))
+		_, _ = io.CopyN(io.Discard, c.upload, unread)
+	}
+	if !c.upload.ended.Load() {
+		_ = c.client.SetReadDeadline(time.Now()) // net/http closes the connection
+	}
+}
+
+// brokeOff finds out who ended a call in the middle of its answer.
+func (c *call) brokeOff() {
+	switch {
+	case c.line.Error != "":
+	case c.in.Context().Err() != nil:
+		c.line.Error = "the task broke off, or the door was closed"
+	default:
+		c.line.Error = "the upstream broke off in the middle of its answer"
+		c.door.failed.Add(1)
+	}
+}
+
+// A refusal is an answer of the door itself. Its text is fixed: nothing of the request or a credential is in it.
+type refusal struct {
+	status int
+	error
+}
+
+func (r refusal) Unwrap() error { return r.error }
+
+// refuse answers in the place of the upstream.
+func (c *call) refuse(err error) {
+	var r refusal
+	if !errors.As(err, &r) {
+		r = refusal{http.StatusForbidden, err}
+	}
+	if c.hasBody() && c.upload == nil {
+		_ = c.client.SetReadDeadline(time.Now().Add(unreadTime)) // net/http reads some of it, to keep the connection
+	}
+	c.door.refused.Add(1)
+	c.line.Refused = r.Error()
+	c.say(r.status, r.Error())
+}
+
+// say writes an answer of the door's own.
+func (c *call) say(status int, why string) {
+	h := c.Header()
+	clear(h)
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	h.Set(errorHeader, why)
+	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
+		h.Set("Retry-After", "1")
+	}
+	c.WriteHeader(status)
+	fmt.Fprintf(c, "door %q: %s\n", c.door.spec.Name, why)
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (c *call) WriteHeader(status int) {
+	if status >= 100 && status < 200 && status != http.StatusSwitchingProtocols {
+		// Headers that come before the answer do not pass through answer.
+		for _, name := range notForTasks {
+			c.Header().Del(name)
+		}
+		scrubHeader(c.Header(), c.gen.forms(c.door))
+	} else if c.line.Status == 0 {
+		c.line.Status = status
+	}
+	c.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (c *call) Write(p []byte) (int, error) {
+	c.writing.start()
+	defer c.writing.stop()
+	n, err := c.ResponseWriter.Write(p)
+	if err != nil {
+		c.line.Error = "the task broke off, or took nothing for too long"
+	}
+	return n, err
+}
+
+// FlushError is what http.ResponseController flushes with.
+func (c *call) FlushError() error {
+	c.writing.start()
+	defer c.writing.stop()
+	return c.client.Flush()
+}
+
+// Unwrap is how http.ResponseController finds all that is not done here.
+func (c *call) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+// Hijack gives ReverseProxy the connection for a websocket.
+func (c *call) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := c.client.Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	c.line.Status = http.StatusSwitchingProtocols
+	_ = conn.SetDeadline(time.Time{})
+	return &hijacked{Conn: conn, early: rw.Reader, limit: c.door.spec.IdleTimeout}, rw, nil
+}
+
+// record tells the plugin what became of the call, if the operator wants to know.
+func (c *call) record() {
+	d, line := c.door, &c.line
+	refused := line.Refused != ""
+	switch d.spec.Record.Calls {
+	case door.RecordOff:
+		return
+	case door.RecordDenied:
+		if !refused {
+			return
+		}
+	}
+	if sample := int64(d.spec.Record.Sample); !refused && sample > 1 && (d.sampled.Add(1)-1)%sample != 0 {
+		return
+	}
+	line.Time, line.Door, line.Duration = c.began, d.spec.ID, time.Since(c.began)
+	line.Method, line.Path = cut(c.in.Method, 32), c.path()
+	if c.gen != nil {
+		line.Generation, line.Accessor = c.gen.secret.Generation, c.gen.secret.Accessor
+	}
+	if c.upload != nil {
+		line.Sent += c.upload.size()
+	}
+	if peer, ok := door.PeerOf(connOf(c.in)); ok {
+		line.PID, line.UID = peer.PID, &peer.UID
+	}
+	d.plugin.Call(*line)
+}
+
+// path is what the record has of a request's path: as the task wrote it, but for the segment that only the task knows.
+func (c *call) path() string {
+	path, _, _ := strings.Cut(c.in.RequestURI, "?")
+	if segment := c.door.rules.segment; segment != "" {
+		path = strings.Replace(path, "/"+segment, "", 1)
+	}
+	return cut(path, 2048)
+}
+
+func cut(text string, length int) string { return text[:min(len(text), length)] }
