@@ -3,7 +3,6 @@ package httpdoor
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -267,5 +266,3 @@ func sortedNames(h http.Header) []string {
 }
 
 func noScrub(s *door.Spec) { s.HTTP.Scrub = door.ScrubOff }
-
-var _ = tls.Config{}

@@ -100,9 +100,12 @@ func (m *matcher) step(at int32, b byte) int32 {
 // the node at. It returns the node for the end, whose depth says how many bytes at the end may begin more.
 func (m *matcher) mask(text []byte, from int, at int32) int32 {
 	for i := from; i < len(text); i++ {
-		if at = m.step(at, text[i]); at == 0 {
-			continue
+		for at == 0 && m.root[text[i]] == 0 { // most bytes begin nothing
+			if i++; i == len(text) {
+				return 0
+			}
 		}
+		at = m.step(at, text[i])
 		for j := i; j > i-int(m.nodes[at].match) && j >= 0; j-- {
 			text[j] = '*'
 		}
@@ -153,6 +156,7 @@ func (s *scrubber) Read(p []byte) (int, error) {
 	}
 	for s.given == s.ready {
 		if s.err != nil && s.end == s.ready {
+			s.free()
 			return 0, s.err
 		}
 		s.fill()
@@ -164,11 +168,14 @@ func (s *scrubber) Read(p []byte) (int, error) {
 
 // fill reads once, or lets go what it must not hold back any longer.
 func (s *scrubber) fill() {
+	if s.buf == nil {
+		s.buf = buffers.Get()
+		if 2*s.m.longest > len(s.buf) {
+			s.buf = make([]byte, 2*s.m.longest)
+		}
+	}
 	s.end = copy(s.buf, s.buf[s.given:s.end])
 	s.given, s.ready = 0, 0
-	if s.buf == nil {
-		s.buf = make([]byte, max(bufferSize, 2*s.m.longest))
-	}
 	var n int
 	switch {
 	case s.end == 0 && s.late == nil:
@@ -186,6 +193,14 @@ func (s *scrubber) fill() {
 	s.ready = s.end - min(s.end, int(s.m.nodes[s.at].depth))
 	for s.ready < s.end && (s.buf[s.ready] == '*' || s.err != nil) {
 		s.ready++ // there is nothing to hide any more, or nothing follows
+	}
+}
+
+// free gives the buffer back at the end. All that was in it was read.
+func (s *scrubber) free() {
+	if s.buf != nil {
+		buffers.Put(s.buf)
+		s.buf, s.given, s.ready, s.end = nil, 0, 0, 0
 	}
 }
 

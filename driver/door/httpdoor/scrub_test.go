@@ -119,7 +119,7 @@ func TestAStreamIsNotDelayed(t *testing.T) {
 			{write: "-the-door.", reads: []string{"******************."}}, // too much to let go
 		} {
 			begin := time.Now()
-			go out.Write([]byte(step.write))
+			go func() { _, _ = out.Write([]byte(step.write)) }()
 			for _, want := range step.reads {
 				must.Eq(t, want, read())
 			}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
@@ -60,6 +61,9 @@ func (v *vault) judge(r *http.Request) (target, error) {
 		return target{}, errors.New("the path is not one of Vault's API, which begins with /v1/")
 	}
 	path := p.segments[1:]
+	if lists(r.Method, query) && path[len(path)-1] != "" {
+		path = append(slices.Clip(path), "") // as Vault does
+	}
 	if len(v.patterns) > 0 && !matchesAny(v.patterns, path) && !matchesAny(always, path) {
 		return target{}, errors.New("the path is not among the door's paths")
 	}
@@ -76,6 +80,13 @@ func (v *vault) judge(r *http.Request) (target, error) {
 		}
 	}
 	return target{path: v.origin.path.join(p), query: query, question: question, token: token}, nil
+}
+
+// lists reports whether a request lists what is below its path (vault/http/logical.go).
+func lists(method, query string) bool {
+	values, _ := url.ParseQuery(query) // it was judged
+	list, _ := strconv.ParseBool(values.Get("list"))
+	return method == "LIST" || method == http.MethodGet && list
 }
 
 // ownToken returns the token that a client has sent, in one of the two headers in which Vault looks for it.
