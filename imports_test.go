@@ -141,6 +141,7 @@ func TestFewImportersEach(t *testing.T) {
 		"github.com/hashicorp/nomad/jobspec2":  {"operator"},
 		"github.com/hashicorp/vault/api":       {"driver/vault", "operator", "operator/setup"},
 		"github.com/hashicorp/consul-template": {"driver/template"},
+		"github.com/jackc/pgx/v5":              {"driver/door/postgresdoor"},
 	}
 	packages := ourPackages(t)
 	for library, allowed := range owners {

@@ -61,7 +61,7 @@ type Vault struct {
 // Postgres is a door to one database.
 type Postgres struct {
 	URL  string // postgres://host:port/database?sslmode=verify-full, without user and password
-	Role string // of SET ROLE after each login; "": none
+	Role string // that each session has from its start, as by SET ROLE; "": none
 	CAs  []byte // PEM; nil: the host's
 }
 
@@ -79,6 +79,17 @@ const (
 type Record struct {
 	Calls  RecordCalls
 	Sample int
+}
+
+// Wants reports whether the nth call of a door, counted from zero, is written down.
+func (r Record) Wants(n int64, refused bool) bool {
+	switch r.Calls {
+	case RecordOff:
+		return false
+	case RecordDenied:
+		return refused
+	}
+	return refused || r.Sample <= 1 || n%int64(r.Sample) == 0
 }
 
 // RecordCalls are the values of the option record.
