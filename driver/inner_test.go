@@ -274,6 +274,9 @@ func (w *wrapped) Runs(cfg *drivers.TaskConfig) bool {
 	return slices.ContainsFunc(w.m.running(), func(p *process) bool { return p.alloc == cfg.AllocID })
 }
 
+// RunsAny looks for a process of the allocation.
+func (w *wrapped) RunsAny(cfg *drivers.TaskConfig) bool { return w.Runs(cfg) }
+
 func (w *wrapped) SignalTask(id, signal string) error {
 	if err := w.call("signal", signal); err != nil {
 		return err

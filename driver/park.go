@@ -41,6 +41,9 @@ type Sweeper interface {
 
 	// Runs reports whether there is one.
 	Runs(cfg *drivers.TaskConfig) bool
+
+	// RunsAny reports whether any task of the allocation has a process, whatever driver has started it.
+	RunsAny(cfg *drivers.TaskConfig) bool
 }
 
 // parking holds what runs of tasks leave for the next run of the same task.
@@ -70,9 +73,10 @@ type parkedRun struct {
 	old         bool             // of a plugin process before this one
 	found       time.Time        // by this one, until it is claimed
 	warned      bool             // that it cannot be revoked yet
-	until       time.Time        // when it expires; parking's mu guards it
+	until       time.Time        // when it expires, zero if it is held; parking's mu guards it
 	shown       *credentials.Set // credentials, as status sees them; parking's mu guards it
 	unswept     time.Time        // since when its processes could not be ended; zero: they could, or were not looked for
+	held        holding          // whether a task of the allocation may need it
 }
 
 // Format keeps the sessions out of logs, errors and panics.
@@ -84,6 +88,9 @@ func (p *parking) park(l *parkedRun, wait time.Duration) {
 	defer p.mu.Unlock()
 	l.gone = make(chan struct{})
 	l.until, l.shown = time.Now().Add(wait), l.credentials
+	if l.record.Held != nil {
+		l.until = time.Time{}
+	}
 	p.parked[l.record.Key] = l
 	l.timer = time.AfterFunc(wait, func() {
 		_ = guard(p.logger, l.record.Key, "giving up what it has left", func() error { // the log has it
@@ -98,6 +105,13 @@ func (p *parking) has(key string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.parked[key] != nil
+}
+
+// holds reports whether what is parked of that task is held for others.
+func (p *parking) holds(key string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.parked[key] != nil && p.parked[key].record.Held != nil
 }
 
 // saveAgain saves what is parked where that has not succeeded.
@@ -208,6 +222,12 @@ func (p *parking) expire(l *parkedRun) {
 		close(l.gone)
 		return
 	}
+	if p.needed(l) {
+		p.park(&parkedRun{record: l.record, credentials: l.credentials, save: l.save, seal: l.seal, old: l.old, held: l.held},
+			lookEvery)
+		close(l.gone)
+		return
+	}
 	if l.credentials == nil {
 		p.logger.Info("revoking the session of a task that is gone", "task", l.record.Key)
 		l.credentials = credentials.Unpack(p.env(), taskOf(l.record), l.record)
@@ -224,6 +244,7 @@ func (p *parking) expire(l *parkedRun) {
 	p.removeFiles(l)
 	p.mu.Lock()
 	delete(p.parked, l.record.Key)
+	l.record.Held = nil
 	p.mu.Unlock()
 	close(l.gone)
 	p.revokeUntilDone(l)
@@ -268,7 +289,7 @@ func (p *parking) setAside(l *parkedRun) {
 		return
 	}
 	r := l.record
-	r.Once, r.Delivered, r.Inner = nil, nil, nil // which only a run needs
+	r.Once, r.Delivered, r.Inner, r.Held = nil, nil, nil, nil // which only a run needs
 	l.credentials.Save(&r)
 	file, err := store.SetAside(r)
 	if err != nil && !l.warned {

@@ -26,18 +26,11 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 		t.older.Store(true) // the agent was restarted, we were not
 		return nil
 	}
-	var kept handleState
-	if err := handle.GetDriverState(&kept); err != nil {
-		return fmt.Errorf("decode task handle: %w", err)
+	// The agent has the handle of a task that is dead until the allocation ends, and asks at each of its starts.
+	if d.parking.holds(taskKey(handle.Config)) {
+		return errors.New("recover task: it has ended, and only what it has left for other tasks is kept")
 	}
-	if kept.JobConfig == nil {
-		kept.JobConfig = foreign
-	}
-	cfg := handle.Config.Copy()
-	if err := cfg.EncodeConcreteDriverConfig(kept.JobConfig); err != nil {
-		return fmt.Errorf("encode config block: %w", err)
-	}
-	t, err := d.newTask(cfg, d.log(cfg))
+	t, err := d.fromHandle(handle)
 	if err != nil {
 		return err
 	}
@@ -65,6 +58,22 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	go t.run()
 	go func() { _ = t.guard("taking it over", t.takenOver) }()
 	return nil
+}
+
+// fromHandle returns the task that a handle is of.
+func (d *Driver) fromHandle(handle *drivers.TaskHandle) (*task, error) {
+	var kept handleState
+	if err := handle.GetDriverState(&kept); err != nil {
+		return nil, fmt.Errorf("decode task handle: %w", err)
+	}
+	if kept.JobConfig == nil {
+		kept.JobConfig = foreign
+	}
+	cfg := handle.Config.Copy()
+	if err := cfg.EncodeConcreteDriverConfig(kept.JobConfig); err != nil {
+		return nil, fmt.Errorf("encode config block: %w", err)
+	}
+	return d.newTask(cfg, d.log(cfg))
 }
 
 // takenOver opens the log pipes and says with what the task goes on. An agent that was restarted recovers tasks

@@ -116,18 +116,24 @@ func (t *task) run() {
 		t.show()
 		next = t.step(next)
 	}
-	t.cancel()
-	if t.rendered != nil {
-		select {
-		case <-t.rendered:
-		case <-time.After(abandonAfter):
-		}
-	}
+	t.giveUp()
 	if t.d.ctx.Err() == nil {
 		_ = t.guard("its end", func() error { // the log has it
 			t.finish()
 			return nil
 		})
+	}
+}
+
+// giveUp ends what waits for Vault, Nomad or the process.
+func (t *task) giveUp() {
+	t.cancel()
+	if t.rendered == nil {
+		return
+	}
+	select {
+	case <-t.rendered:
+	case <-time.After(abandonAfter):
 	}
 }
 
@@ -262,8 +268,19 @@ func (t *task) finish() {
 	defer close(t.done)
 	t.failpoint("ended")
 	t.credentials.Pause()
+	if t.shares() {
+		t.say("ended; what it has put into alloc/ is kept current until no task of the allocation runs")
+	}
 	t.removeMoved()
 	t.pipes.Close()
+	defer t.failpoint("left")
+	if t.shares() {
+		err := t.hold()
+		if err == nil {
+			return
+		}
+		t.d.logger.Warn("what a task has left for others does not stay", "task", t.record.Key, "error", err)
+	}
 	linger := t.op.Linger
 	switch {
 	case t.forsaken:
@@ -274,15 +291,21 @@ func (t *task) finish() {
 		linger = min(linger, stopLinger)
 	}
 	t.d.parking.park(t.parkedRun(), linger)
-	t.failpoint("left")
 }
 
 // removeMoved removes the files that Nomad may move to the next allocation as soon as this one has ended: local/ and,
 // of all tasks, alloc/data/ (client/allocdir/alloc_dir.go, Move). The next run of the same task writes its files anew
 // before anything runs. Where the task ended by itself, another task of the allocation may still read alloc/data/.
+// Of a run that is held the others need nothing else.
 func (t *task) removeMoved() {
 	moved := slices.DeleteFunc(t.renderer.Paths(), func(p string) bool {
-		return !strings.HasPrefix(p, t.cfg.Name+"/local/") && !(t.stopped && strings.HasPrefix(p, "alloc/data/"))
+		switch {
+		case strings.HasPrefix(p, "alloc/data/"):
+			return !t.stopped
+		case strings.HasPrefix(p, t.cfg.Name+"/local/"):
+			return false
+		}
+		return shared(p) || !t.shares()
 	})
 	root, err := os.OpenRoot(t.cfg.AllocDir)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -311,7 +312,11 @@ func (t *task) write(g *render.Generation) error {
 		return fmt.Errorf("open allocation directory: %w", err)
 	}
 	defer root.Close()
-	if _, err = template.Write(root, t.cfg.Name, g.Files); err != nil {
+	files := g.Files
+	if t.record.Held != nil {
+		files = slices.DeleteFunc(slices.Clone(files), func(f template.File) bool { return !shared(f.Path) })
+	}
+	if _, err = template.Write(root, t.cfg.Name, files); err != nil {
 		return err
 	}
 	return template.Remove(root, t.cfg.Name, g.Absent)

@@ -66,6 +66,7 @@ func (d *Driver) tendState() {
 func (d *Driver) keepIn(s *state.Store) {
 	context.AfterFunc(d.ctx, s.Close)
 	var late []*parkedRun
+	var held []string
 	records := s.All()
 	d.mu.Lock()
 	d.store = s
@@ -80,9 +81,17 @@ func (d *Driver) keepIn(s *state.Store) {
 			late = append(late, l)
 		default:
 			d.parking.park(l, unclaimedAfter)
+			if r.Held != nil {
+				held = append(held, r.Key)
+			}
 		}
 	}
 	d.mu.Unlock()
+	for _, key := range held {
+		if l := d.parking.claim(key); l != nil {
+			d.hold(l)
+		}
+	}
 	for _, l := range late {
 		l.credentials = credentials.Unpack(d.env(), taskOf(l.record), l.record)
 		if l.record.File == "" {

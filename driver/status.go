@@ -122,8 +122,8 @@ func (p *parking) status() []status.Parked {
 // status returns a function that describes l, for when parking's mu is not held any more. Call with it held.
 func (l *parkedRun) status(until time.Time, trouble string) func() status.Parked {
 	alloc, name, _ := strings.Cut(l.record.Key, "/")
-	one := status.Parked{Alloc: alloc, Name: name, Until: status.Time(until), Trouble: trouble,
-		Sessions: []status.Session{}}
+	one := status.Parked{Alloc: alloc, Name: name, Held: l.record.Held != nil, Until: status.Time(until),
+		Trouble: trouble, Sessions: []status.Session{}}
 	set := l.shown
 	return func() status.Parked {
 		if set != nil {

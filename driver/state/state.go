@@ -55,6 +55,7 @@ type Record struct {
 	Launching      bool   // the wrapped driver was asked for a process whose handle is not here: there may be one
 	Unacknowledged bool   `json:"Unasked"` // the agent has not asked about the task since its start: it may not know of it
 	Ended          bool   // the process has ended, for good
+	Held           []byte `json:",omitempty"` // nil unless other tasks use what it has left: its handle as Nomad has it
 
 	Delivered  map[string]string  `json:"Told"`       // checksums of what the process was started with or told of
 	Unverified bool               `json:"Doubted"`    // a script failed since: the process may or may not use what is new

@@ -79,7 +79,8 @@ type Line struct {
 type Parked struct {
 	Alloc    string    `json:"alloc_id"`
 	Name     string    `json:"task"`
-	Until    time.Time `json:"until,omitzero"` // zero: it is being revoked
+	Held     bool      `json:"held,omitzero"`  // until no task of the allocation runs
+	Until    time.Time `json:"until,omitzero"` // zero: it is held, or being revoked
 	Trouble  string    `json:"trouble,omitzero"`
 	Sessions []Session `json:"sessions"` // none where an earlier process has parked it
 }

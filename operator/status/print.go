@@ -148,7 +148,10 @@ func printSession(w io.Writer, s status.Session, now time.Time) {
 
 func printParked(w io.Writer, l status.Parked, now time.Time) {
 	text := "its tokens are being revoked"
-	if !l.Until.IsZero() {
+	switch {
+	case l.Held:
+		text = "it has ended, and other tasks use what it has put into alloc/: its tokens are kept as long as one runs"
+	case !l.Until.IsZero():
 		text = fmt.Sprintf("its tokens wait %s for the next run, then they are revoked", until(l.Until, now))
 	}
 	if l.Trouble != "" {

@@ -91,6 +91,7 @@ func TestExitCodeSaysWhetherAPersonIsNeeded(t *testing.T) {
 		"a cluster makes no tokens":   {func(d *status.Document) { d.Clusters[0].TokenRole = "denied" }, 1, "; denied"},
 		"a cluster makes tokens":      {func(d *status.Document) { d.Clusters[0].TokenRole = "ready" }, 0, "default"},
 		"something cannot be revoked": {parked(status.Parked{Trouble: "away"}), 1, "yet: away"},
+		"something is held":           {parked(status.Parked{Held: true}), 0, "kept as long as one runs"},
 		"something waits for a run":   {parked(status.Parked{Until: now.Add(time.Minute)}), 0, "1m0s for the next run"},
 	} {
 		t.Run(sentence, func(t *testing.T) {

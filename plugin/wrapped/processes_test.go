@@ -38,8 +38,8 @@ func TestGroupsAndMountsOfTasksAreFound(t *testing.T) {
 		"36 35 98:0 /nomad/alloc/1f/web/local /local rw,noatime master:1 - ext3 /dev/root rw\n"+
 			"37 35 98:0 /nomad/alloc/1f/a\\040b/local /a\\040b rw,noatime master:1 - ext3 /dev/root rw\n"+
 			"38 35 98:0 /1 / rw - x x x\n"), 0o600))
-	must.Eq(t, []string{"/local", "/a b"}, localMounts(table))
-	must.SliceEmpty(t, localMounts("/proc/none/mountinfo"))
+	must.Eq(t, []string{"/local", "/a b"}, taskMounts(table))
+	must.SliceEmpty(t, taskMounts("/proc/none/mountinfo"))
 }
 
 // TestTaskIsFoundInACgroupOfAnotherName starts a raw_exec task in the cgroup that it asks for, as an operator's job
@@ -126,6 +126,30 @@ func TestContainerOfAnotherTaskIsNotTheTasks(t *testing.T) {
 	inner := h.Impl().(driver.Sweeper)
 	must.True(t, inner.Runs(cfg))
 	must.False(t, inner.Runs(victim))
+	must.False(t, inner.RunsAny(victim))
+}
+
+// What an init task has left is kept while this finds the main task.
+func TestProcessOfAnyTaskOfAnAllocationIsFound(t *testing.T) {
+	need.Root(t)
+	for _, wraps := range Names() {
+		t.Run(wraps, func(t *testing.T) {
+			if wraps == "docker" {
+				drivertest.RequireDocker(t)
+			}
+			h := serve(t, wraps, "")
+			cfg := drivertest.Shell(t, h, wraps, drivertest.Stays)
+			ended := &drivers.TaskConfig{AllocID: cfg.AllocID, Name: "init", AllocDir: cfg.AllocDir}
+			inner := h.Impl().(driver.Sweeper)
+			must.False(t, inner.RunsAny(ended))
+			drivertest.StartReady(t, h, cfg)
+			must.True(t, inner.RunsAny(ended))
+			must.False(t, inner.Runs(ended))
+			must.False(t, inner.RunsAny(&drivers.TaskConfig{AllocID: "1f", AllocDir: cfg.AllocDir + "f"}))
+			must.NoError(t, h.DestroyTask(cfg.ID, true))
+			must.False(t, inner.RunsAny(ended))
+		})
+	}
 }
 
 // Those who ask while somebody looks share the next look, and none gets an answer that is older than its question.

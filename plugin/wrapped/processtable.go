@@ -23,6 +23,15 @@ func (d rawExecDriver) Runs(cfg *drivers.TaskConfig) bool { return processes.has
 // Runs reports whether the task has a process.
 func (d *execDriver) Runs(cfg *drivers.TaskConfig) bool { return processes.has(cfg) }
 
+// RunsAny reports whether any task of the allocation has a process.
+func (d *dockerDriver) RunsAny(cfg *drivers.TaskConfig) bool { return processes.hasAny(cfg) }
+
+// RunsAny reports whether any task of the allocation has a process.
+func (d rawExecDriver) RunsAny(cfg *drivers.TaskConfig) bool { return processes.hasAny(cfg) }
+
+// RunsAny reports whether any task of the allocation has a process.
+func (d *execDriver) RunsAny(cfg *drivers.TaskConfig) bool { return processes.hasAny(cfg) }
+
 // processTable says which tasks have a process. One scan of /proc answers everybody who asked before it began: after
 // the end of a plugin each of a thousand tasks asks at the same moment.
 type processTable struct {
@@ -30,7 +39,7 @@ type processTable struct {
 	began     time.Time  // when the last scan began
 	cgroups   map[string]bool
 	localDirs map[string]bool // local directories of tasks, by the environments of their processes
-	mounted   map[fileID]bool // directories mounted in containers that are named like a task's local one
+	mounted   map[fileID]bool // directories mounted in containers that are named like a task's local or shared one
 }
 
 // fileID is a file or directory, whatever its name.
@@ -44,18 +53,42 @@ func (p *processTable) has(cfg *drivers.TaskConfig) bool {
 	asked := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.began.After(asked) {
-		p.scan()
-	}
+	p.since(asked)
 	local := cfg.TaskDir().LocalDir
-	if p.cgroups[cgroupOf(cfg)] || p.localDirs[local] {
-		return true
+	return p.cgroups[cgroupOf(cfg)] || p.localDirs[local] || p.mounts(local)
+}
+
+// hasAny is has for any task of the allocation, whatever driver has started it: containers have the directory that all
+// of its tasks share.
+func (p *processTable) hasAny(cfg *drivers.TaskConfig) bool {
+	asked := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.since(asked)
+	for name := range p.cgroups {
+		if strings.HasPrefix(name, cfg.AllocID+".") {
+			return true
+		}
 	}
-	id, err := idOf(local)
+	for dir := range p.localDirs {
+		if strings.HasPrefix(dir, cfg.AllocDir+"/") {
+			return true
+		}
+	}
+	return p.mounts(cfg.TaskDir().SharedAllocDir)
+}
+
+// mounts reports whether a container has that directory of the host.
+func (p *processTable) mounts(dir string) bool {
+	id, err := idOf(dir)
 	return err == nil && p.mounted[id]
 }
 
-func (p *processTable) scan() {
+// since scans unless a scan has begun after that moment.
+func (p *processTable) since(asked time.Time) {
+	if p.began.After(asked) {
+		return
+	}
 	p.began = time.Now()
 	p.cgroups, p.localDirs, p.mounted = map[string]bool{}, map[string]bool{}, map[fileID]bool{}
 	host, _ := os.Readlink("/proc/self/ns/mnt")
@@ -78,7 +111,7 @@ func (p *processTable) scan() {
 			continue
 		}
 		scanned[namespace] = true
-		for _, at := range localMounts(proc + "/mountinfo") {
+		for _, at := range taskMounts(proc + "/mountinfo") {
 			if id, err := idOf(proc + "/root" + at); err == nil {
 				p.mounted[id] = true
 			}
@@ -86,9 +119,10 @@ func (p *processTable) scan() {
 	}
 }
 
-// localMounts returns where directories are mounted that are named like a task's local one in the file system that
-// they are on. The name alone proves nothing: anyone makes a directory of that name.
-func localMounts(table string) (at []string) {
+// taskMounts returns where directories are mounted that are named like a task's local one, or like the one that it
+// shares with the other tasks of its allocation, in the file system that they are on. The name alone proves nothing:
+// anyone makes a directory of that name.
+func taskMounts(table string) (at []string) {
 	file, err := os.Open(table)
 	if err != nil {
 		return nil
@@ -96,7 +130,7 @@ func localMounts(table string) (at []string) {
 	defer file.Close()
 	mounts, _ := mountinfo.GetMountsFromReader(file, nil)
 	for _, m := range mounts {
-		if path.Base(m.Root) == "local" {
+		if base := path.Base(m.Root); base == "local" || base == "alloc" {
 			at = append(at, m.Mountpoint)
 		}
 	}

@@ -1,0 +1,168 @@
+package driver
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"nomad-driver-vault/driver/render"
+	"nomad-driver-vault/driver/state"
+
+	"github.com/hashicorp/nomad/plugins/base"
+	"github.com/hashicorp/nomad/plugins/drivers"
+)
+
+// A task that ends well can have rendered for others: an init task puts database credentials into alloc/, and the main
+// task of its group reads them there. What such a run has left is held: it is parked until no task of the allocation
+// runs, and until then its leases are renewed and its files in alloc/ rendered anew. Nomad's own template block does
+// the same, because the runner of a task that is dead waits for the end of the allocation before it runs its stop hooks
+// (client/allocrunner/taskrunner/task_runner.go, Run).
+
+const (
+	// lookEvery is how often is looked whether a task of the allocation runs.
+	lookEvery = 5 * time.Second
+	// unneededAfter is how long none has run when what is held is given up: a poststop task may come after the others,
+	// and an agent that is restarted takes the sockets by which it is known that it has the allocation.
+	unneededAfter = 30 * time.Second
+)
+
+// holding is what is known of the need of a run that is held.
+type holding struct {
+	seen bool      // that a task of the allocation runs
+	due  time.Time // when it is given up
+}
+
+// shared reports whether a file, below the directory of the allocation, is in the directory of all its tasks.
+func shared(path string) bool { return strings.HasPrefix(path, "alloc/") }
+
+// shares reports whether the task has ended well, by itself, and what it has rendered is others' to read.
+func (t *task) shares() bool {
+	return !t.stopped && t.result.Successful() && slices.ContainsFunc(t.renderer.Paths(), shared)
+}
+
+// hold leaves what the run has to the other tasks of its allocation.
+func (t *task) hold() error {
+	handle, err := t.handle()
+	if err != nil {
+		return err
+	}
+	var data []byte
+	if err := base.MsgPackEncode(&data, handle); err != nil {
+		return fmt.Errorf("encode task handle: %w", err)
+	}
+	t.remember(func(r *state.Record) { r.Held, r.Ended = data, true })
+	t.d.hold(t.parkedRun())
+	return nil
+}
+
+// hold keeps what a run has left current, and parks it until no task of the allocation runs. Where it cannot be
+// rendered anew the files stay as they are, and the leases are renewed.
+func (d *Driver) hold(l *parkedRun) {
+	d.parking.takeOver(l)
+	held := &parkedRun{record: l.record, credentials: l.credentials}
+	if t, err := d.holder(l); err != nil {
+		d.logger.Warn("what a task has left for others is not rendered anew", "task", l.record.Key, "error", err)
+	} else {
+		held = t.parkedRun()
+		held.seal = t.letGo
+		go t.keepCurrent()
+	}
+	held.held.due = time.Now().Add(claimedWithin)
+	d.parking.park(held, 0)
+}
+
+// holder returns a run of the task that has no process.
+func (d *Driver) holder(l *parkedRun) (*task, error) {
+	var handle drivers.TaskHandle
+	if err := base.MsgPackDecode(l.record.Held, &handle); err != nil {
+		return nil, fmt.Errorf("decode task handle: %w", err)
+	}
+	t, err := d.fromHandle(&handle)
+	if err != nil {
+		return nil, err
+	}
+	t.pipes.Close() // the log ended with the process
+	t.record = l.record
+	t.current, t.renderTimer = &render.Generation{Output: l.record.Once}, time.After(0)
+	t.adopt(l)
+	return t, nil
+}
+
+// keepCurrent renders what is new into alloc/ until the run is let go. There is no process that could be told.
+func (t *task) keepCurrent() {
+	defer close(t.done)
+	_ = t.guard("keeping what it has left", func() error { // the log has it
+		t.reminder = time.NewTicker(remindEvery)
+		defer t.reminder.Stop()
+		for t.ctx.Err() == nil {
+			t.heldStep()
+		}
+		return nil
+	})
+	t.giveUp()
+	t.credentials.Pause()
+}
+
+// heldStep waits for whatever comes first. What a new generation replaces is left to end by its TTL, since nobody knows
+// who still uses it.
+func (t *task) heldStep() {
+	select {
+	case <-t.ctx.Done():
+	case <-t.credentials.Changed():
+		t.save()
+		t.debounce()
+	case <-t.renderTimer:
+		t.render()
+	case r := <-t.rendered:
+		t.handleRendered(r)
+	case <-t.actTimer:
+		t.say("rendered anew: %s; nobody is told, since the task has ended", t.pending)
+		t.event("Secrets changed: %s; the task has ended", t.pending)
+		t.commitDelivered(-1)
+	case <-t.reminder.C:
+		t.remind()
+	}
+}
+
+// letGo ends what a run that is held does. It belongs to another run now, or is to be revoked.
+func (t *task) letGo() {
+	t.cancel()
+	<-t.done
+	t.seal()
+}
+
+// needed reports whether a task of the allocation may need what l has left. Until the first one is seen, the next may
+// still be on its way: its image is pulled, or the agent that is to start it is itself being started.
+func (p *parking) needed(l *parkedRun) bool {
+	if l.record.Held == nil || gone(l.record.AllocDir) {
+		return false
+	}
+	now := time.Now()
+	if p.inUse(l.record) {
+		l.held = holding{seen: true, due: now.Add(unneededAfter)}
+	}
+	if now.Before(l.held.due) {
+		return true
+	}
+	p.logger.Info("no task of the allocation runs any more: revoking what one has left for them", "task", l.record.Key)
+	return false
+}
+
+// inUse reports whether Nomad has a task of the allocation that has not ended. Each task has the socket of the task API
+// from before its start until the allocation ends, also between its restarts and after its own end, whatever its driver
+// (client/allocrunner/taskrunner/api_hook.go). There is none where the agent is down, or where the path is longer than
+// a socket's may be: then processes tell.
+func (p *parking) inUse(r state.Record) bool {
+	entries, _ := os.ReadDir(r.AllocDir) // of an allocation that has gone there is none
+	for _, entry := range entries {
+		info, err := os.Lstat(filepath.Join(r.AllocDir, entry.Name(), "secrets", "api.sock"))
+		if err == nil && info.Mode()&os.ModeSocket != 0 {
+			return true
+		}
+	}
+	inner, can := p.inner.(Sweeper)
+	return can && inner.RunsAny(taskOf(r))
+}
