@@ -35,7 +35,7 @@ var examples = map[string]struct {
 	"pki.nomad.hcl": {task: "hello", before: `(?m)^-----BEGIN CERTIFICATE-----$`},
 	"secret.nomad.hcl": {task: "hello", put: putKV("hello-secret"), before: `(?m)^\{"greeting":"good morning"\}$`,
 		after: `(?m)^\{"greeting":"good night"\}$`},
-	"init.nomad.hcl": {task: "main", put: putKV("hello-init"), before: "(?m)^good morning$", after: "(?m)^good night$"},
+	"init.nomad.hcl":  {task: "main", put: putKV("hello-init"), before: "(?m)^good morning$", after: "(?m)^good night$"},
 	"setup.nomad.hcl": {task: "hello", before: "(?m)^good morning$", own: true}, // which setup.sh wrote
 	"nomad-token.nomad.hcl": {task: "hello", put: putKV("hello-nomad-token"), before: "(?m)^good morning$",
 		after: "(?m)^good night$",

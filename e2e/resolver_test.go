@@ -83,3 +83,42 @@ func TestExecTaskWithSystemdResolved(t *testing.T) {
 		return nil
 	})
 }
+
+// TestResolvConfOfExecTasks: as under Nomad's own exec, it is the host's unless the group has a dns block, also after a
+// restart by the driver.
+func TestResolvConfOfExecTasks(t *testing.T) {
+	t.Parallel()
+	host, err := os.ReadFile("/etc/resolv.conf")
+	must.NoError(t, err)
+	const dns = "dns {\n servers = [\"192.0.2.1\", \"192.0.2.2\"]\n searches = [\"example.org\", \"corp.example\"]\n" +
+		"options = [\"ndots:2\", \"timeout:1\"]\n }\n"
+	const made = "nameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch example.org corp.example\noptions ndots:2 timeout:1\n"
+	for name, c := range map[string]struct{ network, want string }{
+		"bridge":         {"mode = \"bridge\"\n", string(host)},
+		"bridge-and-dns": {"mode = \"bridge\"\n" + dns, made},
+		"host":           {"mode = \"host\"\n", string(host)},
+		"host-and-dns":   {"mode = \"host\"\n" + dns, made},
+		"servers-alone":  {"mode = \"bridge\"\n dns {\n servers = [\"192.0.2.1\"]\n }\n", "nameserver 192.0.2.1\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := common(t)
+			ctx := within(t, 2*time.Minute)
+			j := job{Name: "resolv-" + name, Driver: "vault-exec", Group: "network {\n" + c.network + "}"}
+			put(t, s, j, map[string]any{"color": "green"})
+			j.Config = file("local/color", inJob(j, "color"), onRestart)
+			_, alloc := register(t, s, shell(j, stay))
+			must.NoError(t, alloc.Running(ctx))
+			resolver := func() string {
+				stdout, stderr, code := execute(t, alloc, j, false, "", "cat /etc/resolv.conf")
+				must.Eq(t, 0, code, must.Sprint(stderr))
+				return stdout
+			}
+			must.Eq(t, c.want, resolver())
+			put(t, s, j, map[string]any{"color": "red"})
+			_, err := alloc.Event(ctx, j.Name, "restarted by "+j.Driver)
+			must.NoError(t, err)
+			must.Eq(t, c.want, resolver())
+		})
+	}
+}
