@@ -72,11 +72,21 @@ type wrapped struct {
 	deaf  bool                     // its processes do not stop before they are killed, when the timeout of a stop is over
 	lost  error                    // what WaitTask tells in place of how a process ended; its status knows that
 	exec  func(cmd []string) (*drivers.ExecTaskResult, error)
+	user  []int // the number of the user whom its images name, and those of its groups
 }
 
 func newWrapped(ctx context.Context, m *machine) *wrapped {
 	return &wrapped{ctx: ctx, m: m, tasks: map[string]*process{}, fails: map[string]error{},
 		takes: map[string]time.Duration{}, out: map[string]bool{}}
+}
+
+// StartTaskAs is what docker has for files.
+func (w *wrapped) StartTaskAs(cfg *drivers.TaskConfig, runsAs func(uid int, gids []int)) (
+	*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	if w.user != nil {
+		runsAs(w.user[0], w.user[1:])
+	}
+	return w.StartTask(cfg)
 }
 
 // call records a call, lets it take its time and returns the error it is to fail with.

@@ -348,19 +348,6 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 	return network, t.watch()
 }
 
-// A concealer is a wrapped driver that logs what it does. Until reveal is called its log does not have the values.
-type concealer interface {
-	Conceal(values map[string]string) (reveal func())
-}
-
-// startWrapped starts the wrapped task. Nomad's drivers log the options of the tasks that they start.
-func (t *task) startWrapped(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
-	if c, logs := t.d.inner.(concealer); logs {
-		defer c.Conceal(t.current.Options.Values())()
-	}
-	return t.d.inner.StartTask(cfg)
-}
-
 // wrappedConfig returns the configuration for the wrapped driver. That opens the log pipes as root, so it gets paths
 // that the task cannot redirect.
 func (t *task) wrappedConfig() (cfg *drivers.TaskConfig, err error) {

@@ -122,3 +122,37 @@ func TestAWrongRegistryPasswordFailsTheStart(t *testing.T) {
 	must.SliceEmpty(t, search(t, s, map[string]string{"password": wrong}))
 	eventually(t, slack, func() error { return leftBehind(t, s, registered.ID, alloc) })
 }
+
+// TestFilesOfAnImagesUser: the image names who runs in the container, and numbers its users by itself.
+func TestFilesOfAnImagesUser(t *testing.T) {
+	t.Parallel()
+	s, ctx := common(t), within(t, 3*time.Minute)
+	for user, uid := range map[string]int{"1000": 1000, "nobody": 65534} {
+		t.Run(user, func(t *testing.T) {
+			image, err := s.ImageWithUser(ctx, user)
+			must.NoError(t, err)
+			j := job{Name: "image-user-" + user, Driver: "vault-docker", Args: []string{"show"}}
+			path := "kv/data/default/" + j.Name + "/config"
+			j.Config = fmt.Sprintf("secret \"color\" {\n path = %q\n key = \"color\"\n change_mode = \"noop\"\n"+
+				"poll_interval = \"5s\"\n}\n", path) + file("secrets/roots", "x", "perms = \"0600\"")
+			put(t, s, j, map[string]any{"color": "green"})
+			_, alloc := register(t, s, strings.Replace(j.spec(), stack.Image, image, 1))
+			must.NoError(t, alloc.Running(ctx))
+			_, err = alloc.Event(ctx, j.Name,
+				fmt.Sprintf("the container's user %d cannot read secrets/roots: set uid = %d there, or other perms", uid, uid))
+			must.NoError(t, err)
+			reads := func(color string) error {
+				out, stderr, code, err := alloc.Exec(ctx, j.Name, false, "", "cat", "/secrets/color")
+				if err == nil && (code != 0 || out != color) {
+					err = fmt.Errorf("it reads %q, exit code %d: %s", out, code, stderr)
+				}
+				return err
+			}
+			must.NoError(t, reads("green"))
+			put(t, s, j, map[string]any{"color": "blue"})
+			eventually(t, slack, func() error { return reads("blue") })
+			stop(t, ctx, s, alloc, j)
+			eventually(t, slack, func() error { return leftBehind(t, s, j.Name, alloc) })
+		})
+	}
+}

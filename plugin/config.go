@@ -153,9 +153,10 @@ func decode(raw []byte) (pluginOptions, error) {
 }
 
 // forDriver is what package driver needs of it. An error names the field.
-func (c pluginOptions) forDriver(name string) (config.Operator, error) {
+func (c pluginOptions) forDriver(wraps, name string) (config.Operator, error) {
+	d := wrapped.Find(wraps)
 	out := config.Operator{Name: name, Clusters: c.clusters(), StateDir: c.StateDir, DeniedUsers: c.DeniedUsers,
-		AuthRegistries: c.AuthRegistries, Allow: c.allowed()}
+		AuthRegistries: c.AuthRegistries, Allow: c.allowed(), DefaultUser: d.User, ImageUser: d.PullsImages}
 	for _, d := range []struct {
 		field, value string
 		to           *time.Duration

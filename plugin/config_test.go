@@ -57,7 +57,7 @@ func decoded(t *testing.T, p *Plugin, body string) config.Operator {
 	must.NoError(t, err)
 	own, err := decode(raw)
 	must.NoError(t, err)
-	c, err := own.forDriver(p.name)
+	c, err := own.forDriver(p.wraps, p.name)
 	must.NoError(t, err)
 	return c
 }

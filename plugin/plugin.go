@@ -110,11 +110,10 @@ func (p *Plugin) SetConfig(c *base.Config) error {
 	if err != nil {
 		return err
 	}
-	conf, err := own.forDriver(p.name)
+	conf, err := own.forDriver(p.wraps, p.name)
 	if err != nil {
 		return err
 	}
-	conf.DefaultUser = wrapped.Find(p.wraps).User
 	if err := p.inner.SetConfig(c); err != nil {
 		return fmt.Errorf("configure %s: %w", p.wraps, err)
 	}

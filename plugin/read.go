@@ -35,7 +35,7 @@ func ReadConfig(ctx context.Context, wraps, name string, block map[string]any) (
 	if err != nil {
 		return config.Operator{}, err
 	}
-	conf, err := own.forDriver(name)
+	conf, err := own.forDriver(wraps, name)
 	if err == nil {
 		err = p.Configure(conf)
 	}

@@ -25,6 +25,7 @@ type Operator struct {
 	AuthRegistries  []string      // to which credentials of auth.vault_path may go, any where empty
 	Allow           Allow         // policies that tasks may ask for
 	DefaultUser     string        // who a task runs as that names no user, empty when the wrapped driver does not say
+	ImageUser       bool          // images name users, and know those that tasks name
 }
 
 // Validate returns an error that names the field for the first value that cannot be meant.

@@ -35,6 +35,7 @@ type Generation struct {
 	Output   map[string][]byte // by the keys of parts; those that are not there are not in it
 	env      map[string]string // to be set in the task
 	Files    []template.File   // to be written, with the paths below the allocation's directory
+	owned    map[string]whose  // by these paths, what of a file is the task's user's
 	Absent   []string          // such paths where there must be no file
 	Sums     map[string]string // of each output and of each token that is shown
 	Auth     *imageAuth        // nil unless the wrapped driver is to have it
@@ -66,6 +67,8 @@ type Renderer struct {
 	asked  []string     // the vault blocks that blocks always ask
 	budget *template.Budget
 	owner  owner // of token files and of what secret and pki blocks make
+
+	told *owner // by the wrapped driver, nil before
 }
 
 // Format keeps the secrets out of logs, errors and panics.
@@ -112,7 +115,10 @@ func (r *Renderer) Prepare() error {
 			asked = append(asked, b.Vault)
 		}
 	}
-	owner, err := taskOwner(r.cfg, r.conf, r.blocks, r.op.DefaultUser)
+	owner, err := taskOwner(r.cfg, r.conf, r.blocks, r.op)
+	if r.told != nil {
+		owner = *r.told
+	}
 	r.Funcs, r.asked, r.owner, r.ready = funcs, asked, owner, err == nil
 	return err
 }
@@ -196,7 +202,7 @@ func (r *Renderer) Render(ctx context.Context, last *Generation, fresh bool) (*G
 	if err := r.Prepare(); err != nil {
 		return nil, err
 	}
-	g := &Generation{conf: r.conf, blocks: r.blocks, Snapshot: r.credentials.Snapshot(fresh),
+	g := &Generation{conf: r.conf, blocks: r.blocks, owned: map[string]whose{}, Snapshot: r.credentials.Snapshot(fresh),
 		Output: map[string][]byte{}, Sums: map[string]string{}}
 	var err error
 	if g.env, err = r.tokenEnv(ctx, g.Snapshot); err != nil {
@@ -336,6 +342,7 @@ func (r *Renderer) add(g *Generation, b *block, names map[string]string) error {
 		g.Sums[p.key] = sum(data)
 		if p.path != "" {
 			g.Files = append(g.Files, r.file(b, p, data))
+			g.owned[p.path] = whose{b.secret && b.UID < 0, b.secret && b.GID < 0}
 		}
 		if p.env == nil {
 			continue
@@ -399,6 +406,7 @@ func (r *Renderer) addToken(ctx context.Context, g *Generation, v *config.Vault)
 	if v.File {
 		g.Files = append(g.Files, template.File{Path: r.below(tokenFile(v.Name)), Data: []byte(token), Perm: 0o600,
 			UID: r.owner.uid, GID: r.owner.gid})
+		g.owned[r.below(tokenFile(v.Name))] = whose{true, true}
 	}
 	return nil
 }
@@ -482,9 +490,35 @@ func merged(first, second map[string]string) map[string]string {
 // owner of a file, -1 for the plugin's own.
 type owner struct{ uid, gid int }
 
-// taskOwner returns the task's user where a block wants a file to belong to it, else -1. An image's own users are not
-// known here: where neither the job nor the wrapped driver names a user, the file is root's.
-func taskOwner(cfg *drivers.TaskConfig, conf *config.Task, blocks []*block, byDefault string) (owner, error) {
+// whose says whether the user and the group of a file are the task's.
+type whose struct{ uid, gid bool }
+
+// Own returns g, which may be nil, with the files of the task's user belonging to that one, as those of all later
+// generations do: where an image decides who that is, it is known when the first generation was written.
+func (r *Renderer) Own(g *Generation, uid, gid int) *Generation {
+	r.owner = owner{uid, gid}
+	r.told = &r.owner
+	if g == nil {
+		return nil
+	}
+	owned := *g
+	owned.Files = slices.Clone(g.Files)
+	for i := range owned.Files {
+		f := &owned.Files[i]
+		if g.owned[f.Path].uid {
+			f.UID = uid
+		}
+		if g.owned[f.Path].gid {
+			f.GID = gid
+		}
+	}
+	return &owned
+}
+
+// taskOwner returns the task's user where a block wants a file to belong to it, else -1. Where neither the job nor the
+// wrapped driver names a user, the file is root's. An image can name one, and has numbers of its own: what this host
+// has is a guess then, until Own is called.
+func taskOwner(cfg *drivers.TaskConfig, conf *config.Task, blocks []*block, op config.Operator) (owner, error) {
 	whose, otherwise := "", ""
 	for _, v := range conf.Vaults {
 		if v.File {
@@ -497,12 +531,15 @@ func taskOwner(cfg *drivers.TaskConfig, conf *config.Task, blocks []*block, byDe
 			whose, otherwise = b.name, ", or set uid and gid in this block"
 		}
 	}
-	runsAs := cmp.Or(cfg.User, byDefault)
+	runsAs := cmp.Or(cfg.User, op.DefaultUser)
 	if whose == "" || runsAs == "" {
 		return owner{-1, -1}, nil
 	}
 	name, group, _ := strings.Cut(runsAs, ":")
 	uid, gid, err := config.LookupUser(name)
+	if err != nil && op.ImageUser {
+		return owner{-1, -1}, nil
+	}
 	if err != nil {
 		return owner{}, fmt.Errorf("%s: user %q: %w%s", whose, runsAs, err, otherwise)
 	}

@@ -66,7 +66,7 @@ func Review(op config.Operator, cfg *drivers.TaskConfig, conf config.Task) (all 
 			all.OnDisk = append(all.OnDisk, b.name)
 		}
 	}
-	if _, err := taskOwner(cfg, &conf, r.blocks, op.DefaultUser); err != nil {
+	if _, err := taskOwner(cfg, &conf, r.blocks, op); err != nil {
 		return all, err
 	}
 	all.Vaults, err = uses(op, conf, asked)

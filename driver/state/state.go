@@ -64,6 +64,7 @@ type Record struct {
 	Once       map[string][]byte  // output of blocks that are rendered once
 	Sessions   map[string]Session // by the vault block's name
 	Kept       []Session          `json:",omitempty"` // which the plugin process could not adopt
+	Owner      []int              `json:",omitempty"` // user and group of the task, where the wrapped driver told them
 	AllocDir   string
 	Files      []string // below AllocDir, to be removed in the end
 

@@ -31,8 +31,8 @@ import (
 	"nomad-driver-vault/internal/need"
 )
 
-// RequireDocker makes sure of an engine that has stack.Image, or skips like need.Skip.
-func RequireDocker(t *testing.T) {
+// RequireDocker makes sure of an engine that has stack.Image, or skips like need.Skip. The stack has no more than that.
+func RequireDocker(t *testing.T) *stack.Stack {
 	t.Helper()
 	for _, part := range stack.Missing() {
 		if part == "Docker" || part == "a static busybox" {
@@ -45,6 +45,7 @@ func RequireDocker(t *testing.T) {
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, s.Close()) })
 	must.True(t, s.Docker)
+	return s
 }
 
 // Encode takes the body of a config block the way of an agent's configuration or a job: HCL, the driver's schema,

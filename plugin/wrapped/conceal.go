@@ -16,6 +16,9 @@ import (
 type concealer struct {
 	mu     sync.RWMutex
 	hidden map[*strings.Replacer]bool
+
+	// line is called with each line of Nomad's driver, as that wrote it, unless it is nil.
+	line func(msg string, args []any)
 }
 
 func newConcealer() *concealer { return &concealer{hidden: map[*strings.Replacer]bool{}} }
@@ -70,6 +73,9 @@ type concealed struct {
 
 // Log, and the methods below it, write a line of that level.
 func (l concealed) Log(level hclog.Level, msg string, args ...any) {
+	if l.from.line != nil {
+		l.from.line(msg, args)
+	}
 	l.Logger.Log(level, msg, l.from.conceal(args)...)
 }
 

@@ -23,6 +23,7 @@ type dockerDriver struct {
 	*concealer
 	engine  *client.Client // what Nomad's driver asks too, set before the first start
 	stopped sync.Map       // IDs of the tasks that were asked to stop
+	asking  sync.Map       // the functions that StartTaskAs was given, by the names of containers
 	logger  hclog.Logger
 }
 

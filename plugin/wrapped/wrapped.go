@@ -56,7 +56,9 @@ var all = map[string]Driver{
 		New: func(ctx context.Context, logger hclog.Logger) drivers.DriverPlugin {
 			c := newConcealer()
 			nomads := docker.NewDockerDriver(ctx, c.log(logger)).(containerDriver)
-			return &dockerDriver{containerDriver: nomads, concealer: c, logger: logger}
+			d := &dockerDriver{containerDriver: nomads, concealer: c, logger: logger}
+			c.line = func(msg string, args []any) { d.created(ctx, msg, args) }
+			return d
 		},
 		ChangeDefaults: keepForeignContainers,
 		PullsImages:    true,
