@@ -11,10 +11,10 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// TestAllocExecThatCannotStart: a command that is not there is answered at once. One that the task's user may not
-// execute hangs in Nomad's executor for good, with all that is asked of the task after it: its credentials end in time
-// with a stop all the same. Beside it, the task has of the agent's environment what Nomad's exec has, and a destination
-// as in Nomad's block.
+// TestAllocExecThatCannotStart: a command that is not there, or that the task's user may not execute, is answered at
+// once. By a relative path it is not looked up, and hangs in Nomad's executor for good, with all that is asked of the
+// task after it: its credentials end in time with a stop all the same. Beside it, the task has of the agent's
+// environment what Nomad's exec has, and a destination as in Nomad's block.
 func TestAllocExecThatCannotStart(t *testing.T) {
 	t.Parallel()
 	s := common(t)
@@ -26,12 +26,18 @@ func TestAllocExecThatCannotStart(t *testing.T) {
 	alloc := run(t, s, j)
 	ctx := within(t, 2*time.Minute)
 	must.NoError(t, alloc.Running(ctx))
-	for command, says := range map[string]string{
-		"nope": `command "nope": not found in the task's PATH`, "/local/nope": "the task's root has no such executable file"} {
+	for command, want := range map[string]struct {
+		code int
+		says string
+	}{
+		"nope":         {127, `command "nope": not found in the task's PATH`},
+		"/local/nope":  {127, "the task's root has no such executable file"},
+		"/local/roots": {126, `command "/local/roots": the task's user may not execute it: permission denied`},
+	} {
 		_, stderr, code, err := alloc.Exec(within(t, 10*time.Second), j.Name, false, "", command)
 		must.NoError(t, err)
-		must.Eq(t, 127, code)
-		must.StrContains(t, stderr, says)
+		must.Eq(t, want.code, code)
+		must.StrContains(t, stderr, want.says)
 	}
 	out, _, code, err := alloc.Exec(ctx, j.Name, false, "", "sh", "-c", "cat /alloc/data/color; echo; echo green of $PATH")
 	must.NoError(t, err)
@@ -40,7 +46,7 @@ func TestAllocExecThatCannotStart(t *testing.T) {
 	must.Eq(t, lines[1], lines[0], must.Sprint("templates see the environment that the task has"))
 	must.Eq(t, "green of /opt/app:"+os.Getenv("PATH"), lines[0])
 
-	go func() { _, _, _, _ = alloc.Exec(ctx, j.Name, false, "", "/local/roots") }()
+	go func() { _, _, _, _ = alloc.Exec(ctx, j.Name, false, "", "local/roots") }()
 	eventually(t, 20*time.Second, func() error {
 		_, _, _, err := alloc.Exec(within(t, 2*time.Second), j.Name, false, "", "true")
 		if err == nil {

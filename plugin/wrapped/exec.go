@@ -1,6 +1,7 @@
 package wrapped
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,6 +57,7 @@ type execDriver struct {
 	*concealer
 	config   execConfig // set before the first start
 	roots    *execroot.Builder
+	users    sync.Map // numbers of the users of the tasks, by ID
 	taskDirs sync.Map // directories of the tasks that were started in a root of ours, by ID
 	logger   hclog.Logger
 }
@@ -140,6 +142,7 @@ func (d *execDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *d
 	if err := guard(cfg); err != nil {
 		return nil, nil, err
 	}
+	d.rememberUser(cfg)
 	if !d.buildsRoots() {
 		d.warnOfSecrets(cfg)
 		return d.processDriver.StartTask(cfg)
@@ -163,10 +166,21 @@ func (d *execDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *d
 // RecoverTask takes over a task that an earlier plugin process has started.
 func (d *execDriver) RecoverTask(handle *drivers.TaskHandle) error {
 	err := d.processDriver.RecoverTask(handle)
-	if err == nil && d.buildsRoots() && handle != nil && handle.Config != nil {
+	if err != nil || handle == nil || handle.Config == nil {
+		return err
+	}
+	d.rememberUser(handle.Config)
+	if d.buildsRoots() {
 		d.taskDirs.Store(handle.Config.ID, handle.Config.TaskDir().Dir)
 	}
-	return err
+	return nil
+}
+
+// rememberUser notes who a task runs as, and what nomad alloc exec runs in it.
+func (d *execDriver) rememberUser(cfg *drivers.TaskConfig) {
+	if uid, known := uidOf(cmp.Or(cfg.User, Find("exec").User)); known {
+		d.users.Store(cfg.ID, uid)
+	}
 }
 
 // DestroyTask removes the task, and the mount points that the executor has made in its directory.
@@ -175,6 +189,7 @@ func (d *execDriver) DestroyTask(id string, force bool) error {
 	if err != nil && !errors.Is(err, drivers.ErrTaskNotFound) {
 		return err
 	}
+	d.users.Delete(id)
 	if dir, started := d.taskDirs.LoadAndDelete(id); started {
 		if err := d.roots.RemoveMountPoints(dir.(string)); err != nil {
 			d.logger.Warn("cannot remove the mount points of a task", "path", dir, "error", err)
