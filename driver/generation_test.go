@@ -1,7 +1,9 @@
 package driver
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -338,4 +340,48 @@ func TestTemplateSeesTheTokenAndTheNode(t *testing.T) {
 		must.Eq(t, want(), h.file("secrets/conf"))
 		must.SliceContains(t, r.process().signals, "SIGHUP")
 	})
+}
+
+// As Nomad has it with the token that it derives: its variables do not replace what the job sets.
+func TestVariablesOfTheJobStay(t *testing.T) {
+	const address = "http://127.0.0.1:8200"
+	for sentence, c := range map[string]struct {
+		env      map[string]string // of the job, or of the agent
+		template string
+		agents   string // its VAULT_ADDR
+		derived  bool
+		token    string // the one that was made where empty
+		address  string
+	}{
+		"none":               {address: address},
+		"an address":         {env: map[string]string{"VAULT_ADDR": "http://proxy"}, address: "http://proxy"},
+		"a token of its own": {env: map[string]string{"VAULT_TOKEN": "its own"}, token: "its own", address: address},
+		"of a template":      {template: "VAULT_ADDR=http://proxy", address: "http://proxy"},
+		"of the agent": {env: map[string]string{"VAULT_ADDR": "http://agent"}, agents: "http://agent",
+			address: address},
+		"the job's and another's": {env: map[string]string{"VAULT_ADDR": "http://proxy"}, agents: "http://agent",
+			address: "http://proxy"},
+		"the token of Nomad's": {env: map[string]string{"VAULT_TOKEN": "hvs.before"}, derived: true, address: address},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			if c.agents != "" {
+				t.Setenv("VAULT_ADDR", c.agents)
+			}
+			bubble(t, func(h *host) {
+				cfg := h.job("args = [\"$(VAULT_ADDR)\"]\nvault {\n role = \"app\"\n env = true\n}\n" +
+					templateHCL("secrets/env", cmp.Or(c.template, "A=b"), "env = true"))
+				maps.Copy(cfg.Env, c.env)
+				if c.derived {
+					must.NoError(t, os.Mkdir(filepath.Join(h.alloc, "web/private"), 0o755))
+					h.put("web/private/vault_token", "hvs.derived")
+				}
+				handle, _, err := h.StartTask(cfg)
+				must.NoError(t, err)
+				r := &run{h, cfg, handle}
+				must.Eq(t, c.address, r.process().env["VAULT_ADDR"])
+				must.Eq(t, cmp.Or(c.token, only(t, h.Tokens())), r.process().env["VAULT_TOKEN"])
+				must.Eq(t, []string{c.address}, r.process().args)
+			})
+		})
+	}
 }

@@ -27,11 +27,16 @@ func nomadToken(block config.Vault, cfg *drivers.TaskConfig) func() (string, err
 	if _, err := source.Peek(); !errors.Is(err, identity.ErrAbsent) {
 		return nil
 	}
-	read := func() (string, error) { return readNomadToken(cfg.TaskDir().Dir) }
-	if _, err := read(); errors.Is(err, os.ErrNotExist) {
+	if !HasNomadToken(cfg) {
 		return nil
 	}
-	return read
+	return func() (string, error) { return readNomadToken(cfg.TaskDir().Dir) }
+}
+
+// HasNomadToken reports whether Nomad has derived a token for the task.
+func HasNomadToken(cfg *drivers.TaskConfig) bool {
+	_, err := readNomadToken(cfg.TaskDir().Dir)
+	return !errors.Is(err, os.ErrNotExist)
 }
 
 // readNomadToken reads the token that Nomad derived for the task with that directory. No task sees the file, yet it

@@ -411,7 +411,8 @@ func (r *Renderer) addToken(ctx context.Context, g *Generation, v *config.Vault)
 	return nil
 }
 
-// tokenEnv returns the variables of the vault block that shows its token as such, of which there is one at most.
+// tokenEnv returns the variables of the vault block that shows its token as such, of which there is one at most. What
+// the job's env block sets wins, as with the token that Nomad derives (client/taskenv/env.go).
 func (r *Renderer) tokenEnv(ctx context.Context, from *credentials.Snapshot) (map[string]string, error) {
 	env := map[string]string{}
 	for _, v := range r.conf.Vaults {
@@ -430,8 +431,22 @@ func (r *Renderer) tokenEnv(ctx context.Context, from *credentials.Snapshot) (ma
 		if namespace := cmp.Or(v.Namespace, cluster.Namespace); namespace != "" {
 			env["VAULT_NAMESPACE"] = namespace
 		}
+		for name := range env {
+			if r.isOfJob(name) {
+				env[name] = r.cfg.Env[name]
+			}
+		}
 	}
 	return env, nil
+}
+
+// isOfJob reports whether the job sets a variable of the vault command, and not Nomad, which adds the token that it
+// derives, or the agent, whose own variables raw_exec tasks have.
+func (r *Renderer) isOfJob(name string) bool {
+	value, set := r.cfg.Env[name]
+	agents, inherited := os.LookupEnv(name)
+	derived := name == "VAULT_TOKEN" && credentials.HasNomadToken(r.cfg)
+	return set && !derived && !(inherited && agents == value)
 }
 
 // visible is what templates see as the environment: the task's, the variables of its token, and what is known of the
