@@ -44,11 +44,16 @@ func (n *Nomad) Run(ctx context.Context, spec string, vars map[string]string) (*
 	if err != nil {
 		return nil, fmt.Errorf("parse jobspec: %w", err)
 	}
-	resp, _, err := n.API.Jobs().Register(parsed, writing(ctx))
+	return n.RunJob(ctx, parsed)
+}
+
+// RunJob is Run for a job that is parsed already.
+func (n *Nomad) RunJob(ctx context.Context, job *nomad.Job) (*Job, error) {
+	resp, _, err := n.API.Jobs().Register(job, writing(ctx))
 	if err != nil {
-		return nil, fmt.Errorf("register job %s: %w", *parsed.ID, err)
+		return nil, fmt.Errorf("register job %s: %w", *job.ID, err)
 	}
-	j := &Job{ID: *parsed.ID, nomad: n}
+	j := &Job{ID: *job.ID, nomad: n}
 	return j, j.placed(ctx, resp.EvalID)
 }
 

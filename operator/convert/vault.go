@@ -49,18 +49,9 @@ func (t *task) showToken(body *hclwrite.Body) {
 	inEnv := !known || env || t.vaultAttribute("env") == nil
 	if inEnv {
 		t.names["VAULT_TOKEN"] = true
-		t.lookAtAddress()
 	}
 	if body.GetAttribute("change_mode") == nil && (inEnv || body.GetAttribute("file") != nil) {
 		body.SetAttributeValue("change_mode", cty.StringVal("restart"))
-	}
-}
-
-// lookAtAddress names an address of Vault's that the job gives the task: the driver puts the cluster's in its place.
-func (t *task) lookAtAddress() {
-	if env := first(t.body, "env"); env != nil && env.Body.Attributes["VAULT_ADDR"] != nil {
-		t.find(env.Body.Attributes["VAULT_ADDR"].NameRange,
-			"VAULT_ADDR becomes the cluster's address: take it out, or write env = false into the vault block")
 	}
 }
 
@@ -82,7 +73,8 @@ func (t *task) refuseFields(body *hclwrite.Body) {
 		}
 	}
 	t.find(t.vaultAttribute("policies").NameRange,
-		"policies need a cluster with token_file in the plugin's configuration: for workload identities write role")
+		"policies need a cluster with token_file in the plugin's configuration: for workload identities write role, and "+
+			"the identity block that check prints")
 }
 
 func (t *task) hasIdentity(name string) bool {

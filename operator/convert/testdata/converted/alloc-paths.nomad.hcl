@@ -34,14 +34,19 @@ job "shared" {
           uid         = 1000
           gid         = 1000
         }
-
-        template {
-          data        = "{{ with secret \"kv/data/default/shared/tls\" }}{{ .Data.data.ca }}{{ end }}"
-          destination = "local/../../shared/ca.pem"
-        }
       }
       artifact {
-        source = "https://example.com/templates.tgz"
+        source      = "https://example.com/app.tpl"
+        destination = "${NOMAD_ALLOC_DIR}/data/app.tpl"
+        mode        = "file"
+      }
+    }
+
+    task "app" {
+      driver = "exec"
+      config {
+        command = "/bin/cat"
+        args    = ["/alloc/data/app.conf"]
       }
     }
   }

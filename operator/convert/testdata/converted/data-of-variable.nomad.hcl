@@ -1,5 +1,5 @@
 variable "settings" {
-  default = "{{ with secret \"kv/data/default/settings/config\" }}{{ .Data.data.color }}{{ end }}"
+  default = "COLOR={{ with secret \"kv/data/default/settings/config\" }}{{ .Data.data.color }}{{ end }}"
 }
 
 job "settings" {

@@ -4,6 +4,14 @@ job "dsn" {
       port "http" {}
     }
     task "dsn" {
+      meta {
+        tag = "3"
+      }
+      artifact {
+        source      = "https://example.com/more.env.tpl"
+        destination = "local/more.env.tpl"
+        mode        = "file"
+      }
       driver = "vault-docker"
 
       identity {

@@ -10,7 +10,9 @@ job "shared" {
       }
       vault {}
       artifact {
-        source = "https://example.com/templates.tgz"
+        source      = "https://example.com/app.tpl"
+        destination = "${NOMAD_ALLOC_DIR}/data/app.tpl"
+        mode        = "file"
       }
       template {
         source      = "../alloc/data/app.tpl"
@@ -23,9 +25,13 @@ job "shared" {
         uid         = 1000
         gid         = 1000
       }
-      template {
-        data        = "{{ with secret \"kv/data/default/shared/tls\" }}{{ .Data.data.ca }}{{ end }}"
-        destination = "local/../../shared/ca.pem"
+    }
+
+    task "app" {
+      driver = "exec"
+      config {
+        command = "/bin/cat"
+        args    = ["/alloc/data/app.conf"]
       }
     }
   }

@@ -1,0 +1,1 @@
+alloc: {{ env "NOMAD_ALLOC_NAME" }}

@@ -1,0 +1,1 @@
+MORE=of an artifact
