@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -231,18 +232,23 @@ func (m mistake) said(line string) bool {
 	return !slices.ContainsFunc(m.says, func(part string) bool { return !strings.Contains(line, part) })
 }
 
-// check makes the mistake and reads what Nomad shows: at once, on one line, with nothing started and nothing left
-// behind.
-func (m mistake) check(t *testing.T, s *stack.Stack, name string) {
-	j := job{Name: name, Driver: m.driver, Args: []string{"show"}, Config: leased + m.config, Group: m.group}
-	if j.Driver == "" {
-		j.Driver = "vault-exec"
-	}
-	spec := j.spec()
+// job is one with the mistake, and its jobspec.
+func (m mistake) job(t *testing.T, name string) (j job, spec string) {
+	t.Helper()
+	j = job{Name: name, Driver: cmp.Or(m.driver, "vault-exec"), Args: []string{"show"}, Config: leased + m.config,
+		Group: m.group}
+	spec = j.spec()
 	if m.old != "" {
 		spec = regexp.MustCompile(m.old).ReplaceAllLiteralString(spec, m.new)
 		must.NotEq(t, j.spec(), spec)
 	}
+	return j, spec
+}
+
+// check makes the mistake and reads what Nomad shows: at once, on one line, with nothing started and nothing left
+// behind.
+func (m mistake) check(t *testing.T, s *stack.Stack, name string) {
+	j, spec := m.job(t, name)
 	registered, alloc := register(t, s, spec)
 	failed, took := failure(t, alloc, name)
 	t.Log(failed)

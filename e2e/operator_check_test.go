@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -33,35 +34,35 @@ var flaws = map[string]flaw{
 	"an unknown role": {old: `role = "checked"`, new: `role = "chekced"`, says: []string{
 		`task "checked", vault "default"`, `role "chekced" could not be found`, `create role "chekced"`}},
 	"a role that is for another job": {old: `role = "checked"`, new: `role = "checked-bound"`, says: []string{
-		`role "checked-bound" of auth/jwt-nomad does not admit this job`, `nomad_job_id is "checked", and bound_claims wants one of ["another"]`}},
+		`role "checked-bound" of auth/jwt-nomad does not admit this job`, `claim "nomad_job_id" does not match any associated bound claim values`, `it is "checked", and bound_claims wants one of ["another"]`}},
 	"a role with a claim that nobody has": {old: `role = "checked"`, new: `role = "checked-claim"`, says: []string{
-		`user_claim of role "checked-claim"`, `set user_claim = "/nomad_job_id"`}},
+		`user_claim of role "checked-claim" of auth/jwt-nomad: claim "name" not found in token`, `set user_claim = "/nomad_job_id"`}},
 	"another audience": {old: `vault\.io`, new: `consul.io`, says: []string{
-		`aud is ["consul.io"]`, `wants one of ["vault.io"]`, `make aud of the task's identity block one of bound_audiences of role "checked"`}},
+		`audience claim does not match any expected audience`, `aud is ["consul.io"], and bound_audiences ["vault.io"]`, `make aud of the task's identity block one of bound_audiences of role "checked"`}},
 	"an unknown cluster": {old: `role = "checked"`, new: `cluster = "east"`, says: []string{
 		`vault "default": cluster "east" is unknown: the operator has configured "default", "west"`}},
 	"no identity": {old: `(?s)identity {.*?}`, says: []string{
-		`the task has no identity "vault"`, `add to the task:`}},
+		`identity "vault": no file secrets/nomad_vault.jwt`, `add to the task:`}},
 	"an identity that the task does not get": {old: `file = true`,
 		says: []string{`add to the identity block: file = true`}},
 	"a policy without the path": {config: renders(`{{ with secret "kv/data/default/another/config" }}{{ end }}`, ""),
 		says: []string{
-			`template "secrets/out" line 1: read kv/data/default/another/config is denied`,
+			`template "secrets/out" line 1: read kv/data/default/another/config: denied by Vault`,
 			`role "checked" grants the policies [default checked]; what is missing in one of them is: path "kv/data/default/another/config" { capabilities = ["read"] }` + "\n"}},
 	"a secret block that the policy does not allow": {config: "secret \"app\" {\n path = " +
 		"\"kv/default/another/config\"\n }\n", says: []string{
-		`secret "app": read kv/data/default/another/config is denied`}},
+		`secret "app": read kv/data/default/another/config: denied by Vault`}},
 	"a pki block that the policy does not allow": {config: "pki \"web\" {\n path = \"pki/issue/web\"\n cert_file = " +
 		"\"secrets/crt\"\n }\n", says: []string{
-		`pki "web": write pki/issue/web is denied`}},
+		`pki "web": write pki/issue/web: denied by Vault`}},
 	"a pki block that may not revoke": {config: "pki \"web\" {\n path = \"pki/issue/web\"\n cert_file = " +
 		"\"secrets/crt\"\n revoke = true\n }\n", says: []string{
-		`pki "web": write pki/revoke-with-key is denied`}},
+		`pki "web": write pki/revoke-with-key: denied by Vault`}},
 	"a policy with the paths of the vault command": {config: renders(`{{ with secret "kv/default/checked-words/config" }}{{ end }}`, ""), says: []string{
-		`read kv/data/default/checked-words/config is denied`, `write data/ after kv/ in the paths of the policies`}},
+		`read kv/data/default/checked-words/config: denied by Vault`, `write data/ after kv/ in the paths of the policies`}},
 	"a path of KV version 2 in version 1": {config: renders(`{{ with secret "checked-v1/data/config" }}{{ end }}`, ""),
 		says: []string{
-			`there is no secret at checked-v1/data/config`, `leave data/ out: the mount is KV version 1`}},
+			`read checked-v1/data/config: not found in Vault`, `leave data/ out: the mount is KV version 1`}},
 	"a field where version 1 has it": {config: renders("\n"+`{{ with secret "kv/default/checked/config" }}{{ .Data.color }}{{ end }}`, ""),
 		says: []string{`line 2: "kv/default/checked/config" is KV version 2: its fields are under .Data.data`, `write .Data.data.color`}},
 	"a field where version 2 has it": {config: renders(`{{ with secret "checked-v1/config" }}{{ .Data.data.color }}{{ end }}`, ""),
@@ -69,17 +70,17 @@ var flaws = map[string]flaw{
 	"a variable that nobody sets": {config: renders("${HOMER}", ""), says: []string{
 		`There is no variable named "HOMER"`}},
 	"a variable of Nomad's without an identity": {config: renders(`{{ nomadVarExists "a" }}`, ""), says: []string{
-		`template "secrets/out" asks Nomad, whose task API wants the task's own token`, `add to the task:`}},
+		`template "secrets/out": Nomad's task API wants the task's own token`, `add to the task:`}},
 	"a secret that nobody has written": {config: renders(`{{ with secret "kv/default/checked/none" }}{{ end }}`, ""),
 		says: []string{
-			`there is no secret at kv/data/default/checked/none`, `write it first, or correct the path`}},
+			`read kv/data/default/checked/none: not found in Vault`, `write it first, or correct the path`}},
 	"an engine that nobody has mounted": {config: renders(`{{ with secret "checked-none/config" }}{{ end }}`, ""),
 		says: []string{
-			`no secrets engine is mounted at checked-none/config`, `correct the path or the namespace`}},
+			`read checked-none/config: denied by Vault`, `no secrets engine is mounted there`, `correct the path or the namespace`}},
 	"a certificate that the policy does not allow": {config: renders(`{{ with pkiCert "checked-pki/issue/x" "common_name=x" }}{{ end }}`, ""), says: []string{
-		`write checked-pki/issue/x is denied`, `path "checked-pki/issue/x" { capabilities = ["create", "update"] }`}},
+		`write checked-pki/issue/x: denied by Vault`, `path "checked-pki/issue/x" { capabilities = ["create", "update"] }`}},
 	"a policy for the auth method of before": {old: `role = "checked"`, new: `role = "checked-stale"`, says: []string{
-		`read kv/data/default/checked/config is denied`, `{{identity.entity.aliases.auth_jwt_0.metadata.nomad_job_id}}`,
+		`read kv/data/default/checked/config: denied by Vault`, `{{identity.entity.aliases.auth_jwt_0.metadata.nomad_job_id}}`,
 		`which a login at auth/jwt-nomad does not have: run nomad-driver-vault setup`}},
 	"a template that is none": {config: renders(`{{ with secret }`, ""),
 		says: []string{`parse template "secrets/out": line 1`, `unexpected "}"`}},
@@ -123,29 +124,38 @@ func setUpChecked(t *testing.T, s *stack.Stack) {
 var asks = renders(`{{ with secret "kv/data/default/checked/config" }}{{ end }}{{ with secret "kv/default/${NOMAD_JOB_ID}/config" }}{{ end }}
 {{ with secret "checked-v1/config" }}{{ end }}{{ with secret "database/creds/checked" }}{{ end }}`, "")
 
+// checkedJob returns the file of a job with a flaw.
+func checkedJob(t *testing.T, config string, f flaw) string {
+	t.Helper()
+	text := job{Name: "checked", Driver: "vault-exec", Args: []string{"show"},
+		Config: "vault {\n role = \"checked\"\n }\n" + config}.spec()
+	changed := text
+	if f.old != "" {
+		changed = regexp.MustCompile(f.old).ReplaceAllLiteralString(text, f.new)
+		must.NotEq(t, text, changed)
+	}
+	return jobFile(t, changed)
+}
+
+// jobFile returns a file with a jobspec.
+func jobFile(t *testing.T, spec string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "job.nomad.hcl")
+	must.NoError(t, os.WriteFile(path, []byte(spec), 0o600))
+	return path
+}
+
 func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 	t.Parallel()
 	s := own(t, stack.Options{Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec")}, Postgres: true,
 		Clusters: []string{"west"}})
 	setUpChecked(t, s)
 	must.NoError(t, s.Vault.DatabaseRole(within(t, time.Minute), "checked", time.Hour, time.Hour))
-	spec := func(t *testing.T, config string, f flaw) string {
-		text := job{Name: "checked", Driver: "vault-exec", Args: []string{"show"},
-			Config: "vault {\n role = \"checked\"\n }\n" + config}.spec()
-		changed := text
-		if f.old != "" {
-			changed = regexp.MustCompile(f.old).ReplaceAllLiteralString(text, f.new)
-			must.NotEq(t, text, changed)
-		}
-		path := filepath.Join(t.TempDir(), "job.nomad.hcl")
-		must.NoError(t, os.WriteFile(path, []byte(changed), 0o600))
-		return path
-	}
 	agent := "-config=" + filepath.Join(s.Dir, "client.hcl")
 
 	t.Run("a job that is right", func(t *testing.T) {
 		for _, args := range [][]string{nil, {agent}} {
-			out, code := operate(t, s, "", append([]string{"check", "-job=" + spec(t, asks, flaw{})}, args...)...)
+			out, code := operate(t, s, "", append([]string{"check", "-job=" + checkedJob(t, asks, flaw{})}, args...)...)
 			must.Zero(t, code, must.Sprint(out))
 			for _, says := range []string{
 				`ok       task "checked": 1 of 1 clients have the driver vault-exec`,
@@ -174,11 +184,7 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 	for _, sentence := range slices.Sorted(maps.Keys(flaws)) {
 		f := flaws[sentence]
 		t.Run(sentence, func(t *testing.T) {
-			config := f.config
-			if config == "" {
-				config = asks
-			}
-			file := spec(t, config, f)
+			file := checkedJob(t, cmp.Or(f.config, asks), f)
 			for _, args := range [][]string{nil, {agent}} {
 				out, code := operate(t, s, "", append([]string{"check", "-job=" + file}, args...)...)
 				must.Eq(t, 1, code, must.Sprint(out))
@@ -199,7 +205,7 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 		})
 	}
 	t.Run("a path that only the task knows is a warning", func(t *testing.T) {
-		file := spec(t, renders(`{{ with secret (printf "kv/data/default/%s/config" (env "X")) }}{{ end }}{{ secret "kv/${node.unique.id}" }}`, ""), flaw{})
+		file := checkedJob(t, renders(`{{ with secret (printf "kv/data/default/%s/config" (env "X")) }}{{ end }}{{ secret "kv/${node.unique.id}" }}`, ""), flaw{})
 		out, code := operate(t, s, "", "check", "-job="+file)
 		must.Zero(t, code, must.Sprint(out))
 		must.Eq(t, 2, strings.Count(out, "only the task knows the path"))
@@ -209,19 +215,19 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 			&vault.TokenCreateRequest{Policies: []string{"default"}})
 		must.NoError(t, err)
 		out, code := operateWith(t, s, []string{"VAULT_TOKEN=" + token.Auth.ClientToken}, "", "check",
-			"-job="+spec(t, asks, flaw{}))
+			"-job="+checkedJob(t, asks, flaw{}))
 		must.Zero(t, code, must.Sprint(out))
 		must.StrContains(t, out, `has role "checked", and Vault reads Nomad's keys`)
 		must.StrContains(t, out, "role and policies cannot be looked at: list auth methods: permission denied (403); set "+
 			"VAULT_TOKEN to a token that may")
 		must.Eq(t, 4, strings.Count(out, "not known whether the policies allow it"))
 		out, code = operateWith(t, s, []string{"VAULT_TOKEN=" + token.Auth.ClientToken}, "", "check",
-			"-job="+spec(t, asks, flaws["an unknown role"]))
+			"-job="+checkedJob(t, asks, flaws["an unknown role"]))
 		must.Eq(t, 1, code)
 		must.StrContains(t, out, `create role "chekced"`)
 	})
 	t.Run("a jobspec without a namespace is of NOMAD_NAMESPACE", func(t *testing.T) {
-		file := spec(t, renders(`{{ with secret "kv/data/elsewhere/checked/config" }}{{ end }}`, ""), flaw{})
+		file := checkedJob(t, renders(`{{ with secret "kv/data/elsewhere/checked/config" }}{{ end }}`, ""), flaw{})
 		must.NoError(t, s.Vault.Put(t.Context(), "kv/data/elsewhere/checked/config",
 			map[string]any{"data": map[string]any{"color": canary}}))
 		for namespace, wants := range map[string]int{"elsewhere": 0, "default": 1} {
@@ -232,14 +238,14 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 	t.Run("an identity that will not last is a warning", func(t *testing.T) {
 		for old, says := range map[string]string{`ttl  = "1h"`: `add to the identity block: ttl = "1h"`,
 			`file = true`: `add to the identity block: file = true`} {
-			out, code := operate(t, s, "", "check", "-job="+spec(t, asks, flaw{old: old, new: "env = true"}))
+			out, code := operate(t, s, "", "check", "-job="+checkedJob(t, asks, flaw{old: old, new: "env = true"}))
 			must.Zero(t, code, must.Sprint(out))
 			must.StrContains(t, out, says)
 		}
 	})
 	t.Run("a cluster that VAULT_ADDR does not lead to is asked without the token", func(t *testing.T) {
 		for _, args := range [][]string{nil, {agent}} {
-			out, code := operate(t, s, "", append([]string{"check", "-cluster=west", "-job=" + spec(t, asks, flaw{})},
+			out, code := operate(t, s, "", append([]string{"check", "-cluster=west", "-job=" + checkedJob(t, asks, flaw{})},
 				args...)...)
 			must.Zero(t, code, must.Sprint(out))
 			must.StrContains(t, out, `has role "checked", and Vault reads Nomad's keys`)
@@ -262,22 +268,22 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 		must.NoError(t, s.Vault.Role(t.Context(), "checked-here", checkedPolicy, nil))
 		must.NoError(t, s.Clusters["west"].Role(t.Context(), "checked-there", checkedPolicy, nil))
 		for role, wants := range map[string]int{"checked-here": 1, "checked-there": 0} {
-			out, code := operate(t, s, "", "check", "-config="+conf, "-job="+spec(t, "",
-				flaw{old: `role = "checked"`, new: `role = "` + role + `"`}))
+			out, code := operate(t, s, "", "check", "-config="+conf, "-job="+checkedJob(t, "",
+				flaw{old: `role = "checked"`, new: `role = "` + role + "\"\n file = true"}))
 			must.Eq(t, wants, code, must.Sprint(out))
 			must.Eq(t, 1-wants, strings.Count(out, `has no role "checked-there" of auth/jwt-nomad; create it, or set VAULT_ADDR to that of cluster "default"`), must.Sprint(out))
 		}
 	})
 	t.Run("keys that Vault cannot fetch, and a Vault that is away",
-		func(t *testing.T) { testCheckOutages(t, s, spec(t, asks, flaw{}), agent) })
+		func(t *testing.T) { testCheckOutages(t, s, checkedJob(t, asks, flaw{}), agent) })
 	t.Run("a running task", func(t *testing.T) {
-		text, err := os.ReadFile(spec(t, rendersItself, flaw{}))
+		text, err := os.ReadFile(checkedJob(t, rendersItself, flaw{}))
 		must.NoError(t, err)
 		_, alloc := register(t, s, string(text))
 		must.NoError(t, alloc.Running(within(t, 2*time.Minute)))
 		before, err := s.Vault.Tokens(t.Context())
 		must.NoError(t, err)
-		testCheckRenders(t, s, spec, alloc.ID)
+		testCheckRenders(t, s, alloc.ID)
 		for _, args := range [][]string{{"-alloc=" + alloc.ID}, {"-alloc=" + alloc.ID[:8], "-login", agent}} {
 			out, code := operate(t, s, "", append([]string{"check"}, args...)...)
 			must.Zero(t, code, must.Sprint(out))
@@ -289,14 +295,14 @@ func TestCheckSaysWhetherAJobGetsItsSecrets(t *testing.T) {
 			`path "kv/*" { capabilities = ["read"] }`))
 		out, code := operate(t, s, "", "check", "-login", "-alloc="+alloc.ID)
 		must.Eq(t, 1, code)
-		must.StrContains(t, out, "read database/creds/checked is denied")
+		must.StrContains(t, out, "read database/creds/checked: denied by Vault")
 		after, err := s.Vault.Tokens(t.Context())
 		must.NoError(t, err)
 		must.SliceContainsAll(t, before, after, must.Sprint("a token is left"))
 	})
 	t.Run("policies as Vault itself reads them", func(t *testing.T) { testCheckReadsPolicies(t, s) })
 	t.Run("two docker drivers on one engine", func(t *testing.T) {
-		file := spec(t, "", flaw{old: "vault-exec", new: "vault-docker"})
+		file := checkedJob(t, "", flaw{old: "vault-exec", new: "vault-docker"})
 		for off, found := range map[string]bool{"": true,
 			"plugin \"docker\" {\n config {\n gc {\n dangling_containers {\n enabled = false\n }\n }\n }\n }": false,
 			"client {\n options {\n \"driver.denylist\" = \"docker\"\n }\n }":                                 false} {
@@ -335,16 +341,16 @@ var rendersItself = renders(renderedData, "") + secretInEnv
 const secretInEnv = "secret \"app\" {\n path = \"kv/default/checked/config\"\n env = true\n }\n"
 
 // testCheckRenders has a task's file and variables printed, as if it did not run and as it runs.
-func testCheckRenders(t *testing.T, s *stack.Stack, spec func(*testing.T, string, flaw) string, alloc string) {
+func testCheckRenders(t *testing.T, s *stack.Stack, alloc string) {
 	ctx := within(t, 2*time.Minute)
 	const file, masked = `==> task "checked", file checked/secrets/out, mode 0644`, "color=*** ***\nuser=***\njob=checked\n"
-	running := spec(t, rendersItself, flaw{})
+	running := checkedJob(t, rendersItself, flaw{})
 	leases, err := s.Vault.Leases(ctx, "checked")
 	must.NoError(t, err)
 	_, _, err = s.Nomad.API.Variables().Create(&nomad.Variable{Path: "nomad/jobs/checked",
 		Items: map[string]string{"word": canary + "-of-nomad"}}, nil)
 	must.NoError(t, err)
-	asksNomad := spec(t, renders(renderedData+`{{ with nomadVar "nomad/jobs/checked" }}{{ .word }}{{ end }}`, "")+secretInEnv, flaw{})
+	asksNomad := checkedJob(t, renders(renderedData+`{{ with nomadVar "nomad/jobs/checked" }}{{ .word }}{{ end }}`, "")+secretInEnv, flaw{})
 	for _, c := range []struct {
 		args []string
 		says string
@@ -362,11 +368,11 @@ func testCheckRenders(t *testing.T, s *stack.Stack, spec func(*testing.T, string
 		must.Eq(t, len(c.args) > 1 && c.args[1] == "-show-secrets", strings.Contains(out, canary), must.Sprint(out))
 		must.StrNotContains(t, out, "warning")
 	}
-	out, code := operate(t, s, "", "check", "-render", "-job="+spec(t,
+	out, code := operate(t, s, "", "check", "-render", "-job="+checkedJob(t,
 		renders(`{{ with secret "kv/default/checked/config" }}{{ .Data.color }}{{ end }}`, ""), flaw{}))
 	must.Eq(t, 1, code)
 	must.StrContains(t, out, `"kv/default/checked/config" is KV version 2: its fields are under .Data.data`)
-	out, code = operate(t, s, "", "check", "-render", "-job="+spec(t, renders(`made={{ with secret "auth/token/create" `+
+	out, code = operate(t, s, "", "check", "-render", "-job="+checkedJob(t, renders(`made={{ with secret "auth/token/create" `+
 		`"ttl=1h" }}{{ .Auth.ClientToken }} {{ .Auth.Accessor }}{{ end }}`, ""), flaw{}))
 	must.Zero(t, code, must.Sprint(out))
 	must.StrContains(t, out, "made=*** ***\n")
@@ -469,7 +475,7 @@ func TestCheckKnowsTheClustersOfClients(t *testing.T) {
 			code: 1, says: []string{
 				`the clients cannot be looked at`, `node { policy = "read" }`,
 				`no client tells its vault "own" block: VAULT_ADDR and auth/jwt-own are taken for it; give -config, or -path`, `auth/jwt-own has a default role`,
-				`role "other" of auth/jwt-own admits the task`, "is denied"}},
+				`role "other" of auth/jwt-own admits the task`, ": denied by Vault"}},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			args := append([]string{"check"}, c.args...)
@@ -522,7 +528,7 @@ func testCheckReadsPolicies(t *testing.T, s *stack.Stack) {
 	must.NoError(t, err)
 	said := func(args ...string) (lines []string) {
 		out, _ := operate(t, s, "", append([]string{"check", "-alloc=" + alloc.ID}, args...)...)
-		return append(lines, regexp.MustCompile(`(read|list|write) checked-v1/\S* is (allowed|denied)`).FindAllString(out,
+		return append(lines, regexp.MustCompile(`(read|list|write) checked-v1/\S*( is allowed|: denied)`).FindAllString(out,
 			-1)...)
 	}
 	seen := map[bool]int{}

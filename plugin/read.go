@@ -17,6 +17,7 @@ import (
 
 	"nomad-driver-vault/driver/config"
 	"nomad-driver-vault/driver/vault"
+	"nomad-driver-vault/plugin/wrapped"
 )
 
 // What follows reads configuration outside of an agent, as the agent and a plugin do it.
@@ -73,6 +74,10 @@ func ReadTask(ctx context.Context, wraps string, block map[string]any, vars map[
 	}
 	return options, conf, err
 }
+
+// ErrHostProcesses is what an exec task with pid_mode = "host" is refused with, unless the plugin's config block has
+// default_pid_mode = "host" or filesystem = "chroot".
+var ErrHostProcesses = wrapped.ErrHostProcesses
 
 // RemovesForeign reports whether a docker driver with that config block, published as name, removes the containers of
 // other docker drivers on its engine; see package wrapped.

@@ -15,7 +15,7 @@ import (
 func (c *checker) checkBeside(about string, task *nomad.Task, asked render.Asked) {
 	if len(asked.Nomad) > 0 && !hasNomadToken(task) {
 		c.add(finding{Status: statusProblem, About: about, Fix: "add to the task:", Paste: "identity { file = true }",
-			Message: fmt.Sprintf("%s asks Nomad, whose task API wants the task's own token, even where ACLs are off",
+			Message: fmt.Sprintf("%s: Nomad's task API wants the task's own token, even where ACLs are off",
 				strings.Join(asked.Nomad, ", "))})
 	}
 	if len(asked.OnDisk) > 0 {

@@ -14,6 +14,7 @@ import (
 // identity is what a task's JWT will say.
 type identity struct {
 	task     string
+	name     string // of its block
 	claims   map[string]string
 	audience []string
 	subject  string // without the region in front
@@ -30,7 +31,8 @@ type login struct {
 	client   *vault.Client  // asks as the task does
 	as       operator.Vault // the operator's, in the namespace of the login
 	settings map[string]any // of the role
-	acl      acl            // of the role's policies
+	extras   func(cluster string) (claims map[string]string, readable bool)
+	acl      acl // of the role's policies
 	// allows reports whether the task would have one of the capabilities at a path; nil: that is not known.
 	allows func(path string, capabilities []string) bool
 }
@@ -81,6 +83,7 @@ func (c *checker) prepare(l *login) (err error) {
 			"no client tells its vault %q block: VAULT_ADDR and auth/%s are taken for it", l.Cluster, l.path)
 	}
 	l.Namespace = cmp.Or(l.Namespace, l.Server.Namespace)
+	l.extras = c.extraClaims
 	l.client, l.as = c.direct.At(l.path), c.vault.In(l.Namespace)
 	if l.local || l.Cluster != c.cluster {
 		l.client, err = vault.NewClient(l.Server, noLogger)

@@ -61,8 +61,8 @@ func (c *checker) locate(ctx context.Context, l *login) (found []located) {
 		case err != nil:
 			c.driverError(about, err)
 		case place.Engine == "" && l.isUnmounted(ctx, q.Request.Path):
-			c.problem(about, "enable one, or correct the path or the namespace",
-				"no secrets engine is mounted at %s", q.Request.Path)
+			c.problem(about, "no secrets engine is mounted there: enable one, or correct the path or the namespace",
+				"%s %s: denied by Vault", q.Request.Op, q.Request.Path)
 		case q.Request.Op == vault.List:
 			found = merge(found, located{q, place, about, place.Path + "/"})
 		default:
@@ -172,7 +172,7 @@ func (c *checker) checkAllowed(l *login, q located) {
 		fix += fmt.Sprintf("; or, where the policies speak of %s, which a login at auth/%s does not have: "+
 			"run nomad-driver-vault setup", strings.Join(placeholders, ", "), l.path)
 	}
-	c.problem(q.about, fix, "%s %s is denied", q.Request.Op, q.Path)
+	c.problem(q.about, fix, "%s %s: denied by Vault", q.Request.Op, q.Path)
 }
 
 // checkExists says if a KV engine has no secret at a path. It does not read the secret, and says nothing if the
@@ -193,5 +193,5 @@ func (c *checker) checkExists(ctx context.Context, l *login, q located) {
 			fix = "leave data/ out: the mount is KV version 1"
 		}
 	}
-	c.problem(q.about, fix, "there is no secret at %s", q.Path)
+	c.problem(q.about, fix, "%s %s: not found in Vault", q.Request.Op, q.Path)
 }

@@ -1,7 +1,6 @@
 package check
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -43,12 +42,14 @@ func (l *login) readRole(ctx context.Context) (found bool, err error) {
 // placeholders returns the values of a policy's placeholders after a login at the auth method with that accessor.
 func (l *login) placeholders(accessor string) map[string]string {
 	prefix := "identity.entity.aliases." + accessor + "."
-	user := strings.TrimPrefix(fmt.Sprint(l.settings["user_claim"]), "/")
-	known := map[string]string{prefix + "name": l.claims[user]}
+	known := map[string]string{}
+	if user := l.claim(l.userClaim()); user.missing == "" {
+		known[prefix+"name"] = user.value
+	}
 	mappings, _ := l.settings["claim_mappings"].(map[string]any)
-	for claim, key := range mappings {
-		if value, ok := l.claims[cmp.Or(strings.TrimPrefix(claim, "/"), claim)]; ok {
-			known[prefix+"metadata."+fmt.Sprint(key)] = value
+	for name, key := range mappings {
+		if c := l.claim(name); c.known {
+			known[prefix+"metadata."+fmt.Sprint(key)] = c.value
 		}
 	}
 	return known
@@ -75,23 +76,18 @@ func toStrings(v any) (all []string) {
 	return all
 }
 
-// checkRole compares what the role requires with the claims that the task's identity will have.
+// checkRole compares what the role requires with the claims that the task's identity will have. What Vault would refuse
+// is said in its words (hashicorp/vault-plugin-auth-jwt, path_login.go and claims.go).
 func (l *login) checkRole(r *report) {
 	role, before := fmt.Sprintf("role %q of auth/%s", l.role, l.path), len(r.findings)
-	bound := toStrings(l.settings["bound_audiences"])
-	isBound := func(aud string) bool { return slices.Contains(bound, aud) }
-	if len(bound)+len(l.audience) > 0 && !slices.ContainsFunc(l.audience, isBound) {
-		r.problem(l.about, fmt.Sprintf("make aud of the task's identity block one of bound_audiences of role %q, "+
-			"or add it there", l.role), "aud is %q, and %s wants one of %q", l.audience, role, bound)
-	}
-	if !l.hasUserClaim() {
-		r.problem(l.about,
-			`set user_claim = "/nomad_job_id" and user_claim_json_pointer = true, as nomad-driver-vault setup does`,
-			"user_claim of %s is %q, which Nomad's identities do not have", role, l.settings["user_claim"])
+	l.checkAudience(r, role)
+	if c := l.claim(l.userClaim()); c.missing != "" {
+		r.problem(l.about, c.missing+", or set user_claim = \"/nomad_job_id\" and user_claim_json_pointer = true, as "+
+			"nomad-driver-vault setup does", "user_claim of %s: claim %q not found in token", role, l.settings["user_claim"])
 	}
 	if subject, _ := l.settings["bound_subject"].(string); subject != "" && !strings.HasSuffix(subject, ":"+l.subject) {
-		r.problem(l.about, "correct or remove bound_subject",
-			"%s is for the subject %q, and the task's is <region>:%s", role, subject, l.subject)
+		r.problem(l.about, fmt.Sprintf("it is for %q, and the task's is <region>:%s: correct or remove bound_subject",
+			subject, l.subject), "%s: sub claim does not match bound subject", role)
 	}
 	l.checkBoundClaims(r, role)
 	if len(r.findings) == before {
@@ -99,31 +95,38 @@ func (l *login) checkRole(r *report) {
 	}
 }
 
-// hasUserClaim reports whether Nomad's identities have the claim that Vault makes the entity's name of.
-func (l *login) hasUserClaim() bool {
-	written, _ := l.settings["user_claim"].(string)
-	name := strings.TrimPrefix(written, "/")
-	if name != written && l.settings["user_claim_json_pointer"] != true {
-		return false
+func (l *login) checkAudience(r *report, role string) {
+	bound := toStrings(l.settings["bound_audiences"])
+	isBound := func(aud string) bool { return slices.Contains(bound, aud) }
+	if len(bound)+len(l.audience) == 0 || slices.ContainsFunc(l.audience, isBound) {
+		return
 	}
-	_, known := l.claims[name]
-	return known || name == "nomad_allocation_id" || name == "sub"
+	says := "audience claim does not match any expected audience"
+	if len(bound) == 0 {
+		says = "audience claim found in JWT but no audiences bound to the role"
+	}
+	r.problem(l.about, fmt.Sprintf("aud is %q, and bound_audiences %q: make aud of the task's identity block one of "+
+		"bound_audiences of role %q, or add it there", l.audience, bound, l.role), "%s: %s", role, says)
 }
 
 func (l *login) checkBoundClaims(r *report, role string) {
 	claims, _ := l.settings["bound_claims"].(map[string]any)
-	for _, claim := range slices.Sorted(maps.Keys(claims)) {
-		value, known := l.claims[strings.TrimPrefix(claim, "/")]
-		wanted := toStrings(claims[claim])
+	for _, name := range slices.Sorted(maps.Keys(claims)) {
+		c := l.claim(name)
+		wanted := toStrings(claims[name])
 		accepted := func(w string) bool {
-			return w == value || l.settings["bound_claims_type"] == "glob" && globMatches(w, value)
+			return w == c.value || l.settings["bound_claims_type"] == "glob" && globMatches(w, c.value)
 		}
 		switch {
-		case !known:
-			r.warn(l.about, "", "bound_claims of %s has %q, which is not known before the task runs", role, claim)
+		case c.missing != "":
+			r.problem(l.about, c.missing+", or take it out of bound_claims", "%s does not admit this job: claim %q is missing",
+				role, name)
+		case !c.known:
+			r.warn(l.about, "", "bound_claims of %s has %q, which is not known before the task runs", role, name)
 		case !slices.ContainsFunc(wanted, accepted):
-			r.problem(l.about, "add it to bound_claims, or name another role in the task's vault block",
-				"%s does not admit this job: %s is %q, and bound_claims wants one of %q", role, claim, value, wanted)
+			r.problem(l.about, fmt.Sprintf("it is %q, and bound_claims wants one of %q: add it there, or name another role in "+
+				"the task's vault block", c.value, wanted), "%s does not admit this job: claim %q does not match any associated "+
+				"bound claim values", role, name)
 		}
 	}
 }

@@ -45,6 +45,10 @@ func (c *checker) checkTask(ctx context.Context, d *taskDriver, group *nomad.Tas
 	c.checkBeside(about, task, asked)
 	for _, use := range asked.Vaults {
 		about := fmt.Sprintf("task %q, vault %q", task.Name, use.Name)
+		if len(use.Questions) == 0 && !use.Env && !use.File {
+			c.warn(about, "remove it", "nothing asks it, and the task is not shown its token: the driver does not log in")
+			continue
+		}
 		if differ := d.differ[use.Cluster]; differ != "" {
 			c.warn(about, "run check with -config on one client of each kind",
 				"cluster %q is not the same on all clients, and not looked at: %s", use.Cluster, differ)
@@ -89,8 +93,10 @@ func (c *checker) read(ctx context.Context, d *taskDriver, group *nomad.TaskGrou
 // review judges a config block as a start does, and returns what it would ask of which Vault.
 func (c *checker) review(ctx context.Context, d *taskDriver, of *drivers.TaskConfig, conf config.Task) (
 	asked render.Asked, err error) {
+	pids := c.permitProcesses(d, of)
 	if d.local {
-		return render.Review(d.conf, of, conf)
+		asked, err = render.Review(d.conf, of, conf)
+		return asked, cmp.Or(err, pids)
 	}
 	name, _, _ := strings.Cut(of.User, ":")
 	if _, _, err := config.LookupUser(name); err != nil { // the client may know it
@@ -104,11 +110,24 @@ func (c *checker) review(ctx context.Context, d *taskDriver, of *drivers.TaskCon
 	if err == nil {
 		_, err = render.Review(byDefault, of, conf)
 	}
-	if err != nil {
+	if err = cmp.Or(err, pids); err != nil {
 		c.warn(fmt.Sprintf("task %q", of.Name), "run check with -config on a client",
 			"unless the clients' configuration of the plugin allows it: %s", err)
 	}
 	return asked, nil
+}
+
+// permitProcesses judges pid_mode as the wrapped driver does.
+func (c *checker) permitProcesses(d *taskDriver, of *drivers.TaskConfig) error {
+	var options struct {
+		PIDMode string `codec:"pid_mode"`
+	}
+	err := of.DecodeDriverConfig(&options)
+	if err == nil && d.wraps == "exec" && options.PIDMode == "host" && d.block["default_pid_mode"] != "host" &&
+		len(c.chroots(d)) == 0 {
+		return plugin.ErrHostProcesses
+	}
+	return err
 }
 
 var metaReference = regexp.MustCompile(`\$\{[^}]*\b(NOMAD_META_\w+)`)
@@ -146,8 +165,8 @@ func (c *checker) checkIdentity(about string, task *nomad.Task, use render.Use) 
 		return nil
 	}
 	if i < 0 {
-		c.add(finding{Status: statusProblem, About: about, Message: fmt.Sprintf("the task has no identity %q", use.Identity),
-			Fix: "add to the task:", Paste: identityBlock(use.Vault)})
+		c.add(finding{Status: statusProblem, About: about, Fix: "add to the task:", Paste: identityBlock(use.Vault),
+			Message: fmt.Sprintf("identity %q: no file %s", use.Identity, identityFile(use.Vault))})
 		return nil
 	}
 	if task.Vault != nil && len(task.Templates) == 0 {
@@ -157,7 +176,8 @@ func (c *checker) checkIdentity(about string, task *nomad.Task, use render.Use) 
 	identity := task.Identities[i]
 	switch {
 	case !identity.File && !identity.Env:
-		c.problem(about, "add to the identity block: file = true", "the task is not given its identity %q", identity.Name)
+		c.problem(about, "add to the identity block: file = true", "identity %q: no file %s", identity.Name,
+			identityFile(use.Vault))
 	case !identity.File:
 		c.warn(about, "add to the identity block: file = true",
 			"identity %q is in the environment only, where Nomad does not renew it", identity.Name)
@@ -168,6 +188,14 @@ func (c *checker) checkIdentity(about string, task *nomad.Task, use render.Use) 
 		c.ok(about, "the task has its identity %q", identity.Name)
 	}
 	return identity
+}
+
+// identityFile is where Nomad puts the JWT that a vault block logs in with.
+func identityFile(v config.Vault) string {
+	if v.Identity == "default" {
+		return cmp.Or(v.IdentityFile, "secrets/nomad_token")
+	}
+	return cmp.Or(v.IdentityFile, "secrets/nomad_"+v.Identity+".jwt")
 }
 
 // identityBlock returns the identity block that a vault block wants, for a jobspec.
@@ -188,9 +216,14 @@ func identityBlock(v config.Vault) string {
 // (https://developer.hashicorp.com/nomad/docs/concepts/workload-identity). A dispatched job has its parent's.
 func identityOf(job *nomad.Job, group *nomad.TaskGroup, task *nomad.Task, block *nomad.WorkloadIdentity) identity {
 	id := cmp.Or(*job.ParentID, *job.ID)
+	claims := map[string]string{"nomad_job_id": id, "nomad_namespace": *job.Namespace, "nomad_task": task.Name}
+	if v := task.Vault; v != nil && v.Role != "" && strings.HasPrefix(block.Name, vaultPrefix) {
+		claims["vault_role"] = v.Role
+	}
 	return identity{
 		task:     task.Name,
-		claims:   map[string]string{"nomad_job_id": id, "nomad_namespace": *job.Namespace, "nomad_task": task.Name},
+		name:     block.Name,
+		claims:   claims,
 		audience: block.Audience,
 		subject:  strings.Join([]string{*job.Namespace, id, *group.Name, task.Name, block.Name}, ":"),
 	}

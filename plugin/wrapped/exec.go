@@ -198,6 +198,10 @@ func (d *execDriver) DestroyTask(id string, force bool) error {
 	return err
 }
 
+// ErrHostProcesses refuses a task the view of the host's processes.
+var ErrHostProcesses = errors.New(`config pid_mode "host" is not allowed: among the host's processes a task reaches ` +
+	`the host's files; leave it out, or have this node's operator set default_pid_mode = "host"`)
+
 // checkPIDMode refuses a task the view of the host's processes unless the operator gives it to all tasks. With
 // CAP_SETUID, which Nomad's exec gives it, a task becomes the user of any process that has no capabilities. The
 // /proc/<pid>/root of that process is the host's own root, and the task can read and write there.
@@ -210,8 +214,7 @@ func (d *execDriver) checkPIDMode(cfg *drivers.TaskConfig) error {
 		return fmt.Errorf("decode task config: %w", err)
 	}
 	if options.PIDMode == host && d.config.PIDMode != host {
-		return errors.New(`config pid_mode "host" is not allowed: among the host's processes a task reaches the host's ` +
-			`files; leave it out, or have this node's operator set default_pid_mode = "host"`)
+		return ErrHostProcesses
 	}
 	return nil
 }
