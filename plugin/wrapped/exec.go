@@ -139,7 +139,11 @@ func (d *execDriver) Env(given map[string]string) map[string]string {
 // StartTask starts the task in a root of read-only mounts. The handle has the configuration as it was given: what is
 // added here is made anew, from the host of that day, whenever the task is started again.
 func (d *execDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
-	if err := guard(cfg); err != nil {
+	task := cfg
+	if d.buildsRoots() {
+		task = withResolver(cfg)
+	}
+	if err := guard(task); err != nil {
 		return nil, nil, err
 	}
 	d.rememberUser(cfg)
@@ -151,7 +155,7 @@ func (d *execDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *d
 		return nil, nil, err
 	}
 	d.taskDirs.Store(cfg.ID, cfg.TaskDir().Dir)
-	task, release, err := d.roots.Build(cfg)
+	task, release, err := d.roots.Build(task)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -161,6 +165,18 @@ func (d *execDriver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *d
 		handle.Config = cfg
 	}
 	return handle, network, err
+}
+
+// withResolver returns the task with a resolver that it can reach. In a network namespace of its own systemd-resolved's
+// address, 127.0.0.53, leads nowhere. Nomad's exec looks for that only where there is a dns block, and then has the
+// servers that systemd-resolved asks; an empty block changes nothing else (drivers/shared/resolvconf).
+func withResolver(cfg *drivers.TaskConfig) *drivers.TaskConfig {
+	if cfg.DNS != nil || cfg.NetworkIsolation == nil || cfg.NetworkIsolation.Path == "" {
+		return cfg
+	}
+	task := cfg.Copy()
+	task.DNS = &drivers.DNSConfig{}
+	return task
 }
 
 // RecoverTask takes over a task that an earlier plugin process has started.

@@ -84,6 +84,35 @@ func TestExecStartsACopyOfTheTask(t *testing.T) {
 	must.SliceNotEmpty(t, nomads.started.Mounts)
 }
 
+// With an empty dns block Nomad's exec has the servers that systemd-resolved asks, where the host's file names only that.
+func TestExecTaskInANetworkOfItsOwnGetsAResolverThatItReaches(t *testing.T) {
+	empty, its := &drivers.DNSConfig{}, &drivers.DNSConfig{Servers: []string{"192.0.2.1"}}
+	for sentence, c := range map[string]struct {
+		network *drivers.NetworkIsolationSpec
+		dns     *drivers.DNSConfig
+		want    *drivers.DNSConfig
+	}{
+		"a task in a bridge":                  {network: &drivers.NetworkIsolationSpec{Path: "/run/netns/x"}, want: empty},
+		"its dns block comes first":           {&drivers.NetworkIsolationSpec{Path: "/run/netns/x"}, its, its},
+		"one in the host's network":           {},
+		"one whose network is still the host": {network: &drivers.NetworkIsolationSpec{Mode: drivers.NetIsolationModeHost}},
+	} {
+		t.Run(sentence, func(t *testing.T) {
+			nomads, secret := &recorder{}, drivertest.NewCanary(t)
+			cfg := drivertest.Allocation(t, "sh")
+			cfg.NetworkIsolation, cfg.DNS = c.network, c.dns
+			drivertest.Write(t, cfg.TaskDir().Dir, map[string]string{"resolv.conf": "->" + secret.Path})
+			_, _, err := inRootsOf(t, nomads, "/usr", "/bin").StartTask(cfg)
+			must.NoError(t, err)
+			must.Eq(t, c.want, nomads.started.DNS)
+			must.Eq(t, c.dns, cfg.DNS)
+			info, err := os.Lstat(cfg.TaskDir().Dir + "/resolv.conf")
+			must.NoError(t, err)
+			must.Eq(t, c.want != nil, isOwn(info), must.Sprint("what root writes is no link of the task's"))
+		})
+	}
+}
+
 func TestExecLeavesAChrootToNomad(t *testing.T) {
 	need.Root(t)
 	inner, log := &recorder{}, &strings.Builder{}
