@@ -108,7 +108,7 @@ func (d *httpDoor) release(g *generation) {
 // A reread is one question to the plugin for all calls that a generation was denied to.
 type reread struct {
 	generation uint64
-	at         time.Time
+	ended      time.Time // guarded by httpDoor.mu; zero: not yet
 	done       chan struct{}
 }
 
@@ -121,8 +121,8 @@ func (d *httpDoor) newer(ctx context.Context, than uint64) bool {
 		return d.current != nil && d.current.secret.Generation > than
 	}
 	r := d.rereading
-	if r == nil || r.generation != than || time.Since(r.at) > rereadEvery {
-		r = &reread{generation: than, at: time.Now(), done: make(chan struct{})}
+	if r == nil || r.generation != than || !r.ended.IsZero() && time.Since(r.ended) > rereadEvery {
+		r = &reread{generation: than, done: make(chan struct{})}
 		d.rereading = r
 		go d.reread(r)
 	}
@@ -142,6 +142,9 @@ func (d *httpDoor) reread(r *reread) {
 	ctx, cancel := context.WithTimeout(d.ctx, rereadWithin)
 	defer cancel()
 	_ = d.plugin.Reread(ctx, r.generation) // nothing newer: the upstream's answer goes to the task as it is
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r.ended = time.Now()
 }
 
 // An upstream makes the connections of a door. Generations with the same client certificate share them.
