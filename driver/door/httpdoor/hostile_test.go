@@ -138,7 +138,7 @@ func TestANewConnectionTakesThePlaceOfAnIdleOne(t *testing.T) {
 		if r.URL.Path == "/slow" {
 			<-release
 		}
-	}), func(s *door.Spec) { s.MaxConns = 2 })
+	}), func(s *door.Spec) { s.MaxConns, s.IdleTimeout = 2, time.Minute })
 	ask := func(path string) (net.Conn, *bufio.Reader) {
 		c, r := b.dial()
 		_, err := io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: d\r\n\r\n")
@@ -151,11 +151,21 @@ func TestANewConnectionTakesThePlaceOfAnIdleOne(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, 200, res.StatusCode)
 	}
+	idle := func(n int) {
+		b.until("the connections are idle", func() bool {
+			of := &b.door.(*httpDoor).conns
+			of.mu.Lock()
+			defer of.mu.Unlock()
+			return of.idle.Len() == n
+		})
+	}
 	_, first := ask("/")
 	answered(first)
+	idle(1)
 	for range 5 {
 		_, r := ask("/")
 		answered(r)
+		idle(2)
 	}
 	_, err := first.ReadByte()
 	must.ErrorIs(t, err, io.EOF)
