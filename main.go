@@ -4,6 +4,8 @@
 //
 // A first argument that names a subcommand is for a person: see package operator and those below it.
 //
+// A first argument of doors makes it the process that serves the tasks' doors, which the plugin starts.
+//
 // A first argument of executor, docker_logger or init never gets here: Nomad's drivers start this binary again with
 // those and take over in their packages' init functions.
 package main
@@ -23,6 +25,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins"
 
+	"nomad-driver-vault/driver/door/process"
 	_ "nomad-driver-vault/internal/inherited" // initialises before the executor does
 	"nomad-driver-vault/operator"
 	"nomad-driver-vault/operator/check"
@@ -38,6 +41,9 @@ func commands() []operator.Command {
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == process.Argument {
+		os.Exit(process.Main(os.Args[2:], process.Kinds))
+	}
 	parent := os.Getppid()
 	terminal := operator.Terminal{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
 	if code, known := operator.Run(commands(), os.Args[1:], terminal); known {
