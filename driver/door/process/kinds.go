@@ -1,12 +1,15 @@
 package process
 
 import (
-	"errors"
-
 	"nomad-driver-vault/driver/door"
+	"nomad-driver-vault/driver/door/httpdoor"
+	"nomad-driver-vault/driver/door/postgresdoor"
 )
 
-// Kinds makes doors of the kinds that there are.
-func Kinds(spec door.Spec, _ door.Plugin) (door.Door, error) {
-	return nil, errors.New("door " + spec.Name + ": this build has no doors of that kind")
+// Kinds makes the door that a Spec is of: to PostgreSQL, or else to an HTTP API or to Vault.
+func Kinds(spec door.Spec, plugin door.Plugin) (door.Door, error) {
+	if spec.Postgres != nil {
+		return postgresdoor.New(spec, plugin)
+	}
+	return httpdoor.New(spec, plugin)
 }
