@@ -58,7 +58,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		"plugin/execroot":   {"internal/inode"},
 		"plugin/drivertest": {"e2e/stack", "internal/need"}, // for tests: an engine, and an image that is in it
 
-		"driver": {"internal/faults", "driver/config", "driver/credentials", "driver/render", "driver/identity",
+		"driver": {"internal/faults", "driver/config", "driver/door", "driver/door/process", "driver/credentials", "driver/render", "driver/identity",
 			"driver/logpipe", "driver/sched", "driver/state", "driver/status", "driver/taskapi", "driver/template",
 			"driver/vault", "driver/vault/session", "internal/logtext"},
 
@@ -68,10 +68,10 @@ func TestImportsPointOneWay(t *testing.T) {
 		"operator/setup":   {"operator"},
 		"operator/status":  {"driver/status", "internal/logtext", "operator"},
 
-		"driver/config": {"driver/template", "driver/vault"}, // for Fields and Cluster
+		"driver/config": {"driver/door", "driver/template", "driver/vault"}, // for Spec, Fields and Cluster
 		"driver/credentials": {"driver/config", "driver/identity", "driver/state", "driver/status", "driver/taskapi",
 			"driver/template", "driver/vault", "driver/vault/session", "internal/inode"},
-		"driver/render": {"driver/config", "driver/credentials", "driver/template", "driver/vault", "internal/inode",
+		"driver/render": {"driver/config", "driver/credentials", "driver/door", "driver/template", "driver/vault", "internal/inode",
 			"internal/logtext"},
 		"driver/door":              nil,
 		"driver/door/httpdoor":     {"driver/door"},

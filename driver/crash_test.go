@@ -69,7 +69,7 @@ func TestProcessThatNobodyKnowsOfIsEnded(t *testing.T) {
 		must.NoError(r, os.WriteFile(name, data, 0o600))
 		r.boot()
 	}
-	one := func(r *run, before *process) {
+	one := func(r *run, before *taskProcess) {
 		r.Helper()
 		must.True(r, r.process() != before)
 		must.Eq(r, 1, r.Logins())

@@ -38,6 +38,7 @@ type Driver struct {
 	pumped  bool
 
 	parking *parking // what waits for the next run of its task
+	doors   openDoor // nil: no task may have doors
 
 	mu    sync.Mutex       // guards what follows
 	tasks map[string]*task // by taskKey: the only run, until it is destroyed

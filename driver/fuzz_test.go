@@ -43,7 +43,7 @@ func FuzzTaskConfig(f *testing.F) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f.Cleanup(cancel)
-	d := New(ctx, hclog.NewNullLogger(), "vault-fake", newWrapped(ctx, &machine{procs: map[int]*process{}}))
+	d := New(ctx, hclog.NewNullLogger(), "vault-fake", newWrapped(ctx, &machine{procs: map[int]*taskProcess{}}))
 	must.NoError(f, d.Configure(config.Operator{Name: "vault-fake",
 		Clusters: []vault.Cluster{{Name: "default", Address: "http://127.0.0.1:8200"}},
 		StateDir: "/none", StartTimeout: time.Minute, PollInterval: 30 * time.Second, MinPollInterval: 5 * time.Second}))

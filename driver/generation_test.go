@@ -65,7 +65,7 @@ func (h *host) checkConsistent(all []*drivers.TaskConfig) (users map[string]bool
 	for _, user := range h.Users() {
 		alive[user] = true
 	}
-	procs := map[string]*process{}
+	procs := map[string]*taskProcess{}
 	for _, p := range h.machine.running() {
 		must.Nil(h, procs[p.alloc], must.Sprint("two processes of one task"))
 		procs[p.alloc] = p

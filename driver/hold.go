@@ -115,7 +115,7 @@ func (t *task) heldStep() {
 		t.save()
 		t.debounce()
 	case <-t.renderTimer:
-		t.render()
+		t.render(false)
 	case r := <-t.rendered:
 		t.handleRendered(r)
 	case <-t.actTimer:

@@ -36,7 +36,7 @@ func (h *host) main() (end func()) {
 	defer h.machine.mu.Unlock()
 	h.machine.pids++
 	pid := h.machine.pids
-	h.machine.procs[pid] = &process{pid: pid, alloc: "alloc-1", ended: make(chan struct{})}
+	h.machine.procs[pid] = &taskProcess{pid: pid, alloc: "alloc-1", ended: make(chan struct{})}
 	return func() { h.machine.exit(pid, &drivers.ExitResult{}) }
 }
 

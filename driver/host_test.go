@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,7 +56,7 @@ func bubble(t *testing.T, scenario func(*host)) {
 	t.Helper()
 	state := statetest.Memory(t)
 	synctest.Test(t, func(t *testing.T) {
-		h := &host{T: t, Server: vaulttest.New(t), machine: &machine{procs: map[int]*process{}}, alloc: t.TempDir(),
+		h := &host{T: t, Server: vaulttest.New(t), machine: &machine{procs: map[int]*taskProcess{}}, alloc: t.TempDir(),
 			stderr: os.DevNull}
 		h.JWT = jwt("one")
 		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour}
@@ -193,6 +194,7 @@ func (h *host) elsewhere(config string) *drivers.TaskConfig {
 func encode(t *testing.T, cfg *drivers.TaskConfig, block string) error {
 	t.Helper()
 	attrs := config.TaskSpec()
+	maps.Copy(attrs, config.DoorBlocks())
 	attrs["command"] = hclspec.NewAttr("command", "string", false)
 	attrs["args"] = hclspec.NewAttr("args", "list(string)", false)
 	attrs["auth"] = config.ImageAuthSpec()["auth"]
@@ -274,7 +276,7 @@ func (r *run) wait() <-chan *drivers.ExitResult {
 }
 
 // process is the one that runs.
-func (r *run) process() *process {
+func (r *run) process() *taskProcess {
 	r.Helper()
 	synctest.Wait()
 	all := r.machine.running()

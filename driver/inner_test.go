@@ -18,11 +18,11 @@ import (
 // machine has the processes, which go on without the plugin that started them.
 type machine struct {
 	mu    sync.Mutex
-	procs map[int]*process
+	procs map[int]*taskProcess
 	pids  int
 }
 
-type process struct {
+type taskProcess struct {
 	pid     int
 	alloc   string
 	env     map[string]string
@@ -45,10 +45,10 @@ func (m *machine) exit(pid int, result *drivers.ExitResult) {
 }
 
 // running returns the processes, the latest one last.
-func (m *machine) running() []*process {
+func (m *machine) running() []*taskProcess {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var all []*process
+	var all []*taskProcess
 	for _, pid := range slices.Sorted(maps.Keys(m.procs)) {
 		all = append(all, m.procs[pid])
 	}
@@ -63,7 +63,7 @@ type wrapped struct {
 	m                    *machine
 
 	mu    sync.Mutex
-	tasks map[string]*process
+	tasks map[string]*taskProcess
 	calls []string
 	fails map[string]error         // by method
 	takes map[string]time.Duration // by method
@@ -76,7 +76,7 @@ type wrapped struct {
 }
 
 func newWrapped(ctx context.Context, m *machine) *wrapped {
-	return &wrapped{ctx: ctx, m: m, tasks: map[string]*process{}, fails: map[string]error{},
+	return &wrapped{ctx: ctx, m: m, tasks: map[string]*taskProcess{}, fails: map[string]error{},
 		takes: map[string]time.Duration{}, out: map[string]bool{}}
 }
 
@@ -140,7 +140,7 @@ func (w *wrapped) logsTo(cfg *drivers.TaskConfig) {
 	w.logs = cfg
 }
 
-func (w *wrapped) process(id string) *process {
+func (w *wrapped) process(id string) *taskProcess {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.tasks[id]
@@ -170,7 +170,7 @@ func (w *wrapped) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *driv
 	}
 	w.m.mu.Lock()
 	w.m.pids++
-	p := &process{pid: w.m.pids, alloc: cfg.AllocID, env: maps.Clone(cfg.Env), args: config.Args, auth: config.Auth,
+	p := &taskProcess{pid: w.m.pids, alloc: cfg.AllocID, env: maps.Clone(cfg.Env), args: config.Args, auth: config.Auth,
 		ended: make(chan struct{})}
 	w.m.procs[p.pid] = p
 	w.m.mu.Unlock()
@@ -281,7 +281,7 @@ func (w *wrapped) Sweep(cfg *drivers.TaskConfig) error {
 
 // Runs looks for a process of the allocation, which has one task.
 func (w *wrapped) Runs(cfg *drivers.TaskConfig) bool {
-	return slices.ContainsFunc(w.m.running(), func(p *process) bool { return p.alloc == cfg.AllocID })
+	return slices.ContainsFunc(w.m.running(), func(p *taskProcess) bool { return p.alloc == cfg.AllocID })
 }
 
 // RunsAny looks for a process of the allocation.

@@ -140,6 +140,9 @@ func (t *task) reattach() (*parkedRun, error) {
 	if old != nil {
 		t.adopt(old)
 	}
+	if err := t.openDoors(); err != nil { // the task goes on, and calls nobody
+		t.warn("%v", err)
+	}
 	t.current, t.recovered, t.tookOver = &render.Generation{Output: t.record.Once}, true, time.Now()
 	t.renderTimer = time.After(0) // render what was rendered before: the same bytes mean that nothing happened
 	return nil, nil

@@ -56,8 +56,9 @@ func (t *task) debounce() {
 	t.renderTimer = time.After(min(least, max(0, t.renderBy.Sub(now))))
 }
 
-// render starts to render the next generation. While another attempt is under way it is put off.
-func (t *task) render() {
+// render starts to render the next generation. While another attempt is under way it is put off. With fresh set,
+// secrets without a lease are read anew.
+func (t *task) render(fresh bool) {
 	t.renderTimer = nil
 	if t.rendered != nil {
 		t.renderTimer = time.After(time.Second)
@@ -72,7 +73,7 @@ func (t *task) render() {
 		defer cancel()
 		var r rendered
 		r.err = t.guard("rendering", func() (err error) {
-			r.next, err = t.renderer.Render(ctx, last, false)
+			r.next, err = t.renderer.Render(ctx, last, fresh)
 			return err
 		})
 		result <- r
@@ -84,6 +85,7 @@ func (t *task) render() {
 // stays.
 func (t *task) handleRendered(r rendered) {
 	t.rendered = nil
+	defer t.answerDoors()
 	// After a problem it is written in any case: a part of the generation that failed may be there, and the secrets be
 	// the old ones again.
 	if r.err == nil && (t.problem.is() || !maps.Equal(r.next.Sums, t.current.Sums)) {
@@ -98,6 +100,7 @@ func (t *task) handleRendered(r rendered) {
 	}
 	was := t.problem
 	t.current, t.problem = r.next, problem{}
+	t.useDoors()
 	t.retry.Reset()
 	t.pending = r.next.Diff(t.record.Delivered)
 	switch {
@@ -107,10 +110,14 @@ func (t *task) handleRendered(r rendered) {
 	case t.pending.Acts():
 		t.save()
 	default:
-		if t.pending.Silent {
+		switch {
+		case t.pending.Silent:
 			t.say("rendered anew: %s; the task is not told (change_mode noop)", t.pending)
 			t.event("Secrets changed: %s; noop", t.pending)
-		} else {
+		case t.pending.Doors:
+			t.say("rendered anew: %s; used from the next call on", t.pending)
+			t.event("Secrets changed: %s; used from the next call on", t.pending)
+		default:
 			t.solved(was)
 			t.solved(t.undelivered)
 		}
@@ -145,7 +152,7 @@ func (t *task) commitDelivered(grace time.Duration) {
 	}
 	t.pending, t.actTimer, t.noReaderSince, t.undelivered = render.Change{}, nil, time.Time{}, problem{}
 	t.failpoint("told")
-	t.current.Snapshot.Commit(grace)
+	t.retire(t.current.Snapshot, grace)
 	t.failpoint("committed")
 	t.remember(func(r *state.Record) { use(r, t.current) })
 }

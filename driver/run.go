@@ -58,6 +58,7 @@ type task struct {
 	op          config.Operator
 	credentials *credentials.Set
 	renderer    *render.Renderer
+	doors       doors
 	pipes       *logpipe.Pipes
 	ctx         context.Context // ended with the task: what waits for Vault, Nomad or the process gives up
 	cancel      context.CancelFunc
@@ -154,7 +155,15 @@ func (t *task) running() stateFunc {
 		t.save()
 		t.debounce()
 	case <-t.renderTimer:
-		t.render()
+		t.render(false)
+	case <-t.doors.current:
+		if !t.problem.is() && len(t.credentials.Problems()) == 0 {
+			t.useDoors()
+		}
+	case r := <-t.doors.rereads:
+		t.reread(r)
+	case <-t.doors.idled:
+		t.doors.retireIdle()
 	case r := <-t.rendered:
 		t.handleRendered(r)
 	case <-t.actTimer:
@@ -267,6 +276,7 @@ func (t *task) fail(err error) stateFunc {
 func (t *task) finish() {
 	defer close(t.done)
 	t.failpoint("ended")
+	t.closeDoors()
 	t.credentials.Pause()
 	if t.shares() {
 		t.say("ended; what it has put into alloc/ is kept current until no task of the allocation runs")

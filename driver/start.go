@@ -84,6 +84,10 @@ func (t *task) start() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 	if err := t.firstGeneration(); err != nil {
 		return nil, nil, classify(err)
 	}
+	if err := t.openDoors(); err != nil {
+		return nil, nil, err
+	}
+	t.useDoors()
 	network, err := t.launch()
 	if err != nil {
 		return nil, nil, err
@@ -186,6 +190,7 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 	t.credentials = credentials.New(d.env(), cfg, t.conf, t.notice, t.loggedIn)
 	guard := func(what string, f func() error) error { return d.guard(key, what, f) }
 	var err error
+	t.doors = newDoors(d.doors)
 	if t.renderer, err = render.New(cfg, &t.conf, t.op, t.credentials, guard); err != nil {
 		return nil, err
 	}
@@ -258,6 +263,9 @@ func (t *task) check() error {
 	}
 	if err := t.op.PermitUser(t.cfg.User); err != nil {
 		return err
+	}
+	if len(t.conf.Doors) > 0 && t.d.doors == nil {
+		return errors.New("door: this plugin serves no doors")
 	}
 	if err := t.renderer.Prepare(); err != nil {
 		return err
@@ -440,6 +448,7 @@ func (t *task) undo() {
 	}
 	replaced := t.replaced()
 	unended := t.destroyProcess()
+	t.closeDoors()
 	t.cancel()
 	t.pipes.Close()
 	l := t.parkedRun()

@@ -26,6 +26,7 @@ type Operator struct {
 	Allow           Allow         // policies that tasks may ask for
 	DefaultUser     string        // who a task runs as that names no user, empty when the wrapped driver does not say
 	ImageUser       bool          // images name users, and know those that tasks name
+	Doors           Doors         // what the doors of all tasks may do
 }
 
 // Validate returns an error that names the field for the first value that cannot be meant.

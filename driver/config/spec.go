@@ -126,3 +126,30 @@ func ImageAuthSpec() map[string]*hclspec.Spec {
 		"vault":        attr("vault", "string", `"default"`),
 	}))}
 }
+
+// DoorBlocks returns the specification of door blocks, which TaskSpec does not offer yet: nothing serves them. The
+// options have no defaults here: which there are depends on the kind of the door.
+func DoorBlocks() map[string]*hclspec.Spec {
+	spec := map[string]*hclspec.Spec{
+		"basic_auth": hclspec.NewBlock("basic_auth", false, hclspec.NewObject(map[string]*hclspec.Spec{
+			"username": hclspec.NewAttr("username", "string", true),
+			"password": hclspec.NewAttr("password", "string", true),
+		})),
+		"client_cert": hclspec.NewBlock("client_cert", false, hclspec.NewObject(map[string]*hclspec.Spec{
+			"pki": hclspec.NewAttr("pki", "string", true),
+		})),
+	}
+	for kind, names := range map[string][]string{
+		"string": {"url", "bearer", "scrub", "mode", "postgres", "username", "password", "role", "ca_pem", "rate",
+			"idle_timeout", "header_timeout", "stale", "record", "vault", "poll_interval"},
+		"bool":         {"encoded_slash", "insecure"},
+		"number":       {"listen", "max_conns", "sample"},
+		"list(string)": {"methods", "paths"},
+		"map(string)":  {"header", "query"},
+	} {
+		for _, name := range names {
+			spec[name] = hclspec.NewAttr(name, kind, false)
+		}
+	}
+	return map[string]*hclspec.Spec{"door": hclspec.NewBlockMap("door", []string{"name"}, hclspec.NewObject(spec))}
+}

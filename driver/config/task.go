@@ -20,6 +20,7 @@ type Task struct {
 	Templates   []Template         `codec:"template"`
 	Secrets     map[string]*Secret `codec:"secret"`
 	PKIs        map[string]*PKI    `codec:"pki"`
+	Doors       map[string]*Door   `codec:"door"`
 	KillSignal  string             `codec:"kill_signal"`
 	KillTimeout string             `codec:"kill_timeout"`
 	Auth        *ImageAuth         `codec:"auth"`
@@ -28,7 +29,7 @@ type Task struct {
 	KillAfter time.Duration `codec:"-"` // what kill_timeout means
 }
 
-// Block is a template, secret or pki block as the job's author wrote it. String is how messages name it.
+// Block is a template, secret, pki or door block as the job's author wrote it. String is how messages name it.
 type Block interface {
 	fmt.Stringer
 	Common() *Output
@@ -139,7 +140,7 @@ func (c *Task) Validate(every time.Duration) error {
 	}
 	blocks := c.Blocks()
 	if n := len(blocks); n > maxBlocks {
-		return fmt.Errorf("%d template, secret and pki blocks, where a task may have %d: put what belongs together "+
+		return fmt.Errorf("%d template, secret, pki and door blocks, where a task may have %d: put what belongs together "+
 			"into one template, or into "+
 			"another task", n, maxBlocks)
 	}
@@ -148,11 +149,11 @@ func (c *Task) Validate(every time.Duration) error {
 			return fmt.Errorf("%s: %w", b, err)
 		}
 	}
-	return nil
+	return c.validateDoors()
 }
 
-// Blocks returns the blocks that something is rendered of: templates in their order, then secrets and certificates by
-// name.
+// Blocks returns the blocks that something is rendered of: templates in their order, then secrets, certificates and
+// doors by name.
 func (c *Task) Blocks() (all []Block) {
 	for i := range c.Templates {
 		c.Templates[i].number = i + 1
@@ -165,6 +166,10 @@ func (c *Task) Blocks() (all []Block) {
 	for _, name := range slices.Sorted(maps.Keys(c.PKIs)) {
 		c.PKIs[name].Label = name
 		all = append(all, c.PKIs[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Doors)) {
+		c.Doors[name].Label = name
+		all = append(all, c.Doors[name])
 	}
 	return all
 }

@@ -111,6 +111,14 @@ type Source struct {
 	every    time.Duration
 }
 
+// Of returns what answers the questions to another vault block, from the same snapshot.
+func (s *Source) Of(vaultName string) *Source {
+	return &Source{snapshot: s.snapshot, vault: vaultName, every: s.every}
+}
+
+// Token returns the token that the questions are asked with.
+func (s *Source) Token(ctx context.Context) (string, error) { return s.snapshot.Token(ctx, s.vault) }
+
 // Ask asks Vault, once for equal requests of a snapshot.
 func (s *Source) Ask(ctx context.Context, req vault.Request) (*vault.Secret, error) {
 	reading, err := s.snapshot.reading(ctx, s.vault)

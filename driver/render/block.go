@@ -8,8 +8,8 @@ import (
 	"nomad-driver-vault/driver/template"
 )
 
-// block is how a template, secret or pki block is rendered: bytes for files and for the environment, made of one
-// snapshot with those of all others.
+// block is how a template, secret, pki or door block is rendered: bytes for files, for the environment and for doors,
+// made of one snapshot with those of all others.
 type block struct {
 	*config.Output
 	kind    kind
@@ -29,7 +29,7 @@ type output struct {
 	env         func([]byte) (map[string]string, error) // decodes the bytes into variables; nil: it sets none
 }
 
-// kind is what differs between the three kinds of blocks.
+// kind is what differs between the kinds of blocks.
 type kind interface {
 	// prepare finds what is wrong in the block before Vault is asked. asks means that rendering it always asks Vault.
 	prepare(*Renderer) (render renderFunc, asks bool, err error)
@@ -50,6 +50,8 @@ func newBlock(c config.Block) *block {
 		b.kind, b.secret, b.outputs = secretBlock{c}, true, secretOutputs(c)
 	case *config.PKI:
 		b.kind, b.secret, b.outputs = pkiBlock{c}, true, pkiOutputs(c)
+	case *config.Door:
+		b.kind, b.secret, b.outputs = doorBlock{Door: c}, true, []output{{key: DoorSum(c.Label)}}
 	}
 	return b
 }

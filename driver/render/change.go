@@ -21,6 +21,7 @@ type Change struct {
 	signals []string
 	Splay   time.Duration // the longest of those that asked
 	Silent  bool          // something changed of which the process is not told
+	Doors   bool          // a door has another credential: the process has nothing to be told of it
 	what    []string      // what changed, for the log: destinations, and secrets by their names
 }
 
@@ -42,7 +43,7 @@ func (c Change) Join(o Change) Change {
 			c.what = append(c.what, w)
 		}
 	}
-	c.Splay, c.Silent = max(c.Splay, o.Splay), c.Silent || o.Silent
+	c.Splay, c.Silent, c.Doors = max(c.Splay, o.Splay), c.Silent || o.Silent, c.Doors || o.Doors
 	return c
 }
 
@@ -126,6 +127,9 @@ func (a Action) Done() string {
 // change returns what new bytes of the block ask for.
 func (b *block) change() Change {
 	c := Change{what: []string{b.what}}
+	if _, c.Doors = b.kind.(doorBlock); c.Doors {
+		return c
+	}
 	switch b.ChangeMode {
 	case "restart":
 		c.Restart = true

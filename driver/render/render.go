@@ -85,6 +85,9 @@ func New(cfg *drivers.TaskConfig, conf *config.Task, op config.Operator, s *cred
 			taken[r.below(tokenFile(v.Name))] = fmt.Sprintf("vault %q puts its token there", v.Name)
 		}
 	}
+	for name := range conf.Doors {
+		taken[r.below(DoorSocket(name))] = fmt.Sprintf("door %q has its socket there", name)
+	}
 	for _, c := range conf.Blocks() {
 		b := newBlock(c)
 		r.blocks = append(r.blocks, b)
@@ -208,6 +211,7 @@ func (r *Renderer) Render(ctx context.Context, last *Generation, fresh bool) (*G
 	if g.env, err = r.tokenEnv(ctx, g.Snapshot); err != nil {
 		return nil, err
 	}
+	r.doorEnv(g.env)
 	if err := r.execute(ctx, g, last); err != nil {
 		return nil, err
 	}

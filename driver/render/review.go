@@ -108,12 +108,17 @@ func (t templateBlock) questions(env map[string]string) (all []Question, asksNom
 	if err != nil {
 		return nil, false, err
 	}
+	return asked(parsed, fmt.Sprintf("template %q", t.Destination)), parsed.AsksNomad(), nil
+}
+
+// asked are the questions of a template to Vault; block is how messages name it.
+func asked(parsed *template.Template, block string) (all []Question) {
 	lookups := map[string][]template.Lookup{}
 	for _, l := range parsed.Lookups() {
 		lookups[l.Path] = append(lookups[l.Path], l)
 	}
 	for _, ask := range parsed.Asks() {
-		q := Question{Block: fmt.Sprintf("template %q line %d", t.Destination, ask.Line), Text: ask.Text,
+		q := Question{Block: fmt.Sprintf("%s line %d", block, ask.Line), Text: ask.Text,
 			Request: vault.Request{Op: vault.Read, Path: ask.Path, Optional: ask.Func == "secretExists"}}
 		switch {
 		case ask.Write:
@@ -125,7 +130,7 @@ func (t templateBlock) questions(env map[string]string) (all []Question, asksNom
 		}
 		all = append(all, q)
 	}
-	return all, parsed.AsksNomad(), nil
+	return all
 }
 
 func (s secretBlock) questions(map[string]string) ([]Question, bool, error) {

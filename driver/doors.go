@@ -1,0 +1,251 @@
+package driver
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"nomad-driver-vault/driver/config"
+	"nomad-driver-vault/driver/credentials"
+	"nomad-driver-vault/driver/door"
+	"nomad-driver-vault/driver/door/process"
+	"nomad-driver-vault/driver/render"
+)
+
+// A servedDoor is one that is open: a process.Door.
+type servedDoor interface {
+	// Use has calls that begin from now on use c.
+	Use(c *door.Credential)
+	// Generation is that of the credential in use, also of one that an earlier plugin process gave it; zero: none.
+	Generation() uint64
+	// Close closes it. Calls in flight are cut off when ctx is over.
+	Close(ctx context.Context)
+}
+
+// An openDoor opens a door, or takes it over from an earlier plugin process.
+type openDoor func(context.Context, process.Request) (servedDoor, error)
+
+const (
+	// rereadEvery is how often the doors of a task may have their credentials read anew.
+	rereadEvery = 5 * time.Second
+	// currentEvery is how often a door is told that its credential is still the right one, while the sessions are well.
+	currentEvery = 30 * time.Second
+)
+
+// errNothingNewer is for a door whose credential was refused, and read again.
+var errNothingNewer = errors.New("what was read anew is the same")
+
+// doors are those of one task. The goroutine of run owns them, but for what mu guards.
+type doors struct {
+	open    openDoor
+	all     map[string]*taskDoor // by name
+	current <-chan time.Time     // fires when the doors are to be told that their credentials are still right
+	rereads chan reread
+	readAt  time.Time     // of the last reading that a door has asked for
+	waiting []reread      // for the rendering under way
+	retire  func()        // what is to be revoked once no older credential is in use; nil: nothing
+	idled   chan struct{} // has one when an older credential is not in use any more
+
+	mu    sync.Mutex
+	inUse map[string]map[uint64]bool // replaced generations with calls in flight, by the door's name
+}
+
+// taskDoor is a door and what it uses.
+type taskDoor struct {
+	servedDoor
+	sum string // of the credential in use
+	now uint64 // its generation
+}
+
+// reread is a door's question for a newer credential.
+type reread struct {
+	name       string
+	generation uint64
+	answer     chan error
+}
+
+// asker is what one door of a task asks.
+type asker struct {
+	t    *task
+	name string
+}
+
+// Unused notes that no call uses a replaced generation any more.
+func (a asker) Unused(generation uint64) {
+	d := &a.t.doors
+	d.mu.Lock()
+	delete(d.inUse[a.name], generation)
+	d.mu.Unlock()
+	select {
+	case d.idled <- struct{}{}:
+	default: // it is told already
+	}
+}
+
+// Reread has the task read anew what an upstream has refused, and returns when the door has something newer.
+func (a asker) Reread(ctx context.Context, generation uint64) error {
+	r := reread{a.name, generation, make(chan error, 1)}
+	select {
+	case a.t.doors.rereads <- r:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.t.ctx.Done():
+		return errPluginEnds
+	}
+	select {
+	case err := <-r.answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.t.ctx.Done():
+		return errPluginEnds
+	}
+}
+
+func newDoors(open openDoor) doors {
+	return doors{open: open, all: map[string]*taskDoor{}, rereads: make(chan reread), idled: make(chan struct{}, 1),
+		inUse: map[string]map[uint64]bool{}}
+}
+
+// openDoors opens the task's doors, or takes them over from an earlier plugin process.
+func (t *task) openDoors() error {
+	for _, name := range slices.Sorted(maps.Keys(t.conf.Doors)) {
+		spec, err := t.op.DoorSpec(&t.conf, t.conf.Doors[name], t.record.Key)
+		var opened servedDoor
+		if err == nil {
+			opened, err = t.doors.open(t.ctx, process.Request{Spec: spec, Source: asker{t, name},
+				Listen: process.Listen{Socket: t.doorSocket(name)}})
+		}
+		if err != nil {
+			return fmt.Errorf("door %q: %w", name, err)
+		}
+		o := &taskDoor{servedDoor: opened, now: opened.Generation()}
+		if o.now != 0 {
+			o.sum = t.record.Delivered[render.DoorSum(name)]
+		}
+		t.doors.all[name], t.doors.inUse[name] = o, map[uint64]bool{}
+		t.doors.current = time.NewTicker(currentEvery).C
+	}
+	return nil
+}
+
+// doorSocket returns the socket of a door. It is the task's user's, as far as that is a user of this host; the users of
+// an image are not known here, and then everybody who can reach the task's directory may use it.
+func (t *task) doorSocket(name string) *process.Socket {
+	s := &process.Socket{Dir: t.cfg.AllocDir, Name: path.Join(t.cfg.Name, render.DoorSocket(name)), Mode: 0o600}
+	user, _, _ := strings.Cut(cmp.Or(t.cfg.User, t.op.DefaultUser), ":")
+	var err error
+	if s.UID, s.GID, err = config.LookupUser(user); err != nil || t.op.ImageUser && !isNumber(user) {
+		s.UID, s.GID, s.Mode = -1, -1, 0o666
+	}
+	return s
+}
+
+func isNumber(text string) bool {
+	_, err := strconv.Atoi(text)
+	return err == nil
+}
+
+// useDoors gives the doors the credentials of the current generation. Unless they are new it tells the doors that those
+// which they have are still the right ones: without that a door refuses calls when the option stale says so.
+func (t *task) useDoors() {
+	for name, o := range t.doors.all {
+		c := t.current.Door(name)
+		if c == nil {
+			continue
+		}
+		if sum := t.current.Sums[render.DoorSum(name)]; sum != o.sum {
+			t.doors.replaced(name, o.now)
+			// The numbers of an earlier plugin process are lower.
+			o.sum, o.now = sum, max(o.now+1, uint64(time.Now().UnixNano()))
+		}
+		c.Generation, c.ReadAt = o.now, time.Now()
+		o.Use(c)
+	}
+}
+
+// replaced notes that calls in flight may use a generation that the next one replaces.
+func (d *doors) replaced(name string, generation uint64) {
+	if generation == 0 {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.inUse[name][generation] = true
+}
+
+// reread answers a door whose credential was refused: at once where it has a newer one already, or else when what it
+// asks for has been read anew.
+func (t *task) reread(r reread) {
+	d := &t.doors
+	if d.newer(r) == nil || time.Since(d.readAt) < rereadEvery {
+		r.answer <- d.newer(r)
+		return
+	}
+	d.waiting = append(d.waiting, r)
+	if t.rendered == nil {
+		d.readAt = time.Now()
+		t.render(true)
+	}
+}
+
+// newer returns nil where a door has another credential than the one it asks about.
+func (d *doors) newer(r reread) error {
+	if o := d.all[r.name]; o == nil || o.now <= r.generation {
+		return errNothingNewer
+	}
+	return nil
+}
+
+// answerDoors answers the doors that wait for the rendering that is over.
+func (t *task) answerDoors() {
+	for _, r := range t.doors.waiting {
+		r.answer <- t.doors.newer(r)
+	}
+	t.doors.waiting = nil
+}
+
+// retire has revoked what a generation replaces, as soon as no call of a door uses it any more.
+func (t *task) retire(s *credentials.Snapshot, grace time.Duration) {
+	t.doors.retire = func() { s.Commit(grace) }
+	t.doors.retireIdle()
+}
+
+// retireIdle has revoked what was replaced, if no call uses it.
+func (d *doors) retireIdle() {
+	if d.retire == nil || d.draining() {
+		return
+	}
+	d.retire()
+	d.retire = nil
+}
+
+// draining reports whether a call uses a credential that was replaced.
+func (d *doors) draining() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, generations := range d.inUse {
+		if len(generations) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// closeDoors closes the task's doors. There is no process any more that could wait for a call.
+func (t *task) closeDoors() {
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	for _, o := range t.doors.all {
+		o.Close(now)
+	}
+	clear(t.doors.all)
+}

@@ -1,0 +1,228 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"nomad-driver-vault/driver/door"
+	"nomad-driver-vault/driver/door/process"
+	"nomad-driver-vault/driver/vault/vaulttest"
+)
+
+// doorkeeperOfTests has the doors of a node, which outlive the plugin.
+type doorkeeperOfTests struct {
+	refuses error // what Open fails with
+	open    map[string]*doorOfTests
+}
+
+type doorOfTests struct {
+	spec   door.Spec
+	socket process.Socket
+	asks   process.Source
+	close  func()
+	used   []door.Credential // in their order; one that is confirmed stands there once
+}
+
+func (k *doorkeeperOfTests) Open(_ context.Context, r process.Request) (servedDoor, error) {
+	if k.refuses != nil {
+		return nil, k.refuses
+	}
+	d, kept := k.open[r.Spec.ID]
+	if !kept {
+		d = &doorOfTests{spec: r.Spec, socket: *r.Listen.Socket, close: func() { delete(k.open, r.Spec.ID) }}
+		k.open[r.Spec.ID] = d
+	}
+	d.asks = r.Source
+	return d, nil
+}
+
+func (d *doorOfTests) Generation() uint64 {
+	if len(d.used) == 0 {
+		return 0
+	}
+	return d.last().Generation
+}
+
+func (d *doorOfTests) Use(c *door.Credential) {
+	if n := len(d.used); n > 0 && d.used[n-1].Generation == c.Generation {
+		d.used[n-1] = *c
+		return
+	}
+	d.used = append(d.used, *c)
+}
+
+func (d *doorOfTests) Close(context.Context) { d.close() }
+
+func (d *doorOfTests) last() door.Credential { return d.used[len(d.used)-1] }
+
+// keeps gives the host doors, and the task an identity that no process of it can read.
+func (h *host) keeps() *doorkeeperOfTests {
+	must.NoError(h, os.MkdirAll(filepath.Join(h.alloc, "web/private"), 0o755))
+	h.put("web/private/vault.jwt", h.JWT)
+	k := &doorkeeperOfTests{open: map[string]*doorOfTests{}}
+	h.Driver.doors = k.Open
+	return k
+}
+
+// doorHCL is a task with one door, whose credential has the texts.
+func doorHCL(text string) string {
+	return "vault {\n role = \"app\"\n identity_file = \"private/vault.jwt\"\n}\n" +
+		"door \"api\" {\n url = \"https://api.example.com\"\n poll_interval = \"20s\"\n bearer = <<EOT\n" + text + "\nEOT\n}\n"
+}
+
+func (k *doorkeeperOfTests) only(h *host) *doorOfTests {
+	must.MapLen(h, 1, k.open)
+	return k.open[slices.Collect(maps.Keys(k.open))[0]]
+}
+
+func TestDoorHasItsCredentialBeforeTheProcessStarts(t *testing.T) {
+	bubble(t, func(h *host) {
+		k := h.keeps()
+		h.write("green")
+		r := h.start(doorHCL(kv))
+		api := k.only(h)
+		must.Eq(t, "Bearer green", api.last().Header["Authorization"])
+		must.Eq(t, "web/secrets/api.sock", api.socket.Name)
+		must.Eq(t, "https://api.example.com", api.spec.HTTP.URL)
+		must.StrNotContains(t, h.log.String(), "green")
+		r.stop()
+		must.MapEmpty(t, k.open)
+	})
+}
+
+func TestDoorFollowsAChangeWithoutTheTask(t *testing.T) {
+	bubble(t, func(h *host) {
+		k := h.keeps()
+		h.write("green")
+		r := h.start(doorHCL(kv))
+		before := r.process()
+		h.write("blue")
+		after(time.Minute)
+		api := k.only(h)
+		must.Eq(t, "Bearer blue", api.last().Header["Authorization"])
+		must.Len(t, 2, api.used)
+		must.Greater(t, api.used[0].Generation, api.used[1].Generation)
+		must.Eq(t, before, r.process())
+		must.SliceEmpty(t, r.did())
+		must.Eq(t, []string{`Secrets changed: door "api"; used from the next call on`}, h.events())
+		r.stop()
+	})
+}
+
+// TestLeaseOfADoorIsRevokedAfterItsLastCall: a call in flight may take longer than any grace.
+func TestLeaseOfADoorIsRevokedAfterItsLastCall(t *testing.T) {
+	bubble(t, func(h *host) {
+		k := h.keeps()
+		h.SetRole("app", vaulttest.Role{TTL: time.Hour, Revoke: true})
+		h.Creds["app"] = vaulttest.Creds{TTL: time.Hour, MaxTTL: time.Hour}
+		r := h.start(doorHCL(creds))
+		first := only(t, h.Users())
+		api := k.only(h)
+		for len(api.used) == 1 {
+			after(time.Minute)
+		}
+		after(time.Minute)
+		must.SliceContains(t, h.Users(), first)
+		api.asks.Unused(api.used[0].Generation)
+		after(time.Second)
+		must.SliceNotContains(t, h.Users(), first)
+		r.stop()
+	})
+}
+
+func TestDoorWhoseCredentialIsRefusedHasItReadAnew(t *testing.T) {
+	bubble(t, func(h *host) {
+		k := h.keeps()
+		h.write("green")
+		r := h.start(doorHCL(kv))
+		api := k.only(h)
+		after(time.Second)
+		h.write("blue")
+		must.NoError(t, api.asks.Reread(h.Context(), api.last().Generation))
+		must.Eq(t, "Bearer blue", api.last().Header["Authorization"])
+		asked := h.Calls("")
+		must.NoError(t, api.asks.Reread(h.Context(), api.used[0].Generation), must.Sprint("it has a newer one already"))
+		must.ErrorIs(t, api.asks.Reread(h.Context(), api.last().Generation), errNothingNewer)
+		must.Eq(t, asked, h.Calls(""), must.Sprint("a door may not have Vault asked again and again"))
+		after(rereadEvery)
+		must.ErrorIs(t, api.asks.Reread(h.Context(), api.last().Generation), errNothingNewer)
+		must.Greater(t, asked, h.Calls(""))
+		r.stop()
+	})
+}
+
+// TestDoorIsTakenOverWithItsGeneration: calls in flight use it, and nothing is to be revoked.
+func TestDoorIsTakenOverWithItsGeneration(t *testing.T) {
+	bubble(t, func(h *host) {
+		k := h.keeps()
+		r := h.start(doorHCL(creds))
+		before := k.only(h).last()
+		h.crash()
+		must.MapLen(t, 1, k.open)
+		h.boot()
+		h.Driver.doors = k.Open
+		r.recovered()
+		after(time.Minute)
+		api := k.only(h)
+		must.Len(t, 1, api.used)
+		must.Eq(t, before.Generation, api.last().Generation)
+		must.Eq(t, before.Header, api.last().Header)
+		must.Len(t, 1, h.Users())
+		r.stop()
+	})
+}
+
+// A door refuses calls when its credential has been of unknown worth for the time that the option stale says.
+func TestDoorIsToldWhileItsCredentialIsCurrent(t *testing.T) {
+	bubble(t, func(h *host) {
+		k := h.keeps()
+		h.write("green")
+		r := h.start(doorHCL(kv))
+		api := k.only(h)
+		after(10 * time.Minute)
+		must.Less(t, time.Minute, time.Since(api.last().ReadAt))
+		h.Down(true)
+		after(10 * time.Minute)
+		must.Greater(t, 8*time.Minute, time.Since(api.last().ReadAt))
+		h.Down(false)
+		after(5 * time.Minute)
+		must.Less(t, time.Minute, time.Since(api.last().ReadAt))
+		must.Len(t, 1, api.used)
+		r.stop()
+	})
+}
+
+func TestTaskIsNotStartedWithoutItsDoor(t *testing.T) {
+	bubble(t, func(h *host) {
+		k := h.keeps()
+		h.write("green")
+		k.refuses = errors.New("no process")
+		must.ErrorContains(t, h.refused(doorHCL(kv)), `door "api": no process`)
+		h.Driver.doors = nil
+		must.ErrorContains(t, h.refused(doorHCL(kv)), "this plugin serves no doors")
+		synctest.Wait()
+		must.SliceEmpty(t, h.machine.running())
+	})
+}
+
+func TestCredentialOfADoorIsOneLine(t *testing.T) {
+	for says, text := range map[string]string{
+		"bearer is empty: the door would call": `{{ if false }}x{{ end }}`,
+		"bearer has several lines":             `a{{ "\n" }}b`,
+	} {
+		bubble(t, func(h *host) {
+			h.keeps()
+			h.write("green")
+			must.ErrorContains(t, h.refused(doorHCL(text)), `door "api": `+says)
+		})
+	}
+}
