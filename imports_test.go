@@ -58,9 +58,9 @@ func TestImportsPointOneWay(t *testing.T) {
 		"plugin/execroot":   {"internal/inode"},
 		"plugin/drivertest": {"e2e/stack", "internal/need"}, // for tests: an engine, and an image that is in it
 
-		"driver": {"internal/faults", "driver/config", "driver/door", "driver/door/process", "driver/credentials", "driver/render", "driver/identity",
-			"driver/logpipe", "driver/sched", "driver/state", "driver/status", "driver/taskapi", "driver/template",
-			"driver/vault", "driver/vault/session", "internal/logtext"},
+		"driver": {"internal/faults", "driver/config", "driver/credentials", "driver/render", "driver/door",
+			"driver/door/process", "driver/identity", "driver/logpipe", "driver/sched", "driver/state", "driver/status",
+			"driver/taskapi", "driver/template", "driver/vault", "driver/vault/session", "internal/logtext"},
 
 		"operator/check": {"driver/config", "driver/credentials", "driver/render", "driver/template", "driver/vault",
 			"driver/vault/session", "internal/logtext", "operator", "plugin"},
@@ -71,8 +71,8 @@ func TestImportsPointOneWay(t *testing.T) {
 		"driver/config": {"driver/door", "driver/template", "driver/vault"}, // for Spec, Fields and Cluster
 		"driver/credentials": {"driver/config", "driver/identity", "driver/state", "driver/status", "driver/taskapi",
 			"driver/template", "driver/vault", "driver/vault/session", "internal/inode"},
-		"driver/render": {"driver/config", "driver/credentials", "driver/door", "driver/template", "driver/vault", "internal/inode",
-			"internal/logtext"},
+		"driver/render": {"driver/config", "driver/credentials", "driver/door", "driver/template", "driver/vault",
+			"internal/inode", "internal/logtext"},
 		"driver/door":              nil,
 		"driver/door/httpdoor":     {"driver/door"},
 		"driver/door/postgresdoor": {"driver/door"},

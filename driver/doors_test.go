@@ -76,7 +76,8 @@ func (h *host) keeps() *doorkeeperOfTests {
 // doorHCL is a task with one door, whose credential has the texts.
 func doorHCL(text string) string {
 	return "vault {\n role = \"app\"\n identity_file = \"private/vault.jwt\"\n}\n" +
-		"door \"api\" {\n url = \"https://api.example.com\"\n poll_interval = \"20s\"\n bearer = <<EOT\n" + text + "\nEOT\n}\n"
+		"door \"api\" {\n url = \"https://api.example.com\"\n poll_interval = \"20s\"\n" +
+		"bearer = <<EOT\n" + text + "\nEOT\n}\n"
 }
 
 func (k *doorkeeperOfTests) only(h *host) *doorOfTests {

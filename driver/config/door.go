@@ -128,7 +128,8 @@ func (c Operator) DoorSpec(conf *Task, d *Door, task string) (door.Spec, error) 
 		return s, fmt.Errorf("a door to Vault knows ca_file and tls_server_name of %s only", cluster.Block())
 	}
 	to := *s.Vault
-	to.Address, to.Namespace, to.TLSServerName = cluster.Address, cmp.Or(v.Namespace, cluster.Namespace), cluster.TLSServerName
+	to.Address, to.TLSServerName = cluster.Address, cluster.TLSServerName
+	to.Namespace = cmp.Or(v.Namespace, cluster.Namespace)
 	if cluster.CAFile != "" {
 		if to.CAs, err = os.ReadFile(cluster.CAFile); err != nil {
 			return s, fmt.Errorf("read ca_file of %s: %w", cluster.Block(), err)

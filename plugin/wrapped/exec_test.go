@@ -84,7 +84,8 @@ func TestExecStartsACopyOfTheTask(t *testing.T) {
 	must.SliceNotEmpty(t, nomads.started.Mounts)
 }
 
-// With an empty dns block Nomad's exec has the servers that systemd-resolved asks, where the host's file names only that.
+// With an empty dns block Nomad's exec has the servers that systemd-resolved asks, where the host's file names only
+// that.
 func TestExecTaskInANetworkOfItsOwnGetsAResolverThatItReaches(t *testing.T) {
 	empty, its := &drivers.DNSConfig{}, &drivers.DNSConfig{Servers: []string{"192.0.2.1"}}
 	for sentence, c := range map[string]struct {

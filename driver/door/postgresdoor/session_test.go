@@ -175,7 +175,7 @@ func TestBytes(t *testing.T) {
 		must.Eq(t, "hello", notification.Payload)
 
 		old := pq.NewListener(o.dsn(), time.Second, time.Second, nil)
-		defer old.Close()
+		defer func() { must.NoError(t, old.Close()) }()
 		must.NoError(t, old.Listen("news"))
 		_, err = o.connect(t, "").Exec(ctx, "NOTIFY news, 'again'")
 		must.NoError(t, err)
