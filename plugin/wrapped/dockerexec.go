@@ -72,7 +72,10 @@ func copyOutput(o *drivers.ExecOptions, from io.Reader) <-chan struct{} {
 func resize(ctx context.Context, engine *client.Client, exec string, sizes <-chan drivers.TerminalSize) {
 	for {
 		select {
-		case s := <-sizes:
+		case s, more := <-sizes:
+			if !more {
+				return
+			}
 			_ = engine.ContainerExecResize(ctx, exec, container.ResizeOptions{Height: uint(s.Height), Width: uint(s.Width)})
 		case <-ctx.Done():
 			return
