@@ -1,6 +1,39 @@
 // Package postgresdoor is the door to a PostgreSQL database. Clients come without a password. The door logs in upstream
 // with the user and the password of one generation and then passes bytes on. It follows frames only so far that it
 // knows when a session is idle: a session of a replaced user is ended then, and never inside a transaction.
+//
+// # What a client meets
+//
+//   - The user that it names is ignored. It may name the door's database, or its own user's name as libpq does by
+//     itself; another is refused.
+//   - Nothing is encrypted between client and door: sslmode=prefer works, require fails. To the server the door speaks
+//     TLS as the sslmode of the block says, and logs in with scram-sha-256 (bound to the TLS channel where the server
+//     offers that), with md5, or in clear where TLS is verified. Trust and GSSAPI are refused.
+//   - Start-up parameters are passed on, but not replication. The door's role is one of them: it survives RESET ROLE and
+//     DISCARD ALL, which SET ROLE after a login does not, but not SET ROLE NONE. It keeps one owner of objects, and is
+//     no barrier.
+//   - Cancel works. A client that dies has its query cancelled.
+//
+// # Rotation
+//
+// New connections use the new user at once. A session of the old one ends with 57P01 after a second between
+// transactions; one that is never idle for a second ends between two transactions after a minute. Prepared statements,
+// LISTEN, temporary tables and advisory locks go with the session: a client wants a pool that connects again. The old
+// user can be revoked after its last session. A transaction that is held open keeps the user. When the server refuses
+// the user, the credential is read anew and the login tried again, which the client does not see.
+//
+// # What the door says
+//
+//	57P03         no credential, or a stale one
+//	57P01         the user was replaced, or the door is closed
+//	53300, 53400  max_conns, rate
+//	3D000         another database
+//	0A000         replication, or another protocol
+//	08P01, 57014  a malformed or slow start-up
+//	42501         an address that is not allowed; the server refuses role or database
+//	57P05, 25P03  idle_timeout, outside and inside a transaction
+//	28P01, 28000  the server refuses the user, or asks for a login that the door does not do
+//	08001, 08006  the server is not reached, not trusted or too slow; it broke off
 package postgresdoor
 
 import (
