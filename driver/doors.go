@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +20,9 @@ import (
 	"nomad-driver-vault/driver/door"
 	"nomad-driver-vault/driver/door/process"
 	"nomad-driver-vault/driver/render"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+	"github.com/hashicorp/nomad/plugins/drivers/fsisolation"
 )
 
 // A servedDoor is one that is open: a process.Door.
@@ -113,6 +118,45 @@ func (a asker) Reread(ctx context.Context, generation uint64) error {
 func newDoors(open openDoor) doors {
 	return doors{open: open, all: map[string]*taskDoor{}, rereads: make(chan reread), idled: make(chan struct{}, 1),
 		inUse: map[string]map[uint64]bool{}}
+}
+
+// checkDoors refuses doors whose credentials the task could get without them.
+func (t *task) checkDoors() error {
+	if len(t.conf.Doors) == 0 {
+		return nil
+	}
+	if t.d.doors == nil {
+		return errors.New("door: this plugin serves no doors")
+	}
+	caps, err := t.d.inner.Capabilities()
+	if err != nil {
+		return fmt.Errorf("ask for the driver's capabilities: %w", err)
+	}
+	if caps.FSIsolation == fsisolation.None {
+		return errors.New("door: a task that sees the node's files can read its identity, and needs no door to log in: use " +
+			"vault-exec or vault-docker")
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.conf.Doors)) {
+		v := t.conf.Vault(t.conf.Doors[name].Common().Vault)
+		if err := credentials.CheckHidden(v, t.cfg); err != nil {
+			return fmt.Errorf("door %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// hidePrivate has a task with doors find an empty directory in the place of private/, where its identity is. Containers
+// have none; the root of an exec task is its directory.
+func (t *task) hidePrivate(cfg *drivers.TaskConfig) error {
+	if len(t.conf.Doors) == 0 {
+		return nil
+	}
+	empty := filepath.Join(t.op.StateDir, "empty")
+	if err := os.MkdirAll(empty, 0o555); err != nil {
+		return fmt.Errorf("make the directory that hides private/: %w", err)
+	}
+	cfg.Mounts = append(cfg.Mounts, &drivers.MountConfig{TaskPath: "/private", HostPath: empty, Readonly: true})
+	return nil
 }
 
 // openDoors opens the task's doors, or takes them over from an earlier plugin process.

@@ -1,7 +1,10 @@
 package driver
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"maps"
 	"os"
@@ -11,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/nomad/plugins/drivers"
+	"github.com/hashicorp/nomad/plugins/drivers/fsisolation"
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/door"
@@ -67,7 +72,9 @@ func (d *doorOfTests) last() door.Credential { return d.used[len(d.used)-1] }
 // keeps gives the host doors, and the task an identity that no process of it can read.
 func (h *host) keeps() *doorkeeperOfTests {
 	must.NoError(h, os.MkdirAll(filepath.Join(h.alloc, "web/private"), 0o755))
+	h.JWT = jwtFor("vault.io")
 	h.put("web/private/vault.jwt", h.JWT)
+	must.NoError(h, os.Remove(filepath.Join(h.alloc, "web/secrets/nomad_vault.jwt")))
 	k := &doorkeeperOfTests{open: map[string]*doorOfTests{}}
 	h.Driver.doors = k.Open
 	return k
@@ -213,6 +220,45 @@ func TestTaskIsNotStartedWithoutItsDoor(t *testing.T) {
 		synctest.Wait()
 		must.SliceEmpty(t, h.machine.running())
 	})
+}
+
+// TestDoorNeedsATaskThatCannotLogIn: a task that can needs no door to read the credential.
+func TestDoorNeedsATaskThatCannotLogIn(t *testing.T) {
+	for says, show := range map[string]func(*host, *drivers.TaskConfig){
+		`read secrets/nomad_vault.jwt, an identity for "vault.io" as well`: func(h *host, _ *drivers.TaskConfig) {
+			h.identity(jwtFor("vault.io"))
+		},
+		"the task can read the variable NOMAD_TOKEN_x": func(_ *host, cfg *drivers.TaskConfig) {
+			cfg.Env["NOMAD_TOKEN_x"] = jwtFor("other.io", "vault.io")
+		},
+		"use vault-exec or vault-docker": func(h *host, _ *drivers.TaskConfig) { h.inner.isolation = fsisolation.None },
+	} {
+		bubble(t, func(h *host) {
+			h.keeps()
+			h.write("green")
+			cfg := h.job(doorHCL(kv))
+			show(h, cfg)
+			_, _, err := h.StartTask(cfg)
+			must.ErrorContains(t, err, says)
+			h.nothingLeft()
+		})
+	}
+	bubble(t, func(h *host) {
+		h.keeps()
+		h.write("green")
+		h.identity(jwtFor("nomadproject.io"))
+		r := h.start(doorHCL(kv))
+		must.SliceContainsFunc(t, h.inner.logs.Mounts, "/private",
+			func(m *drivers.MountConfig, path string) bool { return m.TaskPath == path && m.Readonly })
+		r.stop()
+	})
+}
+
+// jwtFor has the form of a workload identity for those audiences.
+func jwtFor(audience ...string) string {
+	claims, _ := json.Marshal(map[string]any{"sub": "one", "aud": audience})
+	part := base64.RawURLEncoding.EncodeToString
+	return part([]byte(`{"alg":"EdDSA"}`)) + "." + part(claims) + "." + part(bytes.Repeat([]byte(vaulttest.Planted), 10))
 }
 
 func TestCredentialOfADoorIsOneLine(t *testing.T) {

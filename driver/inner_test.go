@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
+	"github.com/hashicorp/nomad/plugins/drivers/fsisolation"
 
 	"nomad-driver-vault/driver/vault/vaulttest"
 )
@@ -62,22 +63,23 @@ type wrapped struct {
 	ctx                  context.Context
 	m                    *machine
 
-	mu    sync.Mutex
-	tasks map[string]*taskProcess
-	calls []string
-	fails map[string]error         // by method
-	takes map[string]time.Duration // by method
-	out   map[string]bool          // methods that panic
-	logs  *drivers.TaskConfig      // with the log pipes of the last process
-	deaf  bool                     // its processes do not stop before they are killed, when the timeout of a stop is over
-	lost  error                    // what WaitTask tells in place of how a process ended; its status knows that
-	exec  func(cmd []string) (*drivers.ExecTaskResult, error)
-	user  []int // the number of the user whom its images name, and those of its groups
+	mu        sync.Mutex
+	tasks     map[string]*taskProcess
+	calls     []string
+	fails     map[string]error         // by method
+	takes     map[string]time.Duration // by method
+	out       map[string]bool          // methods that panic
+	logs      *drivers.TaskConfig      // with the log pipes of the last process
+	deaf      bool                     // its processes do not stop before they are killed, when the timeout of a stop is over
+	isolation fsisolation.Mode
+	lost      error // what WaitTask tells in place of how a process ended; its status knows that
+	exec      func(cmd []string) (*drivers.ExecTaskResult, error)
+	user      []int // the number of the user whom its images name, and those of its groups
 }
 
 func newWrapped(ctx context.Context, m *machine) *wrapped {
 	return &wrapped{ctx: ctx, m: m, tasks: map[string]*taskProcess{}, fails: map[string]error{},
-		takes: map[string]time.Duration{}, out: map[string]bool{}}
+		takes: map[string]time.Duration{}, out: map[string]bool{}, isolation: fsisolation.Image}
 }
 
 // StartTaskAs is what docker has for files.
@@ -180,6 +182,10 @@ func (w *wrapped) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *driv
 	handle := drivers.NewTaskHandle(1)
 	handle.Config = cfg
 	return handle, &drivers.DriverNetwork{IP: "10.0.0.7"}, handle.SetDriverState(wrappedState{cfg, p.pid})
+}
+
+func (w *wrapped) Capabilities() (*drivers.Capabilities, error) {
+	return &drivers.Capabilities{FSIsolation: w.isolation}, nil
 }
 
 func (w *wrapped) RecoverTask(handle *drivers.TaskHandle) error {

@@ -264,8 +264,8 @@ func (t *task) check() error {
 	if err := t.op.PermitUser(t.cfg.User); err != nil {
 		return err
 	}
-	if len(t.conf.Doors) > 0 && t.d.doors == nil {
-		return errors.New("door: this plugin serves no doors")
+	if err := t.checkDoors(); err != nil {
+		return err
 	}
 	if err := t.renderer.Prepare(); err != nil {
 		return err
@@ -360,6 +360,9 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 // that the task cannot redirect.
 func (t *task) wrappedConfig() (cfg *drivers.TaskConfig, err error) {
 	cfg = t.cfg.Copy()
+	if err := t.hidePrivate(cfg); err != nil {
+		return nil, err
+	}
 	cfg.StdoutPath, cfg.StderrPath, err = t.pipes.Paths()
 	return cfg, err
 }

@@ -18,6 +18,8 @@ import (
 type Token struct {
 	IssuedAt time.Time // zero if it does not say
 	Expires  time.Time // zero: never, which is Nomad's default for an identity without a ttl
+	// Audience are the parties that it is for. It is empty if it does not say, or in no form of RFC 7519 §4.1.3.
+	Audience []string
 	// Behind a pointer, because fmt calls no method on an unexported field of another struct: it prints an address then.
 	jwt *string
 }
@@ -64,6 +66,7 @@ func parse(text string) (Token, error) {
 	var claims struct {
 		IssuedAt *float64 `json:"iat"`
 		Expires  *float64 `json:"exp"`
+		Audience any      `json:"aud"`
 	}
 	if !decode(parts[1], &claims) {
 		return Token{}, errors.New("its claims are not JSON of the types RFC 7519 gives them")
@@ -72,13 +75,28 @@ func parse(text string) (Token, error) {
 	if err != nil || len(signature) == 0 || len(signature) < signatureSize[header.Alg] {
 		return Token{}, errors.New("its signature is cut short")
 	}
-	return Token{IssuedAt: date(claims.IssuedAt), Expires: date(claims.Expires), jwt: &text}, nil
+	return Token{IssuedAt: date(claims.IssuedAt), Expires: date(claims.Expires), Audience: audience(claims.Audience),
+		jwt: &text}, nil
 }
 
 // decode reads one base64url part that must hold a JSON object.
 func decode(part string, into any) bool {
 	data, err := base64.RawURLEncoding.DecodeString(part)
 	return err == nil && bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) && json.Unmarshal(data, into) == nil
+}
+
+// audience reads the claim aud, which is a text or a list of texts.
+func audience(claim any) (all []string) {
+	list, many := claim.([]any)
+	if !many {
+		list = []any{claim}
+	}
+	for _, one := range list {
+		if text, ok := one.(string); ok {
+			all = append(all, text)
+		}
+	}
+	return all
 }
 
 // date is what a number of seconds since 1970 stands for, with or without a fraction (RFC 7519 §2), within the years

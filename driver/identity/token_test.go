@@ -153,3 +153,19 @@ func FuzzParse(f *testing.F) {
 		must.Between(t, -40000, token.Expires.Year(), 40000)
 	})
 }
+
+func TestAudience(t *testing.T) {
+	for claims, want := range map[string][]string{
+		`{"aud":"vault.io"}`:         {"vault.io"},
+		`{"aud":["vault.io","b"]}`:   {"vault.io", "b"},
+		`{"aud":["vault.io",7,{}]}`:  {"vault.io"},
+		`{"aud":{"vault.io":true}}`:  nil,
+		`{"aud":null}`:               nil,
+		`{"sub":"global:default:x"}`: nil,
+	} {
+		part := base64.RawURLEncoding.EncodeToString
+		token, err := parse(part([]byte(`{"alg":"EdDSA"}`)) + "." + part([]byte(claims)) + "." + part(make([]byte, 64)))
+		must.NoError(t, err)
+		must.Eq(t, want, token.Audience, must.Sprint(claims))
+	}
+}

@@ -9,9 +9,9 @@
 //   - Nothing is encrypted between client and door: sslmode=prefer works, require fails. To the server the door speaks
 //     TLS as the sslmode of the block says, and logs in with scram-sha-256 (bound to the TLS channel where the server
 //     offers that), with md5, or in clear where TLS is verified. Trust and GSSAPI are refused.
-//   - Start-up parameters are passed on, but not replication. The door's role is one of them: it survives RESET ROLE and
-//     DISCARD ALL, which SET ROLE after a login does not, but not SET ROLE NONE. It keeps one owner of objects, and is
-//     no barrier.
+//   - Start-up parameters are passed on, but not replication. The door's role is one of them: it survives RESET ROLE
+//     and DISCARD ALL, which SET ROLE after a login does not, but not SET ROLE NONE. It keeps one owner of objects,
+//     and is no barrier.
 //   - Cancel works. A client that dies has its query cancelled.
 //
 // # Rotation
