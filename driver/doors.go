@@ -20,6 +20,7 @@ import (
 	"nomad-driver-vault/driver/door"
 	"nomad-driver-vault/driver/door/process"
 	"nomad-driver-vault/driver/render"
+	"nomad-driver-vault/driver/state"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/drivers/fsisolation"
@@ -48,9 +49,18 @@ const (
 // errNothingNewer is for a door whose credential was refused, and read again.
 var errNothingNewer = errors.New("what was read anew is the same")
 
+// doorsOf is the task that doors are for.
+type doorsOf struct {
+	ctx  context.Context // of the run
+	cfg  *drivers.TaskConfig
+	conf *config.Task
+	op   config.Operator
+	open openDoor // nil: no task may have doors
+}
+
 // doors are those of one task. The goroutine of run owns them, but for what mu guards.
 type doors struct {
-	open    openDoor
+	doorsOf
 	all     map[string]*taskDoor // by name
 	current <-chan time.Time     // fires when the doors are to be told that their credentials are still right
 	rereads chan reread
@@ -79,18 +89,17 @@ type reread struct {
 
 // asker is what one door of a task asks.
 type asker struct {
-	t    *task
+	*doors
 	name string
 }
 
 // Unused notes that no call uses a replaced generation any more.
 func (a asker) Unused(generation uint64) {
-	d := &a.t.doors
-	d.mu.Lock()
-	delete(d.inUse[a.name], generation)
-	d.mu.Unlock()
+	a.mu.Lock()
+	delete(a.inUse[a.name], generation)
+	a.mu.Unlock()
 	select {
-	case d.idled <- struct{}{}:
+	case a.idled <- struct{}{}:
 	default: // it is told already
 	}
 }
@@ -99,36 +108,36 @@ func (a asker) Unused(generation uint64) {
 func (a asker) Reread(ctx context.Context, generation uint64) error {
 	r := reread{a.name, generation, make(chan error, 1)}
 	select {
-	case a.t.doors.rereads <- r:
+	case a.rereads <- r:
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-a.t.ctx.Done():
-		return errPluginEnds
+	case <-a.ctx.Done():
+		return a.ctx.Err()
 	}
 	select {
 	case err := <-r.answer:
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-a.t.ctx.Done():
-		return errPluginEnds
+	case <-a.ctx.Done():
+		return a.ctx.Err()
 	}
 }
 
-func newDoors(open openDoor) doors {
-	return doors{open: open, all: map[string]*taskDoor{}, rereads: make(chan reread), idled: make(chan struct{}, 1),
+func newDoors(of doorsOf) *doors {
+	return &doors{doorsOf: of, all: map[string]*taskDoor{}, rereads: make(chan reread), idled: make(chan struct{}, 1),
 		inUse: map[string]map[uint64]bool{}}
 }
 
-// checkDoors refuses doors whose credentials the task could get without them.
-func (t *task) checkDoors() error {
-	if len(t.conf.Doors) == 0 {
+// check refuses doors whose credentials the task could get without them.
+func (d *doors) check(inner drivers.DriverPlugin) error {
+	if len(d.conf.Doors) == 0 {
 		return nil
 	}
-	if t.d.doors == nil {
+	if d.open == nil {
 		return errors.New("door: this plugin serves no doors")
 	}
-	caps, err := t.d.inner.Capabilities()
+	caps, err := inner.Capabilities()
 	if err != nil {
 		return fmt.Errorf("ask for the driver's capabilities: %w", err)
 	}
@@ -136,9 +145,9 @@ func (t *task) checkDoors() error {
 		return errors.New("door: a task that sees the node's files can read its identity, and needs no door to log in: use " +
 			"vault-exec or vault-docker")
 	}
-	for _, name := range slices.Sorted(maps.Keys(t.conf.Doors)) {
-		v := t.conf.Vault(t.conf.Doors[name].Common().Vault)
-		if err := credentials.CheckHidden(v, t.cfg); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(d.conf.Doors)) {
+		v := d.conf.Vault(d.conf.Doors[name].Common().Vault)
+		if err := credentials.CheckHidden(v, d.cfg); err != nil {
 			return fmt.Errorf("door %q: %w", name, err)
 		}
 	}
@@ -147,11 +156,11 @@ func (t *task) checkDoors() error {
 
 // hidePrivate has a task with doors find an empty directory in the place of private/, where its identity is. Containers
 // have none; the root of an exec task is its directory.
-func (t *task) hidePrivate(cfg *drivers.TaskConfig) error {
-	if len(t.conf.Doors) == 0 {
+func (d *doors) hidePrivate(cfg *drivers.TaskConfig) error {
+	if len(d.conf.Doors) == 0 {
 		return nil
 	}
-	empty := filepath.Join(t.op.StateDir, "empty")
+	empty := filepath.Join(d.op.StateDir, "empty")
 	if err := os.MkdirAll(empty, 0o555); err != nil {
 		return fmt.Errorf("make the directory that hides private/: %w", err)
 	}
@@ -159,35 +168,35 @@ func (t *task) hidePrivate(cfg *drivers.TaskConfig) error {
 	return nil
 }
 
-// openDoors opens the task's doors, or takes them over from an earlier plugin process.
-func (t *task) openDoors() error {
-	for _, name := range slices.Sorted(maps.Keys(t.conf.Doors)) {
-		spec, err := t.op.DoorSpec(&t.conf, t.conf.Doors[name], t.record.Key)
+// openAll opens the task's doors, or takes them over from an earlier plugin process. r is the record of the task.
+func (d *doors) openAll(r state.Record) error {
+	for _, name := range slices.Sorted(maps.Keys(d.conf.Doors)) {
+		spec, err := d.op.DoorSpec(d.conf, d.conf.Doors[name], r.Key)
 		var opened servedDoor
 		if err == nil {
-			opened, err = t.doors.open(t.ctx, process.Request{Spec: spec, Source: asker{t, name},
-				Listen: process.Listen{Socket: t.doorSocket(name)}})
+			opened, err = d.open(d.ctx, process.Request{Spec: spec, Source: asker{d, name},
+				Listen: process.Listen{Socket: d.socket(name)}})
 		}
 		if err != nil {
 			return fmt.Errorf("door %q: %w", name, err)
 		}
 		o := &taskDoor{servedDoor: opened, now: opened.Generation()}
 		if o.now != 0 {
-			o.sum = t.record.Delivered[render.DoorSum(name)]
+			o.sum = r.Delivered[render.DoorSum(name)]
 		}
-		t.doors.all[name], t.doors.inUse[name] = o, map[uint64]bool{}
-		t.doors.current = time.NewTicker(currentEvery).C
+		d.all[name], d.inUse[name] = o, map[uint64]bool{}
+		d.current = time.NewTicker(currentEvery).C
 	}
 	return nil
 }
 
-// doorSocket returns the socket of a door. It is the task's user's, as far as that is a user of this host; the users of
+// socket returns the socket of a door. It is the task's user's, as far as that is a user of this host; the users of
 // an image are not known here, and then everybody who can reach the task's directory may use it.
-func (t *task) doorSocket(name string) *process.Socket {
-	s := &process.Socket{Dir: t.cfg.AllocDir, Name: path.Join(t.cfg.Name, render.DoorSocket(name)), Mode: 0o600}
-	user, _, _ := strings.Cut(cmp.Or(t.cfg.User, t.op.DefaultUser), ":")
+func (d *doors) socket(name string) *process.Socket {
+	s := &process.Socket{Dir: d.cfg.AllocDir, Name: path.Join(d.cfg.Name, render.DoorSocket(name)), Mode: 0o600}
+	user, _, _ := strings.Cut(cmp.Or(d.cfg.User, d.op.DefaultUser), ":")
 	var err error
-	if s.UID, s.GID, err = config.LookupUser(user); err != nil || t.op.ImageUser && !isNumber(user) {
+	if s.UID, s.GID, err = config.LookupUser(user); err != nil || d.op.ImageUser && !isNumber(user) {
 		s.UID, s.GID, s.Mode = -1, -1, 0o666
 	}
 	return s
@@ -198,16 +207,16 @@ func isNumber(text string) bool {
 	return err == nil
 }
 
-// useDoors gives the doors the credentials of the current generation. Unless they are new it tells the doors that those
-// which they have are still the right ones: without that a door refuses calls when the option stale says so.
-func (t *task) useDoors() {
-	for name, o := range t.doors.all {
-		c := t.current.Door(name)
+// use gives the doors the credentials of a generation. Unless they are new it tells the doors that those which they
+// have are still the right ones: without that a door refuses calls when the option stale says so.
+func (d *doors) use(g *render.Generation) {
+	for name, o := range d.all {
+		c := g.Door(name)
 		if c == nil {
 			continue
 		}
-		if sum := t.current.Sums[render.DoorSum(name)]; sum != o.sum {
-			t.doors.replaced(name, o.now)
+		if sum := g.Sums[render.DoorSum(name)]; sum != o.sum {
+			d.replaced(name, o.now)
 			// The numbers of an earlier plugin process are lower.
 			o.sum, o.now = sum, max(o.now+1, uint64(time.Now().UnixNano()))
 		}
@@ -226,19 +235,15 @@ func (d *doors) replaced(name string, generation uint64) {
 	d.inUse[name][generation] = true
 }
 
-// reread answers a door whose credential was refused: at once where it has a newer one already, or else when what it
-// asks for has been read anew.
-func (t *task) reread(r reread) {
-	d := &t.doors
+// ask answers a door whose credential was refused, if it has a newer one already or all was read anew just now. Else
+// the door waits for answer, and ask reports that everything is to be read anew.
+func (d *doors) ask(r reread) (readAnew bool) {
 	if d.newer(r) == nil || time.Since(d.readAt) < rereadEvery {
 		r.answer <- d.newer(r)
-		return
+		return false
 	}
 	d.waiting = append(d.waiting, r)
-	if t.rendered == nil {
-		d.readAt = time.Now()
-		t.render(true)
-	}
+	return true
 }
 
 // newer returns nil where a door has another credential than the one it asks about.
@@ -249,18 +254,18 @@ func (d *doors) newer(r reread) error {
 	return nil
 }
 
-// answerDoors answers the doors that wait for the rendering that is over.
-func (t *task) answerDoors() {
-	for _, r := range t.doors.waiting {
-		r.answer <- t.doors.newer(r)
+// answer answers the doors that wait for the rendering that is over.
+func (d *doors) answer() {
+	for _, r := range d.waiting {
+		r.answer <- d.newer(r)
 	}
-	t.doors.waiting = nil
+	d.waiting = nil
 }
 
-// retire has revoked what a generation replaces, as soon as no call of a door uses it any more.
-func (t *task) retire(s *credentials.Snapshot, grace time.Duration) {
-	t.doors.retire = func() { s.Commit(grace) }
-	t.doors.retireIdle()
+// retireLater has revoked what a generation replaces, as soon as no call of a door uses it any more.
+func (d *doors) retireLater(s *credentials.Snapshot, grace time.Duration) {
+	d.retire = func() { s.Commit(grace) }
+	d.retireIdle()
 }
 
 // retireIdle has revoked what was replaced, if no call uses it.
@@ -284,12 +289,12 @@ func (d *doors) draining() bool {
 	return false
 }
 
-// closeDoors closes the task's doors. There is no process any more that could wait for a call.
-func (t *task) closeDoors() {
+// closeAll closes the task's doors. There is no process any more that could wait for a call.
+func (d *doors) closeAll() {
 	now, cancel := context.WithCancel(context.Background())
 	cancel()
-	for _, o := range t.doors.all {
+	for _, o := range d.all {
 		o.Close(now)
 	}
-	clear(t.doors.all)
+	clear(d.all)
 }

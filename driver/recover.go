@@ -10,10 +10,6 @@ import (
 	"github.com/hashicorp/nomad/plugins/drivers"
 )
 
-// foreign stands for the config block of a task that the built-in driver has started: nobody tells us what is in it,
-// but none of our options is. The one here cannot be empty.
-var foreign = map[string]any{"kill_timeout": "5s"}
-
 // RecoverTask takes over a running task from an earlier plugin process: the same process, the same token, the same
 // leases. It does not ask Vault, whose opinion is found out while the task runs. A task that the built-in driver
 // started under our name is taken over as one without our blocks.
@@ -58,22 +54,6 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	go t.run()
 	go func() { _ = t.guard("taking it over", t.takenOver) }()
 	return nil
-}
-
-// fromHandle returns the task that a handle is of.
-func (d *Driver) fromHandle(handle *drivers.TaskHandle) (*task, error) {
-	var kept handleState
-	if err := handle.GetDriverState(&kept); err != nil {
-		return nil, fmt.Errorf("decode task handle: %w", err)
-	}
-	if kept.JobConfig == nil {
-		kept.JobConfig = foreign
-	}
-	cfg := handle.Config.Copy()
-	if err := cfg.EncodeConcreteDriverConfig(kept.JobConfig); err != nil {
-		return nil, fmt.Errorf("encode config block: %w", err)
-	}
-	return d.newTask(cfg, d.log(cfg))
 }
 
 // takenOver opens the log pipes and says with what the task goes on. An agent that was restarted recovers tasks
@@ -140,7 +120,7 @@ func (t *task) reattach() (*parkedRun, error) {
 	if old != nil {
 		t.adopt(old)
 	}
-	if err := t.openDoors(); err != nil { // the task goes on, and calls nobody
+	if err := t.doors.openAll(t.record); err != nil { // the task goes on, and calls nobody
 		t.warn("%v", err)
 	}
 	t.current, t.recovered, t.tookOver = &render.Generation{Output: t.record.Once}, true, time.Now()

@@ -85,7 +85,7 @@ func (t *task) render(fresh bool) {
 // stays.
 func (t *task) handleRendered(r rendered) {
 	t.rendered = nil
-	defer t.answerDoors()
+	defer t.doors.answer()
 	// After a problem it is written in any case: a part of the generation that failed may be there, and the secrets be
 	// the old ones again.
 	if r.err == nil && (t.problem.is() || !maps.Equal(r.next.Sums, t.current.Sums)) {
@@ -100,7 +100,7 @@ func (t *task) handleRendered(r rendered) {
 	}
 	was := t.problem
 	t.current, t.problem = r.next, problem{}
-	t.useDoors()
+	t.doors.use(t.current)
 	t.retry.Reset()
 	t.pending = r.next.Diff(t.record.Delivered)
 	switch {
@@ -152,7 +152,7 @@ func (t *task) commitDelivered(grace time.Duration) {
 	}
 	t.pending, t.actTimer, t.noReaderSince, t.undelivered = render.Change{}, nil, time.Time{}, problem{}
 	t.failpoint("told")
-	t.retire(t.current.Snapshot, grace)
+	t.doors.retireLater(t.current.Snapshot, grace)
 	t.failpoint("committed")
 	t.remember(func(r *state.Record) { use(r, t.current) })
 }

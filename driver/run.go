@@ -58,7 +58,7 @@ type task struct {
 	op          config.Operator
 	credentials *credentials.Set
 	renderer    *render.Renderer
-	doors       doors
+	doors       *doors
 	pipes       *logpipe.Pipes
 	ctx         context.Context // ended with the task: what waits for Vault, Nomad or the process gives up
 	cancel      context.CancelFunc
@@ -158,10 +158,13 @@ func (t *task) running() stateFunc {
 		t.render(false)
 	case <-t.doors.current:
 		if !t.problem.is() && len(t.credentials.Problems()) == 0 {
-			t.useDoors()
+			t.doors.use(t.current)
 		}
 	case r := <-t.doors.rereads:
-		t.reread(r)
+		if t.doors.ask(r) && t.rendered == nil {
+			t.doors.readAt = time.Now()
+			t.render(true)
+		}
 	case <-t.doors.idled:
 		t.doors.retireIdle()
 	case r := <-t.rendered:
@@ -276,7 +279,7 @@ func (t *task) fail(err error) stateFunc {
 func (t *task) finish() {
 	defer close(t.done)
 	t.failpoint("ended")
-	t.closeDoors()
+	t.doors.closeAll()
 	t.credentials.Pause()
 	if t.shares() {
 		t.say("ended; what it has put into alloc/ is kept current until no task of the allocation runs")

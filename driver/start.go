@@ -36,6 +36,10 @@ type handleState struct {
 	JobConfig map[string]any
 }
 
+// foreign stands for the config block of a task that the built-in driver has started: nobody tells us what is in it,
+// but none of our options is. The one here cannot be empty.
+var foreign = map[string]any{"kill_timeout": "5s"}
+
 // StartTask starts a task, in these steps: decode and permit what the job's author wrote, take over what the run
 // before has left, log in, render the first generation, write its files, launch the wrapped task, record it, and run.
 // Whatever fails undoes what came before, in reverse. An error that waiting may cure is recoverable: Nomad starts the
@@ -84,10 +88,10 @@ func (t *task) start() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 	if err := t.firstGeneration(); err != nil {
 		return nil, nil, classify(err)
 	}
-	if err := t.openDoors(); err != nil {
+	if err := t.doors.openAll(t.record); err != nil {
 		return nil, nil, err
 	}
-	t.useDoors()
+	t.doors.use(t.current)
 	network, err := t.launch()
 	if err != nil {
 		return nil, nil, err
@@ -190,14 +194,30 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 	t.credentials = credentials.New(d.env(), cfg, t.conf, t.notice, t.loggedIn)
 	guard := func(what string, f func() error) error { return d.guard(key, what, f) }
 	var err error
-	t.doors = newDoors(d.doors)
 	if t.renderer, err = render.New(cfg, &t.conf, t.op, t.credentials, guard); err != nil {
 		return nil, err
 	}
 	t.recorder = recorder{store: d.kept, logger: d.logger, credentials: t.credentials,
 		record: state.Record{Key: key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.renderer.Paths()}}
 	t.ctx, t.cancel = context.WithCancel(d.ctx)
+	t.doors = newDoors(doorsOf{t.ctx, cfg, &t.conf, t.op, d.doors})
 	return t, nil
+}
+
+// fromHandle returns the task that a handle is of.
+func (d *Driver) fromHandle(handle *drivers.TaskHandle) (*task, error) {
+	var kept handleState
+	if err := handle.GetDriverState(&kept); err != nil {
+		return nil, fmt.Errorf("decode task handle: %w", err)
+	}
+	if kept.JobConfig == nil {
+		kept.JobConfig = foreign
+	}
+	cfg := handle.Config.Copy()
+	if err := cfg.EncodeConcreteDriverConfig(kept.JobConfig); err != nil {
+		return nil, fmt.Errorf("encode config block: %w", err)
+	}
+	return d.newTask(cfg, d.log(cfg))
 }
 
 // loggedIn saves a new session, which a crash must not lose.
@@ -264,7 +284,7 @@ func (t *task) check() error {
 	if err := t.op.PermitUser(t.cfg.User); err != nil {
 		return err
 	}
-	if err := t.checkDoors(); err != nil {
+	if err := t.doors.check(t.d.inner); err != nil {
 		return err
 	}
 	if err := t.renderer.Prepare(); err != nil {
@@ -356,11 +376,47 @@ func (t *task) launch() (*drivers.DriverNetwork, error) {
 	return network, t.watch()
 }
 
+// A concealer is a wrapped driver that logs what it does. Until reveal is called its log does not have the values.
+type concealer interface {
+	Conceal(values map[string]string) (reveal func())
+}
+
+// startWrapped starts the wrapped task. Nomad's drivers log the options of the tasks that they start.
+func (t *task) startWrapped(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	if c, logs := t.d.inner.(concealer); logs {
+		defer c.Conceal(t.current.Options.Values())()
+	}
+	if len(t.current.Files) == 0 {
+		return t.d.inner.StartTask(cfg)
+	}
+	return startAs(t.d.inner, cfg, t.own)
+}
+
+// own gives the files of the task's user to that one, and says which files the process cannot read.
+func (t *task) own(uid int, gids []int) error {
+	g := t.renderer.Own(t.current, uid, gids[0])
+	root, err := os.OpenRoot(t.cfg.AllocDir)
+	if err != nil {
+		return fmt.Errorf("open allocation directory: %w", err)
+	}
+	defer root.Close()
+	if err := template.Own(root, g.Files); err != nil {
+		return err
+	}
+	t.current = g
+	t.remember(func(r *state.Record) { r.Owner = []int{uid, gids[0]} })
+	if text := unreadable(g.Files, uid, gids); text != "" {
+		t.warn("%s", text)
+		t.event("%s", text)
+	}
+	return nil
+}
+
 // wrappedConfig returns the configuration for the wrapped driver. That opens the log pipes as root, so it gets paths
 // that the task cannot redirect.
 func (t *task) wrappedConfig() (cfg *drivers.TaskConfig, err error) {
 	cfg = t.cfg.Copy()
-	if err := t.hidePrivate(cfg); err != nil {
+	if err := t.doors.hidePrivate(cfg); err != nil {
 		return nil, err
 	}
 	cfg.StdoutPath, cfg.StderrPath, err = t.pipes.Paths()
@@ -451,7 +507,7 @@ func (t *task) undo() {
 	}
 	replaced := t.replaced()
 	unended := t.destroyProcess()
-	t.closeDoors()
+	t.doors.closeAll()
 	t.cancel()
 	t.pipes.Close()
 	l := t.parkedRun()

@@ -81,3 +81,24 @@ func (t templateBlock) prepare(r *Renderer) (render renderFunc, asks bool, err e
 		return [][]byte{output}, err
 	}, parsed.AlwaysAsks(), nil
 }
+
+// change returns what new bytes of the block ask for.
+func (b *block) change() Change {
+	c := Change{what: []string{b.what}}
+	if _, c.Doors = b.kind.(doorBlock); c.Doors {
+		return c
+	}
+	switch b.ChangeMode {
+	case "restart":
+		c.Restart = true
+	case "script":
+		c.scripts = []*config.ChangeScript{b.ChangeScript}
+	case "signal":
+		c.signals = []string{b.ChangeSignal}
+	default:
+		c.Silent = true
+		return c
+	}
+	c.Splay = b.SplayMax
+	return c
+}

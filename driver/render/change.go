@@ -2,7 +2,6 @@ package render
 
 import (
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -124,27 +123,6 @@ func (a Action) Done() string {
 	return "sent " + a.Signal
 }
 
-// change returns what new bytes of the block ask for.
-func (b *block) change() Change {
-	c := Change{what: []string{b.what}}
-	if _, c.Doors = b.kind.(doorBlock); c.Doors {
-		return c
-	}
-	switch b.ChangeMode {
-	case "restart":
-		c.Restart = true
-	case "script":
-		c.scripts = []*config.ChangeScript{b.ChangeScript}
-	case "signal":
-		c.signals = []string{b.ChangeSignal}
-	default:
-		c.Silent = true
-		return c
-	}
-	c.Splay = b.SplayMax
-	return c
-}
-
 // tokenChange is what a new token asks for.
 func tokenChange(v *config.Vault) Change {
 	c := Change{what: []string{"vault token"}}
@@ -157,25 +135,4 @@ func tokenChange(v *config.Vault) Change {
 		c.Silent = true
 	}
 	return c
-}
-
-// DeliveredExcept returns the checksums of what the process has been told of: those in delivered, updated for every
-// block and token of g whose action is not in undone.
-func (g *Generation) DeliveredExcept(undone Change, delivered map[string]string) map[string]string {
-	known := map[string]string{}
-	maps.Copy(known, delivered)
-	for _, b := range g.blocks {
-		if c := b.change(); c.Acts() && !c.shares(undone) {
-			for _, p := range b.outputs {
-				known[p.key] = g.Sums[p.key]
-			}
-		}
-	}
-	for i := range g.conf.Vaults {
-		v := &g.conf.Vaults[i]
-		if c := tokenChange(v); c.Acts() && !c.shares(undone) {
-			known[tokenSum(v.Name)] = g.Sums[tokenSum(v.Name)]
-		}
-	}
-	return known
 }

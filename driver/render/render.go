@@ -493,6 +493,27 @@ func (g *Generation) Diff(delivered map[string]string) Change {
 	return all
 }
 
+// DeliveredExcept returns the checksums of what the process has been told of: those in delivered, updated for every
+// block and token of g whose action is not in undone.
+func (g *Generation) DeliveredExcept(undone Change, delivered map[string]string) map[string]string {
+	known := map[string]string{}
+	maps.Copy(known, delivered)
+	for _, b := range g.blocks {
+		if c := b.change(); c.Acts() && !c.shares(undone) {
+			for _, p := range b.outputs {
+				known[p.key] = g.Sums[p.key]
+			}
+		}
+	}
+	for i := range g.conf.Vaults {
+		v := &g.conf.Vaults[i]
+		if c := tokenChange(v); c.Acts() && !c.shares(undone) {
+			known[tokenSum(v.Name)] = g.Sums[tokenSum(v.Name)]
+		}
+	}
+	return known
+}
+
 // TaskEnv is the environment of the task in this generation.
 func (g *Generation) TaskEnv(cfg *drivers.TaskConfig) map[string]string {
 	return merged(cfg.Env, g.env)

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -86,16 +85,6 @@ func importImage(ctx context.Context, image string, root []byte, changes ...stri
 		return fmt.Errorf("import %s: %w", image, err)
 	}
 	return nil
-}
-
-// ImageWithUser makes an image with the files of Image, whose processes run as that user. Close removes it.
-func (s *Stack) ImageWithUser(ctx context.Context, user string) (name string, err error) {
-	root, err := pack(os.DirFS(s.path("root")))
-	if err != nil {
-		return "", err
-	}
-	name = "user-" + strings.ToLower(rand.Text()) + ":1"
-	return name, importImage(ctx, name, root, "USER "+user, "LABEL "+registryLabel+"="+s.Dir)
 }
 
 func lockImage(how int) (*os.File, error) {

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"context"
+	"crypto/rand"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -113,4 +114,14 @@ func staticBusybox() (string, error) {
 // StartRegistry starts a registry; its Close ends it. The image has the files of Image.
 func (s *Stack) StartRegistry(user, password string) (*Registry, error) {
 	return newRegistry(s.Dir, os.DirFS(s.path("root")), user, password)
+}
+
+// ImageWithUser makes an image with the files of Image, whose processes run as that user. Close removes it.
+func (s *Stack) ImageWithUser(ctx context.Context, user string) (name string, err error) {
+	root, err := pack(os.DirFS(s.path("root")))
+	if err != nil {
+		return "", err
+	}
+	name = "user-" + strings.ToLower(rand.Text()) + ":1"
+	return name, importImage(ctx, name, root, "USER "+user, "LABEL "+registryLabel+"="+s.Dir)
 }

@@ -12,21 +12,6 @@ import (
 	"time"
 )
 
-// A pool of buffers is what bodies are copied with.
-type pool struct{ sync.Pool }
-
-var buffers = &pool{sync.Pool{New: func() any { return new([bufferSize]byte) }}}
-
-// Get implements httputil.BufferPool.
-func (p *pool) Get() []byte { return p.Pool.Get().(*[bufferSize]byte)[:] }
-
-// Put implements httputil.BufferPool.
-func (p *pool) Put(b []byte) {
-	if cap(b) >= bufferSize {
-		p.Pool.Put((*[bufferSize]byte)(b[:bufferSize]))
-	}
-}
-
 // A watch ends a read or a write of a client's connection that takes too long. It costs nothing in between: an answer
 // may be silent for as long as its upstream is.
 type watch struct {

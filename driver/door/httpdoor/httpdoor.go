@@ -48,7 +48,6 @@ const (
 	maxHeader    = 32 << 10 // bytes of a request's or an answer's headers
 	maxStreams   = 100      // of an HTTP/2 connection
 	usualConns   = 100      // if the Spec has no bound
-	bufferSize   = 32 << 10 // of a body that is copied
 	maxReplay    = 64 << 10 // bytes of a body that are kept until the upstream has accepted the credential
 	rereadEvery  = 5 * time.Second
 	rereadWithin = 10 * time.Second
