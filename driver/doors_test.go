@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,7 +35,9 @@ type doorOfTests struct {
 	socket process.Socket
 	asks   process.Source
 	close  func()
-	used   []door.Credential // in their order; one that is confirmed stands there once
+
+	mu   sync.Mutex
+	used []door.Credential // in their order; one that is confirmed stands there once
 }
 
 func (k *doorkeeperOfTests) Open(_ context.Context, r process.Request) (servedDoor, error) {
@@ -51,13 +54,15 @@ func (k *doorkeeperOfTests) Open(_ context.Context, r process.Request) (servedDo
 }
 
 func (d *doorOfTests) Generation() uint64 {
-	if len(d.used) == 0 {
+	if len(d.uses()) == 0 {
 		return 0
 	}
 	return d.last().Generation
 }
 
 func (d *doorOfTests) Use(c *door.Credential) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if n := len(d.used); n > 0 && d.used[n-1].Generation == c.Generation {
 		d.used[n-1] = *c
 		return
@@ -67,7 +72,13 @@ func (d *doorOfTests) Use(c *door.Credential) {
 
 func (d *doorOfTests) Close(context.Context) { d.close() }
 
-func (d *doorOfTests) last() door.Credential { return d.used[len(d.used)-1] }
+func (d *doorOfTests) uses() []door.Credential {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.used)
+}
+
+func (d *doorOfTests) last() door.Credential { return d.uses()[len(d.uses())-1] }
 
 // keeps gives the host doors, and the task an identity that no process of it can read.
 func (h *host) keeps() *doorkeeperOfTests {
@@ -117,8 +128,8 @@ func TestDoorFollowsAChangeWithoutTheTask(t *testing.T) {
 		after(time.Minute)
 		api := k.only(h)
 		must.Eq(t, "Bearer blue", api.last().Header["Authorization"])
-		must.Len(t, 2, api.used)
-		must.Greater(t, api.used[0].Generation, api.used[1].Generation)
+		must.Len(t, 2, api.uses())
+		must.Greater(t, api.uses()[0].Generation, api.uses()[1].Generation)
 		must.Eq(t, before, r.process())
 		must.SliceEmpty(t, r.did())
 		must.Eq(t, []string{`Secrets changed: door "api"; used from the next call on`}, h.events())
@@ -135,12 +146,12 @@ func TestLeaseOfADoorIsRevokedAfterItsLastCall(t *testing.T) {
 		r := h.start(doorHCL(creds))
 		first := only(t, h.Users())
 		api := k.only(h)
-		for len(api.used) == 1 {
+		for len(api.uses()) == 1 {
 			after(time.Minute)
 		}
 		after(time.Minute)
 		must.SliceContains(t, h.Users(), first)
-		api.asks.Unused(api.used[0].Generation)
+		api.asks.Unused(api.uses()[0].Generation)
 		after(time.Second)
 		must.SliceNotContains(t, h.Users(), first)
 		r.stop()
@@ -158,7 +169,7 @@ func TestDoorWhoseCredentialIsRefusedHasItReadAnew(t *testing.T) {
 		must.NoError(t, api.asks.Reread(h.Context(), api.last().Generation))
 		must.Eq(t, "Bearer blue", api.last().Header["Authorization"])
 		asked := h.Calls("")
-		must.NoError(t, api.asks.Reread(h.Context(), api.used[0].Generation), must.Sprint("it has a newer one already"))
+		must.NoError(t, api.asks.Reread(h.Context(), api.uses()[0].Generation), must.Sprint("it has a newer one already"))
 		must.ErrorIs(t, api.asks.Reread(h.Context(), api.last().Generation), errNothingNewer)
 		must.Eq(t, asked, h.Calls(""), must.Sprint("a door may not have Vault asked again and again"))
 		after(rereadEvery)
@@ -181,7 +192,7 @@ func TestDoorIsTakenOverWithItsGeneration(t *testing.T) {
 		r.recovered()
 		after(time.Minute)
 		api := k.only(h)
-		must.Len(t, 1, api.used)
+		must.Len(t, 1, api.uses())
 		must.Eq(t, before.Generation, api.last().Generation)
 		must.Eq(t, before.Header, api.last().Header)
 		must.Len(t, 1, h.Users())
@@ -204,7 +215,7 @@ func TestDoorIsToldWhileItsCredentialIsCurrent(t *testing.T) {
 		h.Down(false)
 		after(5 * time.Minute)
 		must.Less(t, time.Minute, time.Since(api.last().ReadAt))
-		must.Len(t, 1, api.used)
+		must.Len(t, 1, api.uses())
 		r.stop()
 	})
 }

@@ -63,12 +63,16 @@ func decoded(t *testing.T, p *Plugin, body string) config.Operator {
 }
 
 func TestConfigDefaults(t *testing.T) {
-	for name, denied := range map[string][]string{"vault-exec": {"root"}, "vault-docker": {}, "vault-raw_exec": {}} {
+	for name, test := range map[string]struct {
+		denied, registries []string
+		user               string
+		images             bool
+	}{
+		"vault-exec":     {denied: []string{"root"}, user: "nobody"},
+		"vault-docker":   {denied: []string{}, registries: []string{}, images: true},
+		"vault-raw_exec": {denied: []string{}, user: "0"},
+	} {
 		t.Run(name, func(t *testing.T) {
-			var registries []string
-			if name == "vault-docker" {
-				registries = []string{}
-			}
 			must.Eq(t, config.Operator{
 				Name:            name,
 				StateDir:        "/run/nomad-driver-vault/" + name,
@@ -76,8 +80,10 @@ func TestConfigDefaults(t *testing.T) {
 				Linger:          time.Minute,
 				PollInterval:    30 * time.Second,
 				MinPollInterval: 5 * time.Second,
-				DeniedUsers:     denied,
-				AuthRegistries:  registries,
+				DeniedUsers:     test.denied,
+				AuthRegistries:  test.registries,
+				DefaultUser:     test.user,
+				ImageUser:       test.images,
 			}, decoded(t, newPlugin(t, name[len("vault-"):], name), ""))
 		})
 	}
@@ -120,7 +126,7 @@ func TestConfigEveryField(t *testing.T) {
 		denied_users      = ["root", "www"]
 		auth_registries   = ["docker.io", "registry:5000"]`)
 	must.Eq(t, config.Operator{
-		Name: "vault-docker",
+		Name: "vault-docker", ImageUser: true,
 		Clusters: []vault.Cluster{
 			{Name: "default", Address: "https://vault:8200", AuthPath: "jwt-prod", Role: "nomad", Namespace: "team",
 				CAFile: "/ca.pem", CAPath: "/ca", CertFile: "/cert.pem", KeyFile: "/key.pem",
