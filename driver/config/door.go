@@ -362,10 +362,14 @@ func (d *Door) checkPostgres() error {
 // checkBounds checks what all kinds of doors have.
 func (d *Door) checkBounds() (err error) {
 	s := &d.Spec
+	idle := "5m"
+	if d.Postgres != "" {
+		idle = "0s" // pools keep sessions, and LISTEN waits
+	}
 	for _, of := range []struct {
 		option, value, without string
 		to                     *time.Duration
-	}{{"idle_timeout", d.IdleTimeout, "5m", &s.IdleTimeout}, {"header_timeout", d.HeaderTimeout, "10s", &s.HeaderTime},
+	}{{"idle_timeout", d.IdleTimeout, idle, &s.IdleTimeout}, {"header_timeout", d.HeaderTimeout, "10s", &s.HeaderTime},
 		{"stale", d.Stale, "1h", &s.Stale}} {
 		if *of.to, err = duration(of.option, cmp.Or(of.value, of.without)); err != nil {
 			return err

@@ -132,6 +132,7 @@ func TestSpecOfADoor(t *testing.T) {
 
 	d = database(func(d *Door) { d.Role = "owner" })
 	must.NoError(t, hidden(d).Validate(time.Minute))
+	must.Zero(t, d.Spec.IdleTimeout)
 	must.Eq(t, &door.Postgres{URL: "postgres://db.example.com/app", Role: "owner", CAs: []byte{}}, d.Spec.Postgres)
 
 	d = toVault(func(d *Door) { d.Mode, d.Paths = "passthrough", []string{"kv/data/*"} })
