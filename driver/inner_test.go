@@ -70,7 +70,7 @@ type wrapped struct {
 	takes     map[string]time.Duration // by method
 	out       map[string]bool          // methods that panic
 	logs      *drivers.TaskConfig      // with the log pipes of the last process
-	deaf      bool                     // its processes do not stop before they are killed, when the timeout of a stop is over
+	deaf      bool                     // its processes do not stop before they are killed, at the timeout of a stop
 	isolation fsisolation.Mode
 	lost      error // what WaitTask tells in place of how a process ended; its status knows that
 	exec      func(cmd []string) (*drivers.ExecTaskResult, error)
