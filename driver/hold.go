@@ -54,7 +54,7 @@ func (d *Driver) hold(l *parkedRun) {
 		held.seal = t.letGo
 		go t.keepCurrent()
 	}
-	held.held.due = time.Now().Add(claimedWithin)
+	held.neededUntil = time.Now().Add(claimedWithin)
 	d.parking.park(held, 0)
 }
 

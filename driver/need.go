@@ -16,12 +16,6 @@ const (
 	unneededAfter = 30 * time.Second
 )
 
-// holding is what is known of the need of a run that is held.
-type holding struct {
-	seen bool      // that a task of the allocation runs
-	due  time.Time // when it is given up
-}
-
 // needed reports whether a task of the allocation may need what l has left. Until the first one is seen, the next may
 // still be on its way: its image is pulled, or the agent that is to start it is itself being started.
 func (p *parking) needed(l *parkedRun) bool {
@@ -30,9 +24,9 @@ func (p *parking) needed(l *parkedRun) bool {
 	}
 	now := time.Now()
 	if p.inUse(l.record) {
-		l.held = holding{seen: true, due: now.Add(unneededAfter)}
+		l.neededUntil = now.Add(unneededAfter)
 	}
-	if now.Before(l.held.due) {
+	if now.Before(l.neededUntil) {
 		return true
 	}
 	p.logger.Info("no task of the allocation runs any more: revoking what one has left for them", "task", l.record.Key)

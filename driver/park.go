@@ -76,7 +76,7 @@ type parkedRun struct {
 	until       time.Time        // when it expires, zero if it is held; parking's mu guards it
 	shown       *credentials.Set // credentials, as status sees them; parking's mu guards it
 	unswept     time.Time        // since when its processes could not be ended; zero: they could, or were not looked for
-	held        holding          // whether a task of the allocation may need it
+	neededUntil time.Time        // when one that is held is given up, unless a task of the allocation is seen before
 }
 
 // Format keeps the sessions out of logs, errors and panics.
@@ -223,7 +223,8 @@ func (p *parking) expire(l *parkedRun) {
 		return
 	}
 	if p.needed(l) {
-		p.park(&parkedRun{record: l.record, credentials: l.credentials, save: l.save, seal: l.seal, old: l.old, held: l.held},
+		p.park(&parkedRun{record: l.record, credentials: l.credentials, save: l.save, seal: l.seal, old: l.old,
+			neededUntil: l.neededUntil},
 			lookEvery)
 		close(l.gone)
 		return

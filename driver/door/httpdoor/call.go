@@ -237,15 +237,11 @@ func (c *call) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 func (c *call) record() {
 	d, line := c.door, &c.line
 	refused := line.Refused != ""
-	switch d.spec.Record.Calls {
-	case door.RecordOff:
-		return
-	case door.RecordDenied:
-		if !refused {
-			return
-		}
+	var nth int64
+	if !refused {
+		nth = d.sampled.Add(1) - 1
 	}
-	if sample := int64(d.spec.Record.Sample); !refused && sample > 1 && (d.sampled.Add(1)-1)%sample != 0 {
+	if !d.spec.Record.Wants(nth, refused) {
 		return
 	}
 	line.Time, line.Door, line.Duration = c.began, d.spec.ID, time.Since(c.began)
