@@ -236,14 +236,13 @@ func (d *doors) replaced(name string, generation uint64) {
 }
 
 // ask answers a door whose credential was refused, if it has a newer one already or all was read anew just now. Else
-// the door waits for answer, and ask reports that everything is to be read anew.
-func (d *doors) ask(r reread) (readAnew bool) {
-	if d.newer(r) == nil || time.Since(d.readAt) < rereadEvery {
+// the door waits for answer, with those that wait already.
+func (d *doors) ask(r reread) {
+	if d.newer(r) == nil || len(d.waiting) == 0 && time.Since(d.readAt) < rereadEvery {
 		r.answer <- d.newer(r)
-		return false
+		return
 	}
 	d.waiting = append(d.waiting, r)
-	return true
 }
 
 // newer returns nil where a door has another credential than the one it asks about.

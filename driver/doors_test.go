@@ -179,6 +179,27 @@ func TestDoorWhoseCredentialIsRefusedHasItReadAnew(t *testing.T) {
 	})
 }
 
+// TestDoorThatAsksWhileIsReadAnewGetsWhatIsRead: another call of it was refused a moment before.
+func TestDoorThatAsksWhileIsReadAnewGetsWhatIsRead(t *testing.T) {
+	bubble(t, func(h *host) {
+		k := h.keeps()
+		h.write("green")
+		r := h.start(doorHCL(kv))
+		api := k.only(h)
+		h.write("blue")
+		h.Break(vaulttest.Fault{Match: "GET secret/", Slow: 3 * time.Second})
+		first := make(chan error, 1)
+		generation := api.last().Generation
+		go func() { first <- api.asks.Reread(h.Context(), generation) }()
+		after(time.Second)
+		must.Eq(t, generation, api.last().Generation)
+		must.NoError(t, api.asks.Reread(h.Context(), generation))
+		must.NoError(t, <-first)
+		must.Eq(t, "Bearer blue", api.last().Header["Authorization"])
+		r.stop()
+	})
+}
+
 // TestDoorIsTakenOverWithItsGeneration: calls in flight use it, and nothing is to be revoked.
 func TestDoorIsTakenOverWithItsGeneration(t *testing.T) {
 	bubble(t, func(h *host) {

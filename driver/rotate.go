@@ -35,8 +35,9 @@ const (
 
 // rendered is the result of one attempt to render.
 type rendered struct {
-	next *render.Generation
-	err  error
+	next  *render.Generation
+	err   error
+	fresh bool // secrets without a lease were read anew
 }
 
 // Format keeps the generation out of logs, errors and panics.
@@ -71,7 +72,7 @@ func (t *task) render(fresh bool) {
 	go func() {
 		ctx, cancel := context.WithTimeout(t.ctx, rerender)
 		defer cancel()
-		var r rendered
+		r := rendered{fresh: fresh}
 		r.err = t.guard("rendering", func() (err error) {
 			r.next, err = t.renderer.Render(ctx, last, fresh)
 			return err
@@ -85,7 +86,7 @@ func (t *task) render(fresh bool) {
 // stays.
 func (t *task) handleRendered(r rendered) {
 	t.rendered = nil
-	defer t.doors.answer()
+	defer t.answerDoors(r.fresh)
 	// After a problem it is written in any case: a part of the generation that failed may be there, and the secrets be
 	// the old ones again.
 	if r.err == nil && (t.problem.is() || !maps.Equal(r.next.Sums, t.current.Sums)) {
@@ -124,6 +125,24 @@ func (t *task) handleRendered(r rendered) {
 		t.commitDelivered(t.pending.Grace())
 	}
 	t.failpoint("planned")
+}
+
+// answerDoors answers the doors that wait for what is read anew, once it was.
+func (t *task) answerDoors(fresh bool) {
+	if fresh {
+		t.doors.answer()
+		return
+	}
+	t.readForDoors()
+}
+
+// readForDoors reads anew what doors wait for, unless an attempt is under way: that may not read it, and answerDoors
+// comes after it.
+func (t *task) readForDoors() {
+	if t.rendered == nil && len(t.doors.waiting) > 0 {
+		t.doors.readAt = time.Now()
+		t.render(true)
+	}
 }
 
 // keepLastGood keeps the generation in use and tries again later. The same error is reported once.

@@ -161,10 +161,8 @@ func (t *task) running() stateFunc {
 			t.doors.use(t.current)
 		}
 	case r := <-t.doors.rereads:
-		if t.doors.ask(r) && t.rendered == nil {
-			t.doors.readAt = time.Now()
-			t.render(true)
-		}
+		t.doors.ask(r)
+		t.readForDoors()
 	case <-t.doors.idled:
 		t.doors.retireIdle()
 	case r := <-t.rendered:
