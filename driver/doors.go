@@ -46,6 +46,27 @@ const (
 	currentEvery = 30 * time.Second
 )
 
+// What the process that serves the doors of a node's tasks may use.
+const (
+	doorsMemory = 512 << 20 // bytes
+	doorsRecord = 64 << 20  // bytes of a file of the record
+	doorsKept   = 8         // older files of the record
+	doorsAlone  = 72 * time.Hour
+)
+
+// serveDoors takes over the doors that an earlier plugin process has left, and returns what opens more.
+func (d *Driver) serveDoors() openDoor {
+	op := d.configured()
+	c := process.Config{Dir: op.StateDir, UID: config.DoorsUser, GID: config.DoorsUser, Memory: doorsMemory,
+		RecordSize: doorsRecord, Alone: doorsAlone, Claim: claimedWithin, Logger: d.logger}
+	if op.Doors.RecordDir != "" {
+		c.Record = &process.RecordFile{Dir: op.Doors.RecordDir, Name: d.name, Keep: doorsKept}
+	}
+	served := process.New(d.ctx, c)
+	context.AfterFunc(d.ctx, served.Shutdown)
+	return func(ctx context.Context, r process.Request) (servedDoor, error) { return served.Open(ctx, r) }
+}
+
 // errNothingNewer is for a door whose credential was refused, and read again.
 var errNothingNewer = errors.New("what was read anew is the same")
 
@@ -135,7 +156,7 @@ func (d *doors) check(inner drivers.DriverPlugin) error {
 		return nil
 	}
 	if d.open == nil {
-		return errors.New("door: this plugin serves no doors")
+		return errors.New("door: this node serves none until its state_dir can be used: the agent's log says why it cannot")
 	}
 	caps, err := inner.Capabilities()
 	if err != nil {

@@ -248,7 +248,7 @@ func TestTaskIsNotStartedWithoutItsDoor(t *testing.T) {
 		k.refuses = errors.New("no process")
 		must.ErrorContains(t, h.refused(doorHCL(kv)), `door "api": no process`)
 		h.Driver.doors = nil
-		must.ErrorContains(t, h.refused(doorHCL(kv)), "this plugin serves no doors")
+		must.ErrorContains(t, h.refused(doorHCL(kv)), "until its state_dir can be used")
 		synctest.Wait()
 		must.SliceEmpty(t, h.machine.running())
 	})

@@ -38,11 +38,11 @@ type Driver struct {
 	pumped  bool
 
 	parking *parking // what waits for the next run of its task
-	doors   openDoor // nil: no task may have doors
 
 	mu    sync.Mutex       // guards what follows
 	tasks map[string]*task // by taskKey: the only run, until it is destroyed
 	store *state.Store     // nil until Serve, and where sessions cannot be kept
+	doors openDoor         // nil as long as store is
 
 	keeping chan struct{} // closed once store is set
 }
@@ -95,6 +95,13 @@ func (d *Driver) kept() *state.Store {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.store
+}
+
+// opener returns what opens doors, nil where nothing could be kept of them.
+func (d *Driver) opener() openDoor {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.doors
 }
 
 // WaitTask returns a channel that gets the result when the task has ended for good: restarts that this driver makes are

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -194,7 +193,6 @@ func (h *host) elsewhere(config string) *drivers.TaskConfig {
 func encode(t *testing.T, cfg *drivers.TaskConfig, block string) error {
 	t.Helper()
 	attrs := config.TaskSpec()
-	maps.Copy(attrs, config.DoorBlocks())
 	attrs["command"] = hclspec.NewAttr("command", "string", false)
 	attrs["args"] = hclspec.NewAttr("args", "list(string)", false)
 	attrs["auth"] = config.ImageAuthSpec()["auth"]

@@ -200,7 +200,7 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 	t.recorder = recorder{store: d.kept, logger: d.logger, credentials: t.credentials,
 		record: state.Record{Key: key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.renderer.Paths()}}
 	t.ctx, t.cancel = context.WithCancel(d.ctx)
-	t.doors = newDoors(doorsOf{t.ctx, cfg, &t.conf, t.op, d.doors})
+	t.doors = newDoors(doorsOf{t.ctx, cfg, &t.conf, t.op, d.opener()})
 	return t, nil
 }
 

@@ -65,11 +65,12 @@ func (d *Driver) tendState() {
 // there of it is revoked.
 func (d *Driver) keepIn(s *state.Store) {
 	context.AfterFunc(d.ctx, s.Close)
+	open := d.serveDoors()
 	var late []*parkedRun
 	var held []string
 	records := s.All()
 	d.mu.Lock()
-	d.store = s
+	d.store, d.doors = s, open
 	close(d.keeping)
 	for _, r := range records {
 		l := &parkedRun{record: r, old: true, found: time.Now()}

@@ -49,6 +49,13 @@ plugin "vault-exec" {
     # Users that no task may run as.
     # denied_users = ["root"]
 
+    # What the doors of tasks may do. Doors connect to no address of this node and to nothing local unless it is here.
+    # doors {
+    #   allow_hosts = ["api.example.com", "*.stripe.com"] # where doors may lead; empty: everywhere
+    #   allow_cidrs = ["127.0.0.0/8"]                     # local addresses to which they may connect all the same
+    #   record_dir  = "/var/log/nomad-doors"              # where each call is written down
+    # }
+
     # What a task sees of the host. "bind" mounts the paths read-only, which takes milliseconds, and lets the task read what
     # everyone may. "chroot" copies the client's chroot_env into each task, secrets included, as Nomad's exec does.
     # filesystem = "bind"

@@ -3,6 +3,7 @@ package plugin
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -28,6 +29,7 @@ type pluginOptions struct {
 	PollInterval    string              `codec:"poll_interval"`
 	MinPollInterval string              `codec:"min_poll_interval"`
 	DeniedUsers     []string            `codec:"denied_users"`
+	Doors           *doors              `codec:"doors"`
 
 	Filesystem     string   `codec:"filesystem"`      // exec only: for the fingerprint
 	AuthRegistries []string `codec:"auth_registries"` // docker only
@@ -49,6 +51,7 @@ func ConfigSpec(wraps, name string) map[string]*hclspec.Spec {
 		"poll_interval":     text("poll_interval", "30s"),
 		"min_poll_interval": text("min_poll_interval", "5s"),
 		"denied_users":      list("denied_users", denied),
+		"doors":             hclspec.NewBlock("doors", false, hclspec.NewObject(doorsSpec)),
 	}
 	if d.Options != nil {
 		maps.Copy(spec, d.Options(beside))
@@ -106,6 +109,39 @@ type allow struct {
 	Policies []string `codec:"policies"`
 }
 
+// doors is the doors block: what the doors of all tasks may do.
+type doors struct {
+	AllowHosts []string `codec:"allow_hosts"`
+	AllowCIDRs []string `codec:"allow_cidrs"`
+	RecordDir  string   `codec:"record_dir"`
+}
+
+var doorsSpec = map[string]*hclspec.Spec{
+	"allow_hosts": list("allow_hosts", nil),
+	"allow_cidrs": list("allow_cidrs", nil),
+	"record_dir":  hclspec.NewAttr("record_dir", "string", false),
+}
+
+// forDriver is what package driver needs of the block, which may be left out.
+func (d *doors) forDriver() (out config.Doors, err error) {
+	if d == nil {
+		return out, nil
+	}
+	for _, text := range d.AllowCIDRs {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return out, fmt.Errorf("plugin config: doors: allow_cidrs: %q is not a block of addresses such as \"10.0.0.0/8\"",
+				text)
+		}
+		out.AllowCIDRs = append(out.AllowCIDRs, p)
+	}
+	if d.RecordDir != "" && !filepath.IsAbs(d.RecordDir) {
+		return out, fmt.Errorf("plugin config: doors: record_dir %q is not an absolute path", d.RecordDir)
+	}
+	out.AllowHosts, out.RecordDir = d.AllowHosts, d.RecordDir
+	return out, nil
+}
+
 var clusterSpec = map[string]*hclspec.Spec{
 	"address":               hclspec.NewAttr("address", "string", true),
 	"jwt_auth_backend_path": text("jwt_auth_backend_path", "jwt-nomad"),
@@ -157,6 +193,10 @@ func (c pluginOptions) forDriver(wraps, name string) (config.Operator, error) {
 	d := wrapped.Find(wraps)
 	out := config.Operator{Name: name, Clusters: c.clusters(), StateDir: c.StateDir, DeniedUsers: c.DeniedUsers,
 		AuthRegistries: c.AuthRegistries, Allow: c.allowed(), DefaultUser: d.User, ImageUser: d.PullsImages}
+	var err error
+	if out.Doors, err = c.Doors.forDriver(); err != nil {
+		return out, err
+	}
 	for _, d := range []struct {
 		field, value string
 		to           *time.Duration
@@ -166,7 +206,6 @@ func (c pluginOptions) forDriver(wraps, name string) (config.Operator, error) {
 		{"poll_interval", c.PollInterval, &out.PollInterval},
 		{"min_poll_interval", c.MinPollInterval, &out.MinPollInterval},
 	} {
-		var err error
 		if *d.to, err = time.ParseDuration(d.value); err != nil {
 			return out, fmt.Errorf("plugin config: %s %q is not a duration such as \"30s\"", d.field, d.value)
 		}

@@ -110,6 +110,8 @@ type Doors struct {
 	RecordDir  string         // where the calls are written down; empty: nowhere
 }
 
+var anywhere = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+
 // DoorSpec returns what a door of a task is opened with. The error names what the operator's cluster has that a door
 // does not know.
 func (c Operator) DoorSpec(conf *Task, d *Door, task string) (door.Spec, error) {
@@ -127,6 +129,7 @@ func (c Operator) DoorSpec(conf *Task, d *Door, task string) (door.Spec, error) 
 	if option := cmp.Or(cluster.CAPath, cluster.CertFile); option != "" || cluster.TLSSkipVerify {
 		return s, fmt.Errorf("a door to Vault knows ca_file and tls_server_name of %s only", cluster.Block())
 	}
+	s.Dial = door.Dial{AllowCIDRs: anywhere} // it is the operator who has named the cluster
 	to := *s.Vault
 	to.Address, to.TLSServerName = cluster.Address, cluster.TLSServerName
 	to.Namespace = cmp.Or(v.Namespace, cluster.Namespace)

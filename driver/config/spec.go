@@ -13,6 +13,7 @@ func TaskSpec() map[string]*hclspec.Spec {
 		"template":     hclspec.NewBlockList("template", hclspec.NewObject(templateSpec())),
 		"secret":       hclspec.NewBlockMap("secret", []string{"name"}, hclspec.NewObject(secretSpec())),
 		"pki":          hclspec.NewBlockMap("pki", []string{"name"}, hclspec.NewObject(pkiSpec())),
+		"door":         hclspec.NewBlockMap("door", []string{"name"}, hclspec.NewObject(doorSpec())),
 		"kill_signal":  attr("kill_signal", "string", `""`),
 		"kill_timeout": attr("kill_timeout", "string", `"5s"`),
 	}
@@ -127,9 +128,8 @@ func ImageAuthSpec() map[string]*hclspec.Spec {
 	}))}
 }
 
-// DoorBlocks returns the specification of door blocks, which TaskSpec does not offer yet: nothing serves them. The
-// options have no defaults here: which there are depends on the kind of the door.
-func DoorBlocks() map[string]*hclspec.Spec {
+// doorSpec has no defaults: which there are depends on the kind of the door.
+func doorSpec() map[string]*hclspec.Spec {
 	spec := map[string]*hclspec.Spec{
 		"basic_auth": hclspec.NewBlock("basic_auth", false, hclspec.NewObject(map[string]*hclspec.Spec{
 			"username": hclspec.NewAttr("username", "string", true),
@@ -151,5 +151,5 @@ func DoorBlocks() map[string]*hclspec.Spec {
 			spec[name] = hclspec.NewAttr(name, kind, false)
 		}
 	}
-	return map[string]*hclspec.Spec{"door": hclspec.NewBlockMap("door", []string{"name"}, hclspec.NewObject(spec))}
+	return spec
 }

@@ -23,6 +23,9 @@ func LookupUser(name string) (uid, gid int, err error) {
 	return uid, gid, nil
 }
 
+// DoorsUser is the user and group of the processes that serve doors. No task may run as that one: it could signal them.
+const DoorsUser = 65531
+
 // PermitUser refuses the users that the operator denies, by name and by number however it is written, with a group or
 // without, as the agent does for its own exec driver (client option user.denylist; the agent does not know our name
 // and checks nothing for us). A task that names none is judged by the user that the wrapped driver runs it as, where
@@ -31,6 +34,9 @@ func (c Operator) PermitUser(name string) error {
 	owner, _, _ := strings.Cut(cmp.Or(name, c.DefaultUser), ":")
 	if owner == "" && name != "" {
 		return fmt.Errorf("user %q names a group and no user: write it as user:group", name)
+	}
+	if sameUser(strconv.Itoa(DoorsUser), owner) {
+		return fmt.Errorf("user %q is that of the process which serves doors: set another user in the task", name)
 	}
 	is := func(denied string) bool { return denied == owner || owner != "" && sameUser(denied, owner) }
 	switch i := slices.IndexFunc(c.DeniedUsers, is); {

@@ -77,14 +77,24 @@ func (d Dial) judge(to netip.Addr) error {
 	if what == "" && inner != to {
 		what = kind(inner)
 	}
-	if what == "" && slices.ContainsFunc(d.Refuse, allowed) {
-		what = "an address of the Nomad agent"
+	if what == "" && isOurs(to, inner) {
+		what = "an address of this node"
 	}
 	if what == "" {
 		return nil
 	}
 	return fmt.Errorf("%w: %s is %s, to which doors do not connect: the operator must write "+
 		"allow_cidrs = [\"%s/%d\"] in the plugin's doors block", ErrNotAllowed, to, what, inner, inner.BitLen())
+}
+
+// isOurs reports whether one of the addresses is this node's, where the agent and others listen that do not reckon with
+// its tasks. They are looked up each time: interfaces come and go. When that fails, all are this node's.
+func isOurs(addresses ...netip.Addr) bool {
+	ours, err := net.InterfaceAddrs()
+	return err != nil || slices.ContainsFunc(ours, func(a net.Addr) bool {
+		p, err := netip.ParsePrefix(a.String())
+		return err == nil && slices.Contains(addresses, p.Addr().Unmap())
+	})
 }
 
 // embeds are the prefixes whose addresses a gateway or the kernel turns into IPv4 ones, and at which byte those begin:

@@ -4,9 +4,13 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"testing"
 
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
+
+	"nomad-driver-vault/internal/need"
 )
 
 func prefixes(all ...string) (parsed []netip.Prefix) {
@@ -17,20 +21,19 @@ func prefixes(all ...string) (parsed []netip.Prefix) {
 }
 
 func TestAddressesThatADoorDoesNotConnectTo(t *testing.T) {
-	d := Dial{Refuse: prefixes("10.0.0.7/32", "fd00::7/128")}
+	d := Dial{}
 	for what, all := range map[string][]string{
 		"a loopback address": {"127.0.0.1", "127.255.0.9", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1",
 			"::127.0.0.1", "2002:7f00:1::"},
-		"a link-local address":          {"169.254.0.1", "fe80::1", "fe80::1%lo"},
-		"a cloud's metadata address":    {"169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00:ec2::254", "100.100.100.200"},
-		"a multicast address":           {"224.0.0.1", "ff02::1", "64:ff9b::e000:1"},
-		"the unspecified address":       {"0.0.0.0", "::", "::ffff:0.0.0.0"},
-		"an address of this host":       {"0.1.2.3"},
-		"the broadcast address":         {"255.255.255.255"},
-		"an address of the Nomad agent": {"10.0.0.7", "::ffff:10.0.0.7", "64:ff9b::a00:7", "fd00::7"},
-		"an address of a local NAT64":   {"64:ff9b:1::7f00:1"},
-		"a Teredo address":              {"2001::1"},
-		"":                              {"10.0.0.8", "192.0.2.1", "8.8.8.8", "2606:4700::1", "64:ff9b::808:808", "fd00::8"},
+		"a link-local address":        {"169.254.0.1", "fe80::1", "fe80::1%lo"},
+		"a cloud's metadata address":  {"169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00:ec2::254", "100.100.100.200"},
+		"a multicast address":         {"224.0.0.1", "ff02::1", "64:ff9b::e000:1"},
+		"the unspecified address":     {"0.0.0.0", "::", "::ffff:0.0.0.0"},
+		"an address of this host":     {"0.1.2.3"},
+		"the broadcast address":       {"255.255.255.255"},
+		"an address of a local NAT64": {"64:ff9b:1::7f00:1"},
+		"a Teredo address":            {"2001::1"},
+		"":                            {"10.0.0.8", "192.0.2.1", "8.8.8.8", "2606:4700::1", "64:ff9b::808:808", "fd00::8"},
 	} {
 		for _, a := range all {
 			err := d.judge(netip.MustParseAddr(a))
@@ -45,8 +48,32 @@ func TestAddressesThatADoorDoesNotConnectTo(t *testing.T) {
 	}
 }
 
+// TestThisNodesAddresses gives a network namespace of its own an address that does not look local.
+func TestThisNodesAddresses(t *testing.T) {
+	need.Root(t)
+	t.Parallel() // a goroutine of its own, whose thread ends with it
+	runtime.LockOSThread()
+	must.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
+	must.NoError(t, Dial{}.judge(netip.MustParseAddr("192.0.2.7")))
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	must.NoError(t, err)
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	must.NoError(t, err)
+	must.NoError(t, lo.SetInet4Addr([]byte{192, 0, 2, 7}))
+	must.NoError(t, unix.IoctlIfreq(fd, unix.SIOCSIFADDR, lo))
+	for _, a := range []string{"192.0.2.7", "::ffff:192.0.2.7", "64:ff9b::c000:207"} {
+		err := Dial{}.judge(netip.MustParseAddr(a))
+		must.ErrorIs(t, err, ErrNotAllowed)
+		must.ErrorContains(t, err, " is an address of this node")
+		must.ErrorContains(t, err, `allow_cidrs = ["192.0.2.7/32"]`)
+		must.NoError(t, Dial{AllowCIDRs: prefixes("192.0.2.7/32")}.judge(netip.MustParseAddr(a)))
+	}
+	must.NoError(t, Dial{}.judge(netip.MustParseAddr("192.0.2.8")))
+}
+
 func TestTheOperatorAllowsAddresses(t *testing.T) {
-	d := Dial{AllowCIDRs: prefixes("127.0.0.0/8", "::1/128", "10.0.0.0/8"), Refuse: prefixes("10.0.0.7/32")}
+	d := Dial{AllowCIDRs: prefixes("127.0.0.0/8", "::1/128", "10.0.0.0/8")}
 	for _, a := range []string{"127.0.0.1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "::1", "10.0.0.7"} {
 		must.NoError(t, d.judge(netip.MustParseAddr(a)), must.Sprint(a))
 	}

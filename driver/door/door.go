@@ -105,8 +105,7 @@ const (
 // Dial says which addresses a door may connect to. They are judged after the name was resolved.
 type Dial struct {
 	AllowHosts []string       // "*.example.com" for one label or more before it; none: all
-	AllowCIDRs []netip.Prefix // also loopback, link-local and the refused ones, which are else not allowed
-	Refuse     []netip.Prefix // the agent's own addresses
+	AllowCIDRs []netip.Prefix // also loopback, link-local and this node's own ones, which are else not allowed
 }
 
 // Peers says who may use a door's socket.

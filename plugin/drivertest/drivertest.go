@@ -15,7 +15,9 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/client/lib/cgroupslib"
+	"github.com/hashicorp/nomad/client/lib/idset"
 	"github.com/hashicorp/nomad/client/lib/numalib"
+	"github.com/hashicorp/nomad/client/lib/numalib/hw"
 	"github.com/hashicorp/nomad/helper/pluginutils/hclspecutils"
 	"github.com/hashicorp/nomad/helper/pluginutils/hclutils"
 	"github.com/hashicorp/nomad/helper/uuid"
@@ -94,11 +96,14 @@ func Task(t *testing.T, h *testutils.DriverHarness, options map[string]any) *dri
 	return cfg
 }
 
-// initCgroups makes the cgroups of all tasks as an agent does when it starts. Where no agent ran before, the executors
-// of two tasks make them at once, and a cpuset without CPUs takes no process.
+// initCgroups makes the cgroups of all tasks as an agent does when it starts, and gives the tasks their CPUs as it does
+// for the first allocation: a cpuset without CPUs takes no process.
 var initCgroups = sync.OnceValue(func() error {
 	cores := numalib.Scan(numalib.PlatformScanners(false)).UsableCores()
-	return cgroupslib.Init(hclog.NewNullLogger(), cores.String())
+	if err := cgroupslib.Init(hclog.NewNullLogger(), cores.String()); err != nil {
+		return err
+	}
+	return cgroupslib.GetPartition(hclog.NewNullLogger(), cores).Release(idset.Empty[hw.CoreID]())
 })
 
 // Shell returns a task that runs a script, like Command.

@@ -23,6 +23,9 @@ func (r *RecordFile) current() string { return filepath.Join(r.Dir, r.Name+".jso
 
 // open opens the file in use, for lines to be added.
 func (r *RecordFile) open() (*os.File, error) {
+	if err := os.MkdirAll(r.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make record_dir: %w", err)
+	}
 	info, err := os.Stat(r.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("open record_dir: %w", err)
