@@ -6,12 +6,13 @@ import (
 	"time"
 )
 
-// A matcher finds the forms of secrets in a stream of bytes, each of which it looks at once: the automaton of Aho and
-// Corasick (Efficient string matching, 1975). It does not change once it is made.
+// A matcher finds the forms of secrets in a stream of bytes by the automaton of Aho and Corasick (Efficient string
+// matching, 1975), which looks at each byte once. Most bytes it need not look at: skips has where a form may begin. It
+// does not change once it is made.
 type matcher struct {
-	nodes   []node // nodes[0] is the root
-	root    [256]int32
-	longest int
+	nodes []node // nodes[0] is the root
+	root  [256]int32
+	skips
 }
 
 // A node stands for the beginning of a form. Its children are a list, which is short: most nodes have one.
@@ -26,17 +27,20 @@ type node struct {
 // newMatcher returns a matcher for all forms of the secrets, or nil if there is nothing to look for.
 func newMatcher(secrets []string) *matcher {
 	m := &matcher{nodes: make([]node, 1)}
+	var forms []string
 	for _, secret := range secrets {
 		for _, form := range formsOf(secret) {
 			if len(form) >= shortest {
 				m.add(form)
+				forms = append(forms, form)
 			}
 		}
 	}
-	if len(m.nodes) == 1 {
+	if len(forms) == 0 {
 		return nil
 	}
 	m.link()
+	m.skips = newSkips(forms)
 	m.nodes = slices.Clip(m.nodes)
 	return m
 }
@@ -53,7 +57,6 @@ func (m *matcher) add(form string) {
 		at = next
 	}
 	m.nodes[at].match = int32(len(form))
-	m.longest = max(m.longest, len(form))
 }
 
 func (m *matcher) child(of int32, b byte) int32 {
@@ -62,6 +65,16 @@ func (m *matcher) child(of int32, b byte) int32 {
 		at = m.nodes[at].sibling
 	}
 	return at
+}
+
+// next returns the first byte from i on that may begin a form, or the end of text.
+func (m *matcher) next(text []byte, i int) int {
+	for ; i < len(text); i++ {
+		if i = m.skip(text, i); m.root[text[i]] != 0 {
+			break
+		}
+	}
+	return i
 }
 
 // link finds where to go on when a beginning is not continued, level by level.
@@ -100,8 +113,8 @@ func (m *matcher) step(at int32, b byte) int32 {
 // the node at. It returns the node for the end, whose depth says how many bytes at the end may begin more.
 func (m *matcher) mask(text []byte, from int, at int32) int32 {
 	for i := from; i < len(text); i++ {
-		for at == 0 && m.root[text[i]] == 0 { // most bytes begin nothing
-			if i++; i == len(text) {
+		if at == 0 { // most bytes begin nothing
+			if i = m.next(text, i); i == len(text) {
 				return 0
 			}
 		}
@@ -134,12 +147,11 @@ type scrubber struct {
 	src io.Reader
 	m   *matcher
 
-	buf        []byte
-	ready, end int   // buf[:ready] can be read, and buf[ready:end] is held back
-	given      int   // buf[:given] was read
-	at         int32 // node for buf[:end]
-	err        error // of src
-	late       chan chunk
+	at    int32  // node for all that src has given
+	buf   []byte // what was read and not yet given: most often nothing, since src reads into the reader's own
+	ready int    // buf[:ready] can be given, and the rest is held back
+	err   error  // of src
+	late  chan chunk
 }
 
 // A chunk is what a reading in the background gave.
@@ -154,69 +166,65 @@ func (s *scrubber) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	for s.given == s.ready {
-		if s.err != nil && s.end == s.ready {
-			s.free()
+	for s.ready == 0 {
+		switch {
+		case s.err != nil:
 			return 0, s.err
+		case len(s.buf) > 0 || s.late != nil:
+			s.follow()
+		default:
+			n, err := s.src.Read(p)
+			ready := s.look(p[:n], 0, err)
+			s.buf = append(s.buf, p[ready:n]...)
+			if ready > 0 {
+				return ready, nil
+			}
 		}
-		s.fill()
 	}
-	n := copy(p, s.buf[s.given:s.ready])
-	s.given += n
+	n := copy(p, s.buf[:s.ready])
+	s.buf, s.ready = s.buf[n:], s.ready-n
+	if len(s.buf) == 0 {
+		s.buf = nil
+	}
 	return n, nil
 }
 
-// fill reads once, or lets go what it must not hold back any longer.
-func (s *scrubber) fill() {
-	if s.buf == nil {
-		s.buf = buffers.Get()
-		if 2*s.m.longest > len(s.buf) {
-			s.buf = make([]byte, 2*s.m.longest)
-		}
+// look makes the secrets in text unreadable, which is new from a byte on, and returns how much of it can be given.
+func (s *scrubber) look(text []byte, from int, err error) (ready int) {
+	s.err = err
+	s.at = s.m.mask(text, from, s.at)
+	ready = len(text) - min(len(text), int(s.m.nodes[s.at].depth))
+	for ready < len(text) && (text[ready] == '*' || err != nil) {
+		ready++ // there is nothing to hide any more, or nothing follows
 	}
-	s.end = copy(s.buf, s.buf[s.given:s.end])
-	s.given, s.ready = 0, 0
-	var n int
-	switch {
-	case s.end == 0 && s.late == nil:
-		n, s.err = s.src.Read(s.buf)
-	default:
-		got, ok := s.wait()
-		if !ok {
-			s.ready = s.end
-			return
-		}
-		n, s.err = copy(s.buf[s.end:], got.data), got.err
-	}
-	s.at = s.m.mask(s.buf[:s.end+n], s.end, s.at)
-	s.end += n
-	s.ready = s.end - min(s.end, int(s.m.nodes[s.at].depth))
-	for s.ready < s.end && (s.buf[s.ready] == '*' || s.err != nil) {
-		s.ready++ // there is nothing to hide any more, or nothing follows
-	}
+	return ready
 }
 
-// free gives the buffer back at the end. All that was in it was read.
-func (s *scrubber) free() {
-	if s.buf != nil {
-		buffers.Put(s.buf)
-		s.buf, s.given, s.ready, s.end = nil, 0, 0, 0
+// follow waits for what follows the bytes that are held back, or lets them go.
+func (s *scrubber) follow() {
+	got, ok := s.wait()
+	if !ok {
+		s.ready = len(s.buf)
+		return
 	}
+	held := len(s.buf)
+	s.buf = append(s.buf, got.data...)
+	s.ready = s.look(s.buf, held, got.err)
 }
 
 // wait reads in the background, and reports false if that takes so long that what is held back is to be let go.
 func (s *scrubber) wait() (chunk, bool) {
 	if s.late == nil {
-		late, size := make(chan chunk, 1), len(s.buf)-s.end
+		late := make(chan chunk, 1)
 		go func() {
-			data := make([]byte, min(size, 4096))
+			data := make([]byte, 4096)
 			n, err := s.src.Read(data)
 			late <- chunk{data[:n], err}
 		}()
 		s.late = late
 	}
 	var paused <-chan time.Time
-	if s.end > 0 && s.end < shortest {
+	if held := len(s.buf); held > 0 && held < shortest {
 		timer := time.NewTimer(pause)
 		defer timer.Stop()
 		paused = timer.C

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net/url"
 	"strings"
 	"testing"
@@ -95,6 +96,20 @@ func TestPiecesOfAnySize(t *testing.T) {
 	must.Eq(t, "x********"+key[8:9], string(got)) // s3cr3t/k is one of the secrets
 }
 
+// TestASecretIsFoundAtAnyPlace: most bytes of a text are not looked at.
+func TestASecretIsFoundAtAnyPlace(t *testing.T) {
+	secrets := []string{"twelve bytes", "of more bytes than the other, and than a window may have at the most"}
+	m := newMatcher(secrets)
+	for _, secret := range secrets {
+		for place := range 200 {
+			text := []byte(strings.Repeat("_", place) + secret + strings.Repeat("_", 200-place))
+			want := plain(text, secrets)
+			must.StrNotContains(t, string(want), secret)
+			must.Eq(t, string(want), m.masked(string(text)))
+		}
+	}
+}
+
 // TestAStreamIsNotDelayed: what ends like the beginning of a secret waits for a moment, the rest not at all.
 func TestAStreamIsNotDelayed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -153,11 +168,18 @@ func FuzzScrubber(f *testing.F) {
 	})
 }
 
+// BenchmarkScrubber is how fast a body is looked through: one of text, which is often like a secret, and one of noise.
 func BenchmarkScrubber(b *testing.B) {
 	m := newMatcher([]string{"sk-live-0123456789abcdefghijklmnopqrstuv"})
-	text := []byte(strings.Repeat(`{"id":"12345","name":"something or other","skills":["sk","live"]},`, 1000))
-	b.SetBytes(int64(len(text)))
-	for b.Loop() {
-		_, _ = io.Copy(io.Discard, newScrubber(bytes.NewReader(text), m))
+	noise := make([]byte, 64<<10)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise)
+	for name, body := range map[string][]byte{"noise": noise, "text": []byte(
+		strings.Repeat(`{"id":"12345","name":"something or other","skills":["sk","live"]},`, 1000))} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(body)))
+			for b.Loop() {
+				_, _ = io.Copy(io.Discard, newScrubber(bytes.NewReader(body), m))
+			}
+		})
 	}
 }
