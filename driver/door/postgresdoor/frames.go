@@ -105,7 +105,7 @@ func (f *frames) fromServer(p []byte) error {
 			return err
 		}
 		if p = rest; kind == 0 {
-			break
+			continue // at the end of p, or after a frame of that kind, which no server sends
 		}
 		switch f.fatal = kind == failed; kind {
 		case ready:
