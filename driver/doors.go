@@ -1,17 +1,13 @@
 package driver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -168,7 +164,11 @@ func (d *doors) check(inner drivers.DriverPlugin) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.conf.Doors)) {
 		v := d.conf.Vault(d.conf.Doors[name].Common().Vault)
-		if err := credentials.CheckHidden(v, d.cfg); err != nil {
+		err := credentials.CheckHidden(v, d.cfg)
+		if err == nil {
+			_, err = d.listen(name)
+		}
+		if err != nil {
 			return fmt.Errorf("door %q: %w", name, err)
 		}
 	}
@@ -192,12 +192,7 @@ func (d *doors) hidePrivate(cfg *drivers.TaskConfig) error {
 // openAll opens the task's doors, or takes them over from an earlier plugin process. r is the record of the task.
 func (d *doors) openAll(r state.Record) error {
 	for _, name := range slices.Sorted(maps.Keys(d.conf.Doors)) {
-		spec, err := d.op.DoorSpec(d.conf, d.conf.Doors[name], r.Key)
-		var opened servedDoor
-		if err == nil {
-			opened, err = d.open(d.ctx, process.Request{Spec: spec, Source: asker{d, name},
-				Listen: process.Listen{Socket: d.socket(name)}})
-		}
+		opened, err := d.openOne(name, r)
 		if err != nil {
 			return fmt.Errorf("door %q: %w", name, err)
 		}
@@ -211,21 +206,17 @@ func (d *doors) openAll(r state.Record) error {
 	return nil
 }
 
-// socket returns the socket of a door. It is the task's user's, as far as that is a user of this host; the users of
-// an image are not known here, and then everybody who can reach the task's directory may use it.
-func (d *doors) socket(name string) *process.Socket {
-	s := &process.Socket{Dir: d.cfg.AllocDir, Name: path.Join(d.cfg.Name, render.DoorSocket(name)), Mode: 0o600}
-	user, _, _ := strings.Cut(cmp.Or(d.cfg.User, d.op.DefaultUser), ":")
-	var err error
-	if s.UID, s.GID, err = config.LookupUser(user); err != nil || d.op.ImageUser && !isNumber(user) {
-		s.UID, s.GID, s.Mode = -1, -1, 0o666
+func (d *doors) openOne(name string, r state.Record) (servedDoor, error) {
+	spec, err := d.op.DoorSpec(d.conf, d.conf.Doors[name], r.Key)
+	if err != nil {
+		return nil, err
 	}
-	return s
-}
-
-func isNumber(text string) bool {
-	_, err := strconv.Atoi(text)
-	return err == nil
+	spec.Secret = r.DoorSecrets[name]
+	listen, err := d.listen(name)
+	if err != nil {
+		return nil, err
+	}
+	return d.open(d.ctx, process.Request{Spec: spec, Source: asker{d, name}, Listen: listen})
 }
 
 // use gives the doors the credentials of a generation. Unless they are new it tells the doors that those which they

@@ -32,7 +32,7 @@ type doorkeeperOfTests struct {
 
 type doorOfTests struct {
 	spec   door.Spec
-	socket process.Socket
+	listen process.Listen
 	asks   process.Source
 	close  func()
 
@@ -46,7 +46,7 @@ func (k *doorkeeperOfTests) Open(_ context.Context, r process.Request) (servedDo
 	}
 	d, kept := k.open[r.Spec.ID]
 	if !kept {
-		d = &doorOfTests{spec: r.Spec, socket: *r.Listen.Socket, close: func() { delete(k.open, r.Spec.ID) }}
+		d = &doorOfTests{spec: r.Spec, listen: r.Listen, close: func() { delete(k.open, r.Spec.ID) }}
 		k.open[r.Spec.ID] = d
 	}
 	d.asks = r.Source
@@ -110,7 +110,7 @@ func TestDoorHasItsCredentialBeforeTheProcessStarts(t *testing.T) {
 		r := h.start(doorHCL(kv))
 		api := k.only(h)
 		must.Eq(t, "Bearer green", api.last().Header["Authorization"])
-		must.Eq(t, "web/secrets/api.sock", api.socket.Name)
+		must.Eq(t, "web/secrets/api.sock", api.listen.Socket.Name)
 		must.Eq(t, "https://api.example.com", api.spec.HTTP.URL)
 		must.StrNotContains(t, h.log.String(), "green")
 		r.stop()

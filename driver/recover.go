@@ -95,6 +95,9 @@ func (t *task) reattach() (*parkedRun, error) {
 		t.record.InnerVersion, t.record.Inner = old.record.InnerVersion, old.record.Inner
 		t.record.Delivered, t.record.Once, t.record.Unverified = old.record.Delivered, old.record.Once, old.record.Unverified
 		t.record.Generation, t.record.Since = old.record.Generation, old.record.Since
+		if old.record.DoorSecrets != nil {
+			t.record.DoorSecrets, t.renderer.DoorSecrets = old.record.DoorSecrets, old.record.DoorSecrets
+		}
 		if owner := old.record.Owner; len(owner) == 2 {
 			t.record.Owner = owner
 			t.renderer.Own(nil, owner[0], owner[1])

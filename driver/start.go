@@ -198,7 +198,9 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 		return nil, err
 	}
 	t.recorder = recorder{store: d.kept, logger: d.logger, credentials: t.credentials,
-		record: state.Record{Key: key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.renderer.Paths()}}
+		record: state.Record{Key: key, TaskID: cfg.ID, AllocDir: cfg.AllocDir, Files: t.renderer.Paths(),
+			DoorSecrets: newDoorSecrets(&t.conf)}}
+	t.renderer.DoorSecrets = t.record.DoorSecrets
 	t.ctx, t.cancel = context.WithCancel(d.ctx)
 	t.doors = newDoors(doorsOf{t.ctx, cfg, &t.conf, t.op, d.opener()})
 	return t, nil

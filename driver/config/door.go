@@ -58,10 +58,43 @@ type Door struct {
 	output Output
 }
 
-// Env returns the names of the variables in which the task finds the door: its socket, and with listen its address.
-func (d *Door) Env() (socket, address string) {
-	name := strings.ToUpper(strings.NewReplacer("-", "_", ".", "_").Replace(d.Label))
-	return name + "_SOCK", name + "_URL"
+// Variables is what the names of the variables begin with in which the task finds the door.
+func (d *Door) Variables() string {
+	return strings.ToUpper(strings.NewReplacer("-", "_", ".", "_").Replace(d.Label)) + "_"
+}
+
+// Database is the name of the door's database, "" where the door is to something else.
+func (d *Door) Database() string {
+	u, err := url.Parse(d.Postgres)
+	if err != nil {
+		return "" // it was checked
+	}
+	return strings.TrimPrefix(u.Path, "/")
+}
+
+// firstPort is the one at which PostgreSQL's clients look for a socket in the directory that they are given.
+const firstPort = 5432
+
+// PostgresPorts returns the ports of the doors to databases, which are a part of the names of their sockets too: what
+// listen says, and of the others each has one of its own, in the order of their names.
+func (c *Task) PostgresPorts() map[string]int {
+	ports, taken := map[string]int{}, map[int]bool{}
+	for name, d := range c.Doors {
+		if d.Postgres != "" && d.Listen != 0 {
+			ports[name], taken[d.Listen] = d.Listen, true
+		}
+	}
+	next := firstPort
+	for _, name := range slices.Sorted(maps.Keys(c.Doors)) {
+		if d := c.Doors[name]; d.Postgres == "" || d.Listen != 0 {
+			continue
+		}
+		for taken[next] {
+			next++
+		}
+		ports[name], taken[next] = next, true
+	}
+	return ports
 }
 
 // validateDoors checks what concerns several blocks.
@@ -70,16 +103,17 @@ func (c *Task) validateDoors() error {
 	for _, label := range slices.Sorted(maps.Keys(c.Doors)) {
 		d := c.Doors[label]
 		d.Label = label
-		socket, _ := d.Env()
+		variables := d.Variables()
 		switch {
-		case names[socket] != "":
-			return fmt.Errorf("door %q: door %q has the variable %s too: rename one of them", label, names[socket], socket)
+		case names[variables] != "":
+			return fmt.Errorf("door %q: door %q has the variable %sSOCK too: rename one of them", label, names[variables],
+				variables)
 		case d.Listen != 0 && ports[d.Listen] != "":
 			return fmt.Errorf("door %q: listen: door %q has the port %d too: choose another", label, ports[d.Listen], d.Listen)
 		case d.ClientCert != nil && c.PKIs[d.ClientCert.PKI] == nil:
 			return fmt.Errorf("door %q: client_cert: the task has no pki block %q: add it", label, d.ClientCert.PKI)
 		}
-		names[socket], ports[d.Listen] = label, label
+		names[variables], ports[d.Listen] = label, label
 		if err := c.validateHidden(d); err != nil {
 			return fmt.Errorf("door %q: %w", label, err)
 		}

@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// A Spec is what is known of a door before it opens: the job's block, and what the operator permits. It has no secret.
+// A Spec is what is known of a door before it opens: the job's block, and what the operator permits. It has no
+// credential.
 type Spec struct {
 	ID       string    // unique on the node: allocation, task and name
 	Name     string    // of the block
@@ -22,8 +23,9 @@ type Spec struct {
 	Vault    *Vault    `json:",omitempty"`
 	Postgres *Postgres `json:",omitempty"`
 
-	Dial  Dial
-	Peers Peers
+	Dial   Dial
+	Peers  Peers
+	Secret string // that clients over TCP show, see SecretOf; "": none is demanded
 
 	Rate        float64       // calls (HTTP) or connections (PostgreSQL) a second; zero: no bound
 	Burst       int           // with Rate
@@ -34,13 +36,25 @@ type Spec struct {
 	Record      Record
 }
 
+// SecretOf returns what a client must show on a connection: as the first segment of each path, or as the password of
+// PostgreSQL. Each process of a network can connect over TCP. A socket's file has an owner and a mode in place of a
+// secret.
+func (s Spec) SecretOf(c net.Conn) string {
+	if c != nil && c.LocalAddr().Network() == "unix" {
+		return ""
+	}
+	return s.Secret
+}
+
+// Format keeps the secret out of logs, errors and panics.
+func (s Spec) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "[door %s]", s.ID) }
+
 // HTTP is a door to one origin.
 type HTTP struct {
 	URL          string   // scheme, host and perhaps a path, which is put before that of each request
 	Methods      []string // none: all but CONNECT and TRACE
 	Paths        []string // "*" at the end or as a whole segment; none: all. Relative to URL
 	EncodedSlash bool     // %2f in a path is let through
-	Segment      string   // first segment of the path, which proves that the caller knows it; "" where none is needed
 	Scrub        Scrub
 	Header       []string // names of the headers and parameters that the credential sets. The task's own are removed
 	Query        []string

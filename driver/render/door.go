@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 	"strings"
 
@@ -24,27 +23,6 @@ type doorBlock struct {
 
 // DoorSum is the key of a door's credential among the sums, which no destination can have.
 func DoorSum(name string) string { return "door\x00" + name }
-
-// DoorSocket is where a door's socket is in the task's directory.
-func DoorSocket(name string) string { return "secrets/" + name + ".sock" }
-
-// doorEnv is where the task finds its doors. What the job sets itself stays as it is.
-func (r *Renderer) doorEnv(env map[string]string) {
-	set := func(name, value string) {
-		if _, own := r.cfg.Env[name]; !own {
-			env[name] = value
-		}
-	}
-	for name, d := range r.conf.Doors {
-		socket := path.Join(r.cfg.Env["NOMAD_SECRETS_DIR"], name+".sock")
-		variable, _ := d.Env()
-		set(variable, socket)
-		if d.Spec.Vault != nil {
-			set("VAULT_ADDR", "unix://"+socket)
-			set("VAULT_TOKEN", "door") // which clients insist on, and the door replaces
-		}
-	}
-}
 
 // Door returns the credential of a door, nil where there is none. It has no generation yet.
 func (g *Generation) Door(name string) *door.Credential {

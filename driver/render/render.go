@@ -61,6 +61,7 @@ type Renderer struct {
 	credentials *credentials.Set
 	guard       func(what string, f func() error) error // that turns a panic into an error
 	blocks      []*block
+	DoorSecrets map[string]string // that clients of doors show over TCP, by the doors' names
 
 	ready  bool         // what follows is set: see prepare
 	Funcs  []renderFunc // in the order of blocks; package driver's tests replace one that is to hang or to panic
@@ -87,6 +88,9 @@ func New(cfg *drivers.TaskConfig, conf *config.Task, op config.Operator, s *cred
 	}
 	for name := range conf.Doors {
 		taken[r.below(DoorSocket(name))] = fmt.Sprintf("door %q has its socket there", name)
+	}
+	for name, port := range conf.PostgresPorts() {
+		taken[r.below(PostgresSocket(port))] = fmt.Sprintf("door %q has its socket there", name)
 	}
 	for _, c := range conf.Blocks() {
 		b := newBlock(c)

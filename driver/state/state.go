@@ -65,8 +65,10 @@ type Record struct {
 	Sessions   map[string]Session // by the vault block's name
 	Kept       []Session          `json:",omitempty"` // which the plugin process could not adopt
 	Owner      []int              `json:",omitempty"` // user and group of the task, where the wrapped driver told them
-	AllocDir   string
-	Files      []string // below AllocDir, to be removed in the end
+	// DoorSecrets are what clients of doors show over TCP, by the doors' names: the environment of the process has them.
+	DoorSecrets map[string]string `json:",omitempty"`
+	AllocDir    string
+	Files       []string // below AllocDir, to be removed in the end
 
 	File  string `json:"-"` // in the state directory
 	Aside bool   `json:"-"` // no run may claim it: its sessions are to be revoked

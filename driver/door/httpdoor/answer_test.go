@@ -103,7 +103,8 @@ func TestRedirectsAreTheTasksOwn(t *testing.T) {
 	b := open(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Location", strings.ReplaceAll(to, "ORIGIN", "http://"+r.Host))
 		rw.WriteHeader(http.StatusFound)
-	}), func(s *door.Spec) { s.HTTP.URL += "/v4"; s.HTTP.Segment = "~seg" })
+	}), func(s *door.Spec) { s.HTTP.URL += "/v4"; s.Secret = "~seg" })
+	b.overTCP()
 	for location, want := range map[string]string{
 		"ORIGIN/v4/a?b=c#d":      "/~seg/a?b=c#d",
 		"/v4/a%2Fb":              "/~seg/a%2Fb",

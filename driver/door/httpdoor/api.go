@@ -1,7 +1,6 @@
 package httpdoor
 
 import (
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"maps"
@@ -45,11 +44,6 @@ func newAPI(spec *door.HTTP) (*api, error) {
 	if slices.Contains(spec.Query, "") {
 		return nil, errors.New("query: a parameter has no name")
 	}
-	if spec.Segment != "" {
-		if p, err := judgePath("/"+spec.Segment, false); err != nil || len(p.segments) != 1 {
-			return nil, errors.New("the segment that the door demands is not one of a path")
-		}
-	}
 	if !slices.Contains([]door.Scrub{"", door.ScrubFull, door.ScrubHeaders, door.ScrubOff}, spec.Scrub) {
 		return nil, fmt.Errorf("scrub %q is unknown: use %q, %q or %q", spec.Scrub, door.ScrubFull, door.ScrubHeaders,
 			door.ScrubOff)
@@ -74,10 +68,6 @@ func newPatterns(paths []string) (all []pattern, err error) {
 
 func (a *api) judge(r *http.Request) (target, error) {
 	raw, query, question := strings.Cut(r.RequestURI, "?")
-	raw, ok := cutSegment(raw, a.Segment)
-	if !ok {
-		return target{}, errors.New("the path does not begin with the segment that the task was given for it")
-	}
 	p, err := judgePath(raw, encodedSlashes(a.EncodedSlash))
 	if err != nil {
 		return target{}, refusal{http.StatusBadRequest, err}
@@ -92,21 +82,6 @@ func (a *api) judge(r *http.Request) (target, error) {
 		return target{}, errors.New("the path is not among the door's paths")
 	}
 	return target{path: a.origin.path.join(p), query: kept, question: question}, nil
-}
-
-// cutSegment cuts off the first segment of a path, which is to be the given one. "" is no segment.
-func cutSegment(raw, segment string) (string, bool) {
-	if segment == "" {
-		return raw, true
-	}
-	first, rest, more := strings.Cut(strings.TrimPrefix(raw, "/"), "/")
-	if subtle.ConstantTimeCompare([]byte(first), []byte(segment)) != 1 {
-		return "", false
-	}
-	if !more {
-		return "/", true
-	}
-	return "/" + rest, true
 }
 
 // usable says what of the credential is missing, or cannot be sent. A credential that is not whole is none.

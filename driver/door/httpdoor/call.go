@@ -25,6 +25,7 @@ type call struct {
 	in      *http.Request
 	client  *http.ResponseController
 	began   time.Time
+	segment string // that the path began with; the request does not have it any more
 	target  target
 	gen     *generation // nil: refused before it had one
 	upload  *upload     // nil: the request has no body
@@ -62,10 +63,17 @@ func (d *httpDoor) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	c.finish()
 }
 
+var errSegment = errors.New("the path does not begin with the segment that the door's variable _URL has")
+
 // admit judges a request, and has a generation for it if it is let through.
 func (c *call) admit() (err error) {
 	_ = c.client.SetWriteDeadline(time.Time{}) // of the request before it on the connection
 	c.writing = c.watch(c.client.SetWriteDeadline)
+	known := false
+	c.segment = c.door.spec.SecretOf(connOf(c.in))
+	if c.in.RequestURI, known = cutSegment(c.in.RequestURI, c.segment); !known {
+		return errSegment
+	}
 	if err := judgeForm(c.in); err != nil {
 		return refusal{http.StatusBadRequest, err}
 	}
@@ -245,7 +253,8 @@ func (c *call) record() {
 		return
 	}
 	line.Time, line.Door, line.Duration = c.began, d.spec.ID, time.Since(c.began)
-	line.Method, line.Path = cut(c.in.Method, 32), c.path()
+	path, _, _ := strings.Cut(c.in.RequestURI, "?")
+	line.Method, line.Path = cut(c.in.Method, 32), cut(path, 2048)
 	if c.gen != nil {
 		line.Generation, line.Accessor = c.gen.secret.Generation, c.gen.secret.Accessor
 	}
@@ -256,15 +265,6 @@ func (c *call) record() {
 		line.PID, line.UID = peer.PID, &peer.UID
 	}
 	d.plugin.Call(*line)
-}
-
-// path is what the record has of a request's path: as the task wrote it, but for the segment that only the task knows.
-func (c *call) path() string {
-	path, _, _ := strings.Cut(c.in.RequestURI, "?")
-	if segment := c.door.rules.segment; segment != "" {
-		path = strings.Replace(path, "/"+segment, "", 1)
-	}
-	return cut(path, 2048)
 }
 
 func cut(text string, length int) string { return text[:min(len(text), length)] }

@@ -32,7 +32,7 @@ const secret = "sk-live-0123456789abcdef"
 type bench struct {
 	*testing.T
 	door   door.Door
-	socket string
+	socket string // also its address over TCP
 	plugin *plugin
 	client *http.Client // by HTTP/1.1
 	h2     *http.Client // by HTTP/2, from the first byte
@@ -157,8 +157,8 @@ func serve(t *testing.T, spec door.Spec) *bench {
 	must.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	b.socket = filepath.Join(dir, "s")
-	b.listen(b.socket)
-	dial := func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", b.socket) }
+	b.listen("unix", b.socket)
+	dial := func(context.Context, string, string) (net.Conn, error) { return b.connect() }
 	h1, h2 := &http.Transport{DialContext: dial}, &http.Transport{DialContext: dial, Protocols: &http.Protocols{}}
 	h2.Protocols.SetUnencryptedHTTP2(true)
 	noRedirects := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
@@ -171,9 +171,23 @@ func serve(t *testing.T, spec door.Spec) *bench {
 	return b
 }
 
-// listen has the door serve a socket until the test ends.
-func (b *bench) listen(socket string) {
-	l, err := net.Listen("unix", socket)
+// overTCP has clients connect over TCP from now on.
+func (b *bench) overTCP() {
+	b.client.CloseIdleConnections()
+	b.h2.CloseIdleConnections()
+	b.socket = b.listen("tcp", "127.0.0.1:0").String()
+}
+
+func (b *bench) connect() (net.Conn, error) {
+	if strings.HasPrefix(b.socket, "/") {
+		return net.Dial("unix", b.socket)
+	}
+	return net.Dial("tcp", b.socket)
+}
+
+// listen has the door serve an address until the test ends.
+func (b *bench) listen(network, address string) net.Addr {
+	l, err := net.Listen(network, address)
 	must.NoError(b.T, err)
 	served := make(chan error, 1)
 	go func() { served <- b.door.Serve(l) }()
@@ -183,6 +197,7 @@ func (b *bench) listen(socket string) {
 		b.door.Close(ctx)
 		must.NoError(b.T, <-served)
 	})
+	return l.Addr()
 }
 
 // An answer is a response that was read whole.
@@ -235,7 +250,7 @@ func (b *bench) raw(request string) answer {
 // dial connects to the door until the test ends.
 func (b *bench) dial() (net.Conn, *bufio.Reader) {
 	b.Helper()
-	c, err := net.Dial("unix", b.socket)
+	c, err := b.connect()
 	must.NoError(b.T, err)
 	b.Cleanup(func() { c.Close() })
 	must.NoError(b.T, c.SetDeadline(time.Now().Add(20*time.Second)))

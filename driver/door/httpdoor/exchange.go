@@ -103,7 +103,7 @@ func (c *call) answer(res *http.Response) error {
 	}
 	for _, name := range []string{"Location", "Content-Location"} {
 		if at := res.Header.Get(name); at != "" {
-			res.Header.Set(name, c.door.rules.origin.relative(at, c.door.rules.segment))
+			res.Header.Set(name, c.door.rules.origin.relative(at, c.segment))
 		}
 	}
 	m := c.gen.forms(c.door)

@@ -94,7 +94,6 @@ type kind interface {
 // rules are what all kinds of doors have.
 type rules struct {
 	origin  origin
-	segment string
 	scrub   door.Scrub
 	headers names // that the door sets; the task's own are removed
 	tls     *tls.Config
@@ -134,8 +133,7 @@ func (d *httpDoor) toAPI(spec *door.HTTP) error {
 		return err
 	}
 	d.kind = a
-	d.rules = rules{origin: a.origin, segment: spec.Segment, scrub: cmp.Or(spec.Scrub, door.ScrubFull),
-		headers: namesOf(spec.Header...)}
+	d.rules = rules{origin: a.origin, scrub: cmp.Or(spec.Scrub, door.ScrubFull), headers: namesOf(spec.Header...)}
 	d.rules.tls, err = trust(spec.CAs, "")
 	return err
 }

@@ -71,6 +71,7 @@ func TestClientsOfARealVault(t *testing.T) {
 	}
 	token := secretOf().Auth.ClientToken
 	spec := specOf("")
+	spec.Secret = "~5f3a"
 	spec.HTTP, spec.Vault = nil, &door.Vault{Address: address, Paths: []string{"secret/data/*", "secret/metadata/*"}}
 	b := serve(t, spec)
 	b.door.Use(&door.Credential{Generation: 1, Token: token, ReadAt: time.Now()})
@@ -81,6 +82,9 @@ func TestClientsOfARealVault(t *testing.T) {
 	for name, placeholder := range map[string]string{"without a token": "", "with a placeholder": Placeholder} {
 		t.Run(name, func(t *testing.T) { useVault(t, root, clientOf(t, "unix://"+b.socket, placeholder), token) })
 	}
+	t.Run("over TCP", func(t *testing.T) {
+		useVault(t, root, clientOf(t, "http://"+b.listen("tcp", "127.0.0.1:0").String()+"/~5f3a", Placeholder), token)
+	})
 	t.Run("the command", func(t *testing.T) { useCommand(t, binary, b.socket) })
 	t.Run("the token is revoked", func(t *testing.T) {
 		must.NoError(t, root.Auth().Token().RevokeTree(token))

@@ -1,6 +1,7 @@
 package httpdoor
 
 import (
+	"crypto/subtle"
 	"errors"
 	"net/http"
 	"net/url"
@@ -8,6 +9,22 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 )
+
+// cutSegment cuts off the first segment of the path of a request, which is to be the given one. "" is no segment.
+func cutSegment(uri, segment string) (string, bool) {
+	if segment == "" {
+		return uri, true
+	}
+	path, query, question := strings.Cut(uri, "?")
+	first, rest, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	if subtle.ConstantTimeCompare([]byte(first), []byte(segment)) != 1 {
+		return "", false
+	}
+	if question {
+		rest += "?" + query
+	}
+	return "/" + rest, true
+}
 
 // maxParameters bounds the parameters of a query. ReverseProxy writes a query anew that has more than 10,000.
 const maxParameters = 1000

@@ -143,15 +143,26 @@ func TestSmuggling(t *testing.T) {
 	}
 }
 
+// TestTheSegmentIsDemandedAndCutOff: each process of the network can connect over TCP, but only the task knows it.
 func TestTheSegmentIsDemandedAndCutOff(t *testing.T) {
-	b := open(t, http.HandlerFunc(echo), func(s *door.Spec) { s.HTTP.Segment, s.HTTP.Paths = "~5f3a", []string{"/a/*"} })
-	must.StrHasPrefix(t, "GET /a/b?c\n", b.get("/~5f3a/a/b?c").body)
-	must.Eq(t, "/a/b", b.last(1).Path)
-	for _, path := range []string{"/a/b", "/~5f3b/a/b", "/", "/~5f3a/secret", "/~5f3a"} {
+	b := open(t, http.HandlerFunc(echo), func(s *door.Spec) {
+		s.Secret, s.HTTP.Paths = "~5f3a", []string{"/a/*", "/"}
+	})
+	must.StrHasPrefix(t, "GET /a/b\n", b.get("/a/b").body, must.Sprint("nobody else can connect to the socket"))
+	b.overTCP()
+	must.StrHasPrefix(t, "GET /a/b?c/d\n", b.get("/~5f3a/a/b?c/d").body)
+	must.Eq(t, "/a/b", b.last(2).Path)
+	must.StrHasPrefix(t, "GET /?c\n", b.get("/~5f3a?c").body)
+	must.StrHasPrefix(t, "GET /a/b\n", b.do(b.h2, b.request("GET", "/~5f3a/a/b", nil)).body)
+	for _, path := range []string{"/a/b", "/~5f3b/a/b", "/", "/~5f3a/secret", "//~5f3a/a/b", "/?/~5f3a/a/b"} {
 		must.Eq(t, 403, b.get(path).StatusCode, must.Sprint(path))
 	}
 	must.Eq(t, 400, b.raw("GET /~5f3a/../a/b HTTP/1.1\r\nHost: d\r\n\r\n").StatusCode)
-	must.StrNotContains(t, b.last(7).Path, "5f3a")
+	must.Eq(t, 403, b.raw("GET http://door/~5f3a/a/b HTTP/1.1\r\nHost: d\r\n\r\n").StatusCode)
+	b.last(12)
+	for _, line := range b.plugin.calls {
+		must.StrNotContains(t, line.Path, "5f3a")
+	}
 }
 
 func TestBlocksThatAreNoDoor(t *testing.T) {

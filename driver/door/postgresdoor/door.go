@@ -1,11 +1,13 @@
-// Package postgresdoor is the door to a PostgreSQL database. Clients come without a password. The door logs in upstream
-// with the user and the password of one generation and then passes bytes on. It follows frames only so far that it
-// knows when a session is idle: a session of a replaced user is ended then, and never inside a transaction.
+// Package postgresdoor is the door to a PostgreSQL database. Clients come without the password of the database. The
+// door logs in upstream with the user and the password of one generation and then passes bytes on. It follows frames
+// only so far that it knows when a session is idle: a session of a replaced user is ended then, and never inside a
+// transaction.
 //
 // # What a client meets
 //
 //   - The user that it names is ignored. It may name the door's database, or its own user's name as libpq does by
 //     itself; another is refused.
+//   - At a socket no password is asked for, over TCP the one that only the task was given.
 //   - Nothing is encrypted between client and door: sslmode=prefer works, require fails. To the server the door speaks
 //     TLS as the sslmode of the block says, and logs in with scram-sha-256 (bound to the TLS channel where the server
 //     offers that), with md5, or in clear where TLS is verified. Trust and GSSAPI are refused.
@@ -32,7 +34,7 @@
 //	08P01, 57014  a malformed or slow start-up
 //	42501         an address that is not allowed; the server refuses role or database
 //	57P05, 25P03  idle_timeout, outside and inside a transaction
-//	28P01, 28000  the server refuses the user, or asks for a login that the door does not do
+//	28P01, 28000  the client's password is wrong; the server refuses the user, or asks for a login that is not done
 //	08001, 08006  the server is not reached, not trusted or too slow; it broke off
 package postgresdoor
 

@@ -33,19 +33,20 @@ func fail(code, text string) *refusal { return &refusal{code: code, text: text, 
 
 // Refusals that have no more to say.
 var (
-	noStartup    = refuse("08P01", "this is no start-up packet of PostgreSQL")
-	slowStartup  = refuse("57014", "the start-up packet took too long: header_timeout")
-	noCredential = refuse("57P03", "there is no credential")
-	stale        = refuse("57P03", "the credential was not known to be current for too long: stale")
-	full         = refuse("53300", "too many connections: max_conns")
-	tooOften     = refuse("53400", "too many connections a second: rate")
-	closed       = refuse("57P01", "it is closed")
-	replaced     = refuse("57P01", "the user of the database was replaced: connect again")
-	idle         = refuse("57P05", "the session did nothing for too long: idle_timeout")
-	idleInside   = refuse("25P03", "the session did nothing for too long, inside a transaction: idle_timeout")
-	noFrame      = refuse("08P01", "a frame has a length that cannot be")
-	noSession    = refuse("57014", "no session has the key to cancel with")
-	brokenOff    = fail("08006", "PostgreSQL broke off the session")
+	noStartup     = refuse("08P01", "this is no start-up packet of PostgreSQL")
+	slowStartup   = refuse("57014", "the start-up packet took too long: header_timeout")
+	wrongPassword = refuse("28P01", "over TCP the password is the one that the door's variable _URL has")
+	noCredential  = refuse("57P03", "there is no credential")
+	stale         = refuse("57P03", "the credential was not known to be current for too long: stale")
+	full          = refuse("53300", "too many connections: max_conns")
+	tooOften      = refuse("53400", "too many connections a second: rate")
+	closed        = refuse("57P01", "it is closed")
+	replaced      = refuse("57P01", "the user of the database was replaced: connect again")
+	idle          = refuse("57P05", "the session did nothing for too long: idle_timeout")
+	idleInside    = refuse("25P03", "the session did nothing for too long, inside a transaction: idle_timeout")
+	noFrame       = refuse("08P01", "a frame has a length that cannot be")
+	noSession     = refuse("57014", "no session has the key to cancel with")
+	brokenOff     = fail("08006", "PostgreSQL broke off the session")
 )
 
 // frame is the refusal as PostgreSQL's own errors look.

@@ -2,6 +2,7 @@ package postgresdoor
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"io"
 	"net"
@@ -118,6 +119,9 @@ func (s *session) cancel(key cancelKey) {
 func (s *session) open(hello startup) bool {
 	refused := hello.judge(s.door.config.Database)
 	if refused == nil {
+		refused = s.authenticate(hello)
+	}
+	if refused == nil {
 		refused = s.door.admit(s)
 	}
 	if refused == nil {
@@ -128,13 +132,38 @@ func (s *session) open(hello startup) bool {
 		return false
 	}
 	key := s.door.register(s, hello.minor())
-	_, err := s.client.Write(hello.greeting(s.upstream.said, key))
+	_, err := s.client.Write(greeting(s.upstream.said, key))
 	s.upstream.said = nil
 	_ = s.client.SetDeadline(time.Time{})
 	if err != nil {
 		s.upstream.conn.Close()
 	}
 	return err == nil
+}
+
+// authenticate has a client over TCP show the password that only the door's task was given.
+func (s *session) authenticate(hello startup) *refusal {
+	secret := s.door.spec.SecretOf(s.client)
+	words := hello.negotiation()
+	if secret != "" {
+		words = appendFrame(words, &pgproto3.AuthenticationCleartextPassword{})
+	}
+	if len(words) > 0 {
+		if _, err := s.client.Write(words); err != nil {
+			return s.ofStartup(err)
+		}
+	}
+	if secret == "" {
+		return nil
+	}
+	given, err := readPassword(s.client)
+	if why := s.ofStartup(err); err != nil && why != noStartup {
+		return why
+	}
+	if subtle.ConstantTimeCompare(given, []byte(secret)) != 1 {
+		return wrongPassword
+	}
+	return nil
 }
 
 // login logs in to the server. When that refuses the user, a newer one is asked for, and the client does not notice.

@@ -155,14 +155,31 @@ func (s *startup) settings(role string) map[string]string {
 	return settings
 }
 
-// greeting is what the client gets after the login: that it need not log in, what the server has said, and the key.
-func (s *startup) greeting(relayed []byte, key cancelKey) []byte {
-	var out []byte
-	if s.minor() > protocolMinor || len(s.extensions) > 0 {
-		out = appendFrame(out, &pgproto3.NegotiateProtocolVersion{UnrecognizedOptions: s.extensions,
-			NewestMinorProtocol: protocolMajor<<16 | min(s.minor(), protocolMinor)})
+// negotiation is what a client is told that asks for more than there is.
+func (s *startup) negotiation() []byte {
+	if s.minor() <= protocolMinor && len(s.extensions) == 0 {
+		return nil
 	}
-	out = append(appendFrame(out, &pgproto3.AuthenticationOk{}), relayed...)
+	return appendFrame(nil, &pgproto3.NegotiateProtocolVersion{UnrecognizedOptions: s.extensions,
+		NewestMinorProtocol: protocolMajor<<16 | min(s.minor(), protocolMinor)})
+}
+
+// readPassword reads the frame in which a client sends its password.
+func readPassword(c io.Reader) ([]byte, error) {
+	var kind [1]byte
+	if _, err := io.ReadFull(c, kind[:]); err != nil {
+		return nil, fmt.Errorf("read password: %w", err)
+	}
+	if kind[0] != 'p' {
+		return nil, errStartup
+	}
+	packet, err := readPacket(c)
+	return bytes.TrimSuffix(packet, []byte{0}), err
+}
+
+// greeting is what the client gets after the login: that it is let in, what the server has said, and the key.
+func greeting(relayed []byte, key cancelKey) []byte {
+	out := append(appendFrame(nil, &pgproto3.AuthenticationOk{}), relayed...)
 	out = appendFrame(out, &pgproto3.BackendKeyData{ProcessID: key.pid, SecretKey: []byte(key.secret)})
 	return appendFrame(out, &pgproto3.ReadyForQuery{TxStatus: 'I'})
 }

@@ -26,6 +26,7 @@ type Socket struct {
 	Name     string // path below Dir. No link in it leads out of Dir
 	UID, GID int    // of the owner
 	Mode     fs.FileMode
+	Link     string // another name in the same directory, of a symbolic link; "": none
 }
 
 // listen makes the listeners. They do not block, and whoever has a copy of one can accept.
@@ -40,9 +41,15 @@ func (l Listen) listen() (files []int, err error) {
 	if l.Port != 0 {
 		ports, err := listenLoopback(l.Namespace, l.Port)
 		files = append(files, ports...)
+		switch {
+		case errors.Is(err, unix.EADDRINUSE):
+			err = errors.New("another process of the group uses it: choose another port")
+		case errors.As(err, new(ns.NSPathNotExistErr)), errors.As(err, new(ns.NSPathNotNSErr)):
+			err = errors.New("the network is gone")
+		}
 		if err != nil {
 			closeAll(files)
-			return nil, fmt.Errorf("listen on port %d of the task's network: %w", l.Port, err)
+			return nil, fmt.Errorf("listen: port %d of the task's network: %w", l.Port, err)
 		}
 	}
 	return files, nil
@@ -67,12 +74,33 @@ func (s *Socket) listen() (fd int, err error) {
 	if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	if err = s.bind(fd, dir); err != nil {
+	if err = s.bind(fd, dir); err == nil {
+		err = s.link(root)
+	}
+	if err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
 }
+
+// link gives the socket its other name. What has that name and is not such a link is not touched.
+func (s *Socket) link(root *os.Root) error {
+	if s.Link == "" || s.isLinked(root) {
+		return nil
+	}
+	if err := root.Symlink(path.Base(s.Name), s.linkName()); err != nil {
+		return fmt.Errorf("link %s to it: %w", s.Link, inode.Cause(err))
+	}
+	return nil
+}
+
+func (s *Socket) isLinked(root *os.Root) bool {
+	to, err := root.Readlink(s.linkName())
+	return err == nil && to == path.Base(s.Name)
+}
+
+func (s *Socket) linkName() string { return path.Join(path.Dir(s.Name), s.Link) }
 
 // bind gives the socket its name, by the directory's descriptor: its path may be longer than an address. Until it has
 // its owner, nobody but root can connect: a file is made with the mode that the socket has (unix_bind_bsd in
@@ -129,8 +157,13 @@ func (l Listen) removeSocket() error {
 	return l.Socket.remove(root)
 }
 
-// remove takes away the socket that has the name, and nothing else.
+// remove takes away the socket that has the name and the link to it, and nothing else.
 func (s *Socket) remove(root *os.Root) error {
+	if s.Link != "" && s.isLinked(root) {
+		if err := root.Remove(s.linkName()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return inode.Cause(err)
+		}
+	}
 	old, err := inode.Socket(root, s.Name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -200,5 +200,38 @@ func TestAPortInUseIsNamed(t *testing.T) {
 	must.NoError(t, err)
 	defer closeAll(files)
 	_, err = Listen{Port: 4000, Namespace: namespace}.listen()
-	must.EqError(t, err, "listen on port 4000 of the task's network: bind: address already in use")
+	must.EqError(t, err, "listen: port 4000 of the task's network: another process of the group uses it: choose another port")
+}
+
+func TestANetworkThatIsGoneIsNamed(t *testing.T) {
+	namespace := newNamespace(t)
+	must.NoError(t, unix.Unmount(namespace, unix.MNT_DETACH))
+	for _, at := range []string{namespace, namespace + "x"} {
+		_, err := Listen{Port: 4000, Namespace: at}.listen()
+		must.EqError(t, err, "listen: port 4000 of the task's network: the network is gone")
+	}
+}
+
+// TestASocketHasAnotherName: clients of PostgreSQL look for one that ends in the port.
+func TestASocketHasAnotherName(t *testing.T) {
+	dir := t.TempDir()
+	must.NoError(t, os.Mkdir(filepath.Join(dir, "secrets"), 0o755))
+	at := filepath.Join(dir, "secrets/.s.PGSQL.5432")
+	l := Listen{Socket: &Socket{Dir: dir, Name: "secrets/db.sock", UID: -1, GID: -1, Mode: 0o600, Link: ".s.PGSQL.5432"}}
+	for range 2 { // the second has a link already
+		files, err := l.listen()
+		must.NoError(t, err)
+		defer closeAll(files)
+		c, err := net.Dial("unix", at)
+		must.NoError(t, err)
+		c.Close()
+	}
+	must.NoError(t, l.removeSocket())
+	must.SliceEmpty(t, must1(os.ReadDir(filepath.Join(dir, "secrets"))))
+
+	must.NoError(t, os.Symlink("other.sock", at))
+	_, err := l.listen()
+	must.EqError(t, err, "listen on secrets/db.sock: link .s.PGSQL.5432 to it: file exists")
+	must.NoError(t, l.removeSocket())
+	must.Eq(t, "other.sock", must1(os.Readlink(at)))
 }
