@@ -72,7 +72,7 @@ func TestDoorOverTCPIsTakenOver(t *testing.T) {
 		h.crash()
 		h.boot()
 		reopened := &doorkeeperOfTests{open: map[string]*doorOfTests{}}
-		h.Driver.doors = reopened.Open
+		h.Driver.doors = reopened
 		r.recovered()
 		again := reopened.only(h)
 		must.Eq(t, secret, again.spec.Secret)

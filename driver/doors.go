@@ -35,6 +35,19 @@ type servedDoor interface {
 // An openDoor opens a door, or takes it over from an earlier plugin process.
 type openDoor func(context.Context, process.Request) (servedDoor, error)
 
+// A doorkeeper serves the doors of all tasks: process.Doors.
+type doorkeeper interface {
+	Open(context.Context, process.Request) (servedDoor, error)
+	Status(context.Context) process.Status
+}
+
+// keeper has Open return what tests can make too.
+type keeper struct{ *process.Doors }
+
+func (k keeper) Open(ctx context.Context, r process.Request) (servedDoor, error) {
+	return k.Doors.Open(ctx, r)
+}
+
 const (
 	// rereadEvery is how often the doors of a task may have their credentials read anew.
 	rereadEvery = 5 * time.Second
@@ -51,7 +64,7 @@ const (
 )
 
 // serveDoors takes over the doors that an earlier plugin process has left, and returns what opens more.
-func (d *Driver) serveDoors() openDoor {
+func (d *Driver) serveDoors() doorkeeper {
 	op := d.configured()
 	c := process.Config{Dir: op.StateDir, UID: config.DoorsUser, GID: config.DoorsUser, Memory: doorsMemory,
 		RecordSize: doorsRecord, Alone: doorsAlone, Claim: claimedWithin, Logger: d.logger}
@@ -60,7 +73,7 @@ func (d *Driver) serveDoors() openDoor {
 	}
 	served := process.New(d.ctx, c)
 	context.AfterFunc(d.ctx, served.Shutdown)
-	return func(ctx context.Context, r process.Request) (servedDoor, error) { return served.Open(ctx, r) }
+	return keeper{served}
 }
 
 // errNothingNewer is for a door whose credential was refused, and read again.

@@ -28,6 +28,7 @@ import (
 type doorkeeperOfTests struct {
 	refuses error // what Open fails with
 	open    map[string]*doorOfTests
+	status  process.Status // but for Doors
 }
 
 type doorOfTests struct {
@@ -87,7 +88,7 @@ func (h *host) keeps() *doorkeeperOfTests {
 	h.put("web/private/vault.jwt", h.JWT)
 	must.NoError(h, os.Remove(filepath.Join(h.alloc, "web/secrets/nomad_vault.jwt")))
 	k := &doorkeeperOfTests{open: map[string]*doorOfTests{}}
-	h.Driver.doors = k.Open
+	h.Driver.doors = k
 	return k
 }
 
@@ -209,7 +210,7 @@ func TestDoorIsTakenOverWithItsGeneration(t *testing.T) {
 		h.crash()
 		must.MapLen(t, 1, k.open)
 		h.boot()
-		h.Driver.doors = k.Open
+		h.Driver.doors = k
 		r.recovered()
 		after(time.Minute)
 		api := k.only(h)

@@ -42,7 +42,7 @@ type Driver struct {
 	mu    sync.Mutex       // guards what follows
 	tasks map[string]*task // by taskKey: the only run, until it is destroyed
 	store *state.Store     // nil until Serve, and where sessions cannot be kept
-	doors openDoor         // nil as long as store is
+	doors doorkeeper       // nil as long as store is
 
 	keeping chan struct{} // closed once store is set
 }
@@ -99,6 +99,13 @@ func (d *Driver) kept() *state.Store {
 
 // opener returns what opens doors, nil where nothing could be kept of them.
 func (d *Driver) opener() openDoor {
+	if keeper := d.doorkeeper(); keeper != nil {
+		return keeper.Open
+	}
+	return nil
+}
+
+func (d *Driver) doorkeeper() doorkeeper {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.doors

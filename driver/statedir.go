@@ -65,12 +65,12 @@ func (d *Driver) tendState() {
 // there of it is revoked.
 func (d *Driver) keepIn(s *state.Store) {
 	context.AfterFunc(d.ctx, s.Close)
-	open := d.serveDoors()
+	doors := d.serveDoors()
 	var late []*parkedRun
 	var held []string
 	records := s.All()
 	d.mu.Lock()
-	d.store, d.doors = s, open
+	d.store, d.doors = s, doors
 	close(d.keeping)
 	for _, r := range records {
 		l := &parkedRun{record: r, old: true, found: time.Now()}

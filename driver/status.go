@@ -1,17 +1,24 @@
 package driver
 
 import (
+	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
+	"nomad-driver-vault/driver/door/process"
 	"nomad-driver-vault/driver/state"
 	"nomad-driver-vault/driver/status"
 )
 
 // What root can see of the plugin while it runs. Nothing here waits for Vault, for the agent or for a task: the
-// goroutine of a task puts what it owns into task.shown, and every lock is one that nobody holds while he waits.
+// goroutine of a task puts what it owns into task.shown, and every lock is one that nobody holds while he waits. The
+// process that serves doors is waited for, but not for long.
+
+// doorsAnswerWithin is how long that process may take to say what it has counted.
+const doorsAnswerWithin = time.Second
 
 // ServeStatus serves the status document in the state directory, as soon as that is there, until the plugin ends.
 func (d *Driver) ServeStatus(p status.Plugin) {
@@ -39,8 +46,10 @@ func (d *Driver) Status() status.Document {
 	d.mu.Lock()
 	tasks := slices.Collect(maps.Values(d.tasks))
 	d.mu.Unlock()
+	var served process.Status
+	doc.Doors, served = d.doorsStatus()
 	for _, t := range tasks {
-		doc.Tasks = append(doc.Tasks, t.status())
+		doc.Tasks = append(doc.Tasks, t.status(served))
 	}
 	slices.SortFunc(doc.Tasks, func(a, b status.Task) int {
 		return strings.Compare(state.Key(a.Alloc, a.Name), state.Key(b.Alloc, b.Name))
@@ -57,6 +66,52 @@ func (d *Driver) Status() status.Document {
 	return doc
 }
 
+// doorsStatus returns what the process that serves doors is, nil where no task can have one, and what each door does.
+func (d *Driver) doorsStatus() (*status.Doors, process.Status) {
+	keeper := d.doorkeeper()
+	if keeper == nil {
+		return nil, process.Status{}
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, doorsAnswerWithin)
+	s := keeper.Status(ctx)
+	cancel()
+	out := &status.Doors{PID: s.PID, Memory: s.Memory, Open: len(s.Doors), Unclaimed: s.Unclaimed}
+	switch {
+	case s.PID == 0 && out.Open > 0:
+		out.Trouble = "no process serves the doors: calls wait until one starts, and the agent's log says why none does"
+	case s.Silent:
+		out.Trouble = fmt.Sprintf("the process that serves doors does not answer within %s: kill %d, and another is started",
+			doorsAnswerWithin, s.PID)
+	}
+	if s.PID != 0 {
+		out.Since = status.Time(time.Now().Add(-s.Age))
+	}
+	return out, s
+}
+
+// status returns the task's doors by their names, and what is wrong with them.
+func (d *doors) status(task string, served process.Status) (all []status.Door, trouble []string) {
+	for _, name := range slices.Sorted(maps.Keys(d.conf.Doors)) {
+		block := d.conf.Doors[name]
+		one := status.Door{Name: name}
+		one.Kind, one.Upstream = block.Upstream(d.conf.Vault(block.Common().Vault).Cluster)
+		now, open := served.Doors[block.ID(task)]
+		switch {
+		case !open && d.ctx.Err() == nil: // it is not the end of the task
+			trouble = append(trouble, fmt.Sprintf("door %q is not open: the task's log says why", name))
+		case now.Refuses != "":
+			trouble = append(trouble, fmt.Sprintf("door %q refuses all calls: %s", name, now.Refuses))
+		}
+		if one.Generation = now.Generation; one.Generation != 0 {
+			one.Since = status.Time(time.Unix(0, int64(one.Generation))) // see doors.use
+		}
+		one.Connections, one.InFlight, one.Calls = now.Connections, now.InFlight, now.Calls
+		one.Refused, one.Failed, one.Sent, one.Received = now.Refused, now.Failed, now.Sent, now.Received
+		all = append(all, one)
+	}
+	return all, trouble
+}
+
 // status returns the clusters of the configuration, by name.
 func (c *clusters) status() []status.Cluster {
 	c.mu.Lock()
@@ -70,7 +125,7 @@ func (c *clusters) status() []status.Cluster {
 	return all
 }
 
-func (t *task) status() status.Task {
+func (t *task) status(served process.Status) status.Task {
 	out := status.Task{Alloc: t.cfg.AllocID, Namespace: t.cfg.Namespace, Job: t.cfg.JobName, Group: t.cfg.TaskGroupName,
 		Name: t.cfg.Name, State: "running", Sessions: t.credentials.Status(), Trouble: t.credentials.Problems()}
 	if line := t.said.Load(); line != nil {
@@ -95,6 +150,8 @@ func (t *task) status() status.Task {
 		out.Generation, out.Since, out.Pending = s.generation, status.Time(s.since), s.pending
 		out.Trouble = append(out.Trouble, s.wrong...)
 	}
+	doors, trouble := t.doors.status(taskKey(t.cfg), served)
+	out.Doors, out.Trouble = doors, append(out.Trouble, trouble...)
 	return out
 }
 

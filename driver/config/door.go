@@ -58,6 +58,28 @@ type Door struct {
 	output Output
 }
 
+// ID names the door of a task among all of the node.
+func (d *Door) ID(task string) string { return task + "/" + d.Label }
+
+// Upstream returns the kind of the door and what it leads to, without what only the upstream is to know.
+func (d *Door) Upstream(cluster string) (kind, to string) {
+	switch {
+	case d.toVault():
+		return "vault", cluster
+	case d.URL != "":
+		u, err := url.Parse(d.URL)
+		if err != nil { // it was checked
+			return "api", ""
+		}
+		return "api", u.Scheme + "://" + u.Host
+	}
+	u, err := url.Parse(d.Postgres)
+	if err != nil {
+		return "postgres", ""
+	}
+	return "postgres", u.Host + u.Path
+}
+
 // Variables is what the names of the variables begin with in which the task finds the door.
 func (d *Door) Variables() string {
 	return strings.ToUpper(strings.NewReplacer("-", "_", ".", "_").Replace(d.Label)) + "_"
@@ -150,7 +172,7 @@ var anywhere = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustPars
 // does not know.
 func (c Operator) DoorSpec(conf *Task, d *Door, task string) (door.Spec, error) {
 	s := d.Spec
-	s.ID = task + "/" + d.Label
+	s.ID = d.ID(task)
 	s.Dial = door.Dial{AllowHosts: c.Doors.AllowHosts, AllowCIDRs: c.Doors.AllowCIDRs}
 	if s.Vault == nil {
 		return s, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,6 +72,15 @@ func (p *Snapshot) Token(ctx context.Context, name string) (string, error) {
 	return reading.Token(), nil
 }
 
+// Accessor returns that of the token of a vault block's session; empty: nothing was asked there. No question may be
+// under way.
+func (p *Snapshot) Accessor(name string) string {
+	if r := p.readings[name]; r != nil {
+		return r.Accessor()
+	}
+	return ""
+}
+
 // Secrets returns what Vault has answered. No question may be under way.
 func (p *Snapshot) Secrets() (all []*vault.Secret) {
 	for _, r := range p.readings {
@@ -109,6 +119,18 @@ type Source struct {
 	snapshot *Snapshot
 	vault    string
 	every    time.Duration
+
+	mu     sync.Mutex
+	leases []string
+}
+
+// Leases returns the IDs of the leases that the answers so far had, sorted.
+func (s *Source) Leases() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	slices.Sort(s.leases)
+	s.leases = slices.Compact(s.leases)
+	return slices.Clone(s.leases)
 }
 
 // Of returns what answers the questions to another vault block, from the same snapshot.
@@ -126,7 +148,13 @@ func (s *Source) Ask(ctx context.Context, req vault.Request) (*vault.Secret, err
 		return nil, err
 	}
 	req.Every = s.every
-	return reading.Read(ctx, req)
+	secret, err := reading.Read(ctx, req)
+	if err == nil && secret.Lease.ID != "" {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.leases = append(s.leases, secret.Lease.ID)
+	}
+	return secret, err
 }
 
 // Read implements template.Source.

@@ -131,7 +131,8 @@ type Peers struct {
 // the door.
 type Credential struct {
 	Generation uint64    // higher than any before it of the same door
-	Accessor   string    // of the lease or token, for the record
+	Accessor   string    // for the record: of the token that is the credential, or that has read it
+	Leases     []string  // for the record: IDs of Vault's leases that the credential ends with
 	ReadAt     time.Time // when it was last known to be current: Stale counts from then
 
 	Header   map[string]string // also what bearer and basic_auth make
@@ -176,7 +177,8 @@ type Call struct {
 	Time       time.Time     `json:"time"`
 	Door       string        `json:"door"` // ID of the Spec
 	Generation uint64        `json:"generation,omitempty"`
-	Accessor   string        `json:"accessor,omitempty"`
+	Accessor   string        `json:"accessor,omitempty"` // of the Credential, as are leases
+	Leases     []string      `json:"leases,omitempty"`
 	PID        int           `json:"pid,omitempty"` // of the peer of a socket, in the node's own namespace
 	UID        *int          `json:"uid,omitempty"`
 	Method     string        `json:"method,omitempty"`
@@ -187,6 +189,11 @@ type Call struct {
 	Sent       int64         `json:"sent"`     // bytes of bodies to the upstream
 	Received   int64         `json:"received"` // and from it
 	Duration   time.Duration `json:"duration_ns"`
+}
+
+// With notes the credential of a call.
+func (c *Call) With(used *Credential) {
+	c.Generation, c.Accessor, c.Leases = used.Generation, used.Accessor, used.Leases
 }
 
 // Counters are totals since the door was opened, and what is in flight.

@@ -24,12 +24,14 @@ type doorBlock struct {
 // DoorSum is the key of a door's credential among the sums, which no destination can have.
 func DoorSum(name string) string { return "door\x00" + name }
 
-// Door returns the credential of a door, nil where there is none. It has no generation yet.
+// Door returns the credential of a door, nil where there is none. It has no generation yet. The accessor is not in its
+// sum: what a new token reads is most often the same.
 func (g *Generation) Door(name string) *door.Credential {
 	c := &door.Credential{}
 	if output, made := g.Output[DoorSum(name)]; !made || json.Unmarshal(output, c) != nil {
 		return nil
 	}
+	c.Accessor = g.Snapshot.Accessor(g.conf.Doors[name].Common().Vault)
 	return c
 }
 
@@ -100,6 +102,7 @@ func (d doorBlock) prepare(r *Renderer) (render renderFunc, asks bool, err error
 		if err := d.complete(ctx, &c, from); err != nil {
 			return nil, fmt.Errorf("%s: %w", d, err)
 		}
+		c.Leases = from.Leases()
 		output, err := json.Marshal(c)
 		return [][]byte{output}, err
 	}, asks || d.Spec.Vault != nil || d.pki != nil, nil

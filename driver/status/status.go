@@ -12,6 +12,7 @@ const Socket = "status.sock"
 type Document struct {
 	Plugin   Plugin    `json:"plugin"`
 	Clusters []Cluster `json:"clusters"`
+	Doors    *Doors    `json:"doors,omitempty"` // nil where no task can have one
 	Tasks    []Task    `json:"tasks"`
 	Parked   []Parked  `json:"parked"`
 }
@@ -51,6 +52,33 @@ func (c *Cluster) Add(sessions []Session) {
 	}
 }
 
+// Doors is the process that serves the doors of all tasks.
+type Doors struct {
+	PID       int       `json:"pid,omitzero"` // zero: none runs
+	Since     time.Time `json:"since,omitzero"`
+	Memory    int64     `json:"memory_bytes,omitzero"`
+	Open      int       `json:"open"`
+	Unclaimed []string  `json:"unclaimed,omitempty"` // those of an earlier plugin that no task has claimed yet
+	Trouble   string    `json:"trouble,omitzero"`
+}
+
+// Door is one door of a task. What it has counted are totals since the plugin began, or the task if that is later.
+type Door struct {
+	Name       string    `json:"door"`
+	Kind       string    `json:"kind"`                // api, vault or postgres
+	Upstream   string    `json:"upstream"`            // the origin, the vault block's cluster, or host and database
+	Generation uint64    `json:"generation,omitzero"` // of the credential, as the record has it; zero: there is none
+	Since      time.Time `json:"generation_since,omitzero"`
+
+	Connections int64 `json:"connections"` // open now
+	InFlight    int64 `json:"in_flight"`   // calls, or sessions with a database
+	Calls       int64 `json:"calls"`
+	Refused     int64 `json:"refused"` // by the door
+	Failed      int64 `json:"failed"`  // by the upstream: it was not reached, or broke off
+	Sent        int64 `json:"sent_bytes"`
+	Received    int64 `json:"received_bytes"`
+}
+
 // Task is one run of a task.
 type Task struct {
 	Alloc     string `json:"alloc_id"`
@@ -67,6 +95,7 @@ type Task struct {
 	Warned     Line      `json:"warned,omitzero"`  // the last warning there, which may be over
 	Trouble    []string  `json:"trouble,omitempty"`
 	Sessions   []Session `json:"sessions"`
+	Doors      []Door    `json:"doors,omitempty"`
 }
 
 // Line is one line of a task's log.

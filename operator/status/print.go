@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
 	"nomad-driver-vault/driver/status"
 	"nomad-driver-vault/internal/logtext"
 )
@@ -24,6 +26,9 @@ func (p *plugin) print(w io.Writer, details bool) {
 	fmt.Fprintf(w, "%s %s, pid %d, for %s\n", p.Plugin.Name, p.Plugin.Version, p.Plugin.PID, span(now.Sub(p.Plugin.Since)))
 	for _, c := range p.Clusters {
 		printCluster(w, c, now)
+	}
+	if p.Doors != nil {
+		printDoors(w, p.Doors, now)
 	}
 	if !details && len(p.Tasks) > 0 {
 		fmt.Fprintf(w, "\n  "+row, "ALLOC", "JOB/TASK", "GEN", "SINCE", "TOKEN", "NEXT", "STATE")
@@ -53,6 +58,22 @@ func printCluster(w io.Writer, c status.Cluster, now time.Time) {
 		text += "; " + wrong
 	}
 	paragraph(w, fmt.Sprintf("  vault %q  ", c.Name), text)
+}
+
+func printDoors(w io.Writer, d *status.Doors, now time.Time) {
+	text := fmt.Sprintf("open: %d, ", d.Open)
+	if d.PID == 0 {
+		text += "no process runs"
+	} else {
+		text += fmt.Sprintf("pid %d, for %s, %s of memory", d.PID, since(d.Since, now), size(d.Memory))
+	}
+	if n := len(d.Unclaimed); n > 0 {
+		text += fmt.Sprintf("; no task has claimed: %s", strings.Join(d.Unclaimed, ", "))
+	}
+	if d.Trouble != "" {
+		text += "; " + d.Trouble
+	}
+	paragraph(w, "  doors  ", text)
 }
 
 const row = "%-8.8s  %-20s  %3s  %-6s  %-6s  %-14s  %s\n"
@@ -120,6 +141,9 @@ func printAll(w io.Writer, t status.Task, now time.Time) {
 	for _, s := range t.Sessions {
 		printSession(w, s, now)
 	}
+	for _, d := range t.Doors {
+		printDoor(w, d, now)
+	}
 }
 
 func printSession(w io.Writer, s status.Session, now time.Time) {
@@ -145,6 +169,21 @@ func printSession(w io.Writer, s status.Session, now time.Time) {
 		paragraph(w, "    ", fmt.Sprintf("replaced and not revoked yet: %d", s.Spent))
 	}
 }
+
+func printDoor(w io.Writer, d status.Door, now time.Time) {
+	text := fmt.Sprintf("%s %s, no credential", d.Kind, d.Upstream)
+	if d.Generation != 0 {
+		text = fmt.Sprintf("%s %s, generation %d, for %s", d.Kind, d.Upstream, d.Generation, since(d.Since, now))
+	}
+	fmt.Fprintln(w)
+	paragraph(w, fmt.Sprintf("  door %q  ", d.Name), text)
+	const row = "    %-6v  %-9v  %-10v  %-8v  %-8v  %-9v  %v\n"
+	fmt.Fprintf(w, row, "CONNS", "IN FLIGHT", "CALLS", "REFUSED", "FAILED", "SENT", "RECEIVED")
+	fmt.Fprintf(w, row, d.Connections, d.InFlight, d.Calls, d.Refused, d.Failed, size(d.Sent), size(d.Received))
+}
+
+// size returns a number of bytes in ten characters or less.
+func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
 func printParked(w io.Writer, l status.Parked, now time.Time) {
 	text := "its tokens are being revoked"

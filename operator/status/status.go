@@ -230,7 +230,8 @@ func (p *plugin) needsAPerson() bool {
 	if p.Document == nil {
 		return p.Error != ""
 	}
-	return slices.ContainsFunc(p.Clusters, func(c status.Cluster) bool { return wrongWith(c) != "" }) ||
+	return p.Doors != nil && p.Doors.Trouble != "" ||
+		slices.ContainsFunc(p.Clusters, func(c status.Cluster) bool { return wrongWith(c) != "" }) ||
 		slices.ContainsFunc(p.Tasks, func(t status.Task) bool { return len(t.Trouble) > 0 }) ||
 		slices.ContainsFunc(p.Parked, func(l status.Parked) bool { return l.Trouble != "" })
 }

@@ -26,13 +26,17 @@ func document() status.Document {
 	return status.Document{
 		Plugin:   status.Plugin{Name: "vault-exec", Version: "1.2.3", PID: 77, Since: now.Add(-50 * time.Hour), Now: now},
 		Clusters: []status.Cluster{{Name: "default", Address: "https://vault.example:8200", Reachable: true, Sessions: 1}},
+		Doors:    &status.Doors{PID: 78, Since: now.Add(-3 * time.Hour), Memory: 18 << 20, Open: 1},
 		Tasks: []status.Task{{Alloc: "3f2a1b4c-0000-0000-0000-000000000000", Job: strings.Repeat("long-", 10), Name: "web",
 			Group: "front", State: "running", Generation: 3, Since: now.Add(-2 * time.Hour),
 			Last: status.Line{At: now.Add(-time.Minute), Text: "secrets/db changed; restarted"},
 			Sessions: []status.Session{{Name: "default", Cluster: "default", Role: "app", Accessor: "acc",
 				Policies: []string{"default", "app"}, Upkeep: upkeep("renew", 10*time.Minute, time.Hour),
 				Secrets: []status.Secret{{Path: "kv/data/app", Kind: "polled",
-					Upkeep: status.Upkeep{Action: "read", Next: now.Add(20 * time.Second)}}}}}}},
+					Upkeep: status.Upkeep{Action: "read", Next: now.Add(20 * time.Second)}}}}},
+			Doors: []status.Door{{Name: "api", Kind: "api", Upstream: "https://api.example.com",
+				Generation: 1764364455123456789, Since: now.Add(-2 * time.Hour), Connections: 2, InFlight: 1,
+				Calls: 1234567890, Refused: 12345678, Failed: 4, Sent: 5 << 20, Received: 1023 << 30}}}},
 	}
 }
 
@@ -63,6 +67,7 @@ func shown(args ...string) (string, int) {
 func TestTheTableFits80Columns(t *testing.T) {
 	doc := document()
 	doc.Tasks[0].Trouble = []string{strings.Repeat("something is wrong ", 10) + "\x1b[31m"}
+	doc.Doors.Unclaimed = []string{"9c01d2e3-0000-0000-0000-000000000000/web/api", strings.Repeat("x", 60)}
 	doc.Parked = []status.Parked{{Alloc: "9", Name: "old", Trouble: strings.Repeat("not yet ", 20)}}
 	for _, alloc := range []string{"", "3f2a"} {
 		out, code := shown("-state-dir", serve(t, doc), alloc)
@@ -91,6 +96,9 @@ func TestExitCodeSaysWhetherAPersonIsNeeded(t *testing.T) {
 		"a cluster makes no tokens":   {func(d *status.Document) { d.Clusters[0].TokenRole = "denied" }, 1, "; denied"},
 		"a cluster makes tokens":      {func(d *status.Document) { d.Clusters[0].TokenRole = "ready" }, 0, "default"},
 		"something cannot be revoked": {parked(status.Parked{Trouble: "away"}), 1, "yet: away"},
+		"the doors' process hangs":    {func(d *status.Document) { d.Doors.Trouble = "no answer" }, 1, "; no answer"},
+		"no door was ever opened":     {func(d *status.Document) { d.Doors = &status.Doors{} }, 0, "open: 0, no process runs"},
+		"no task can have a door":     {func(d *status.Document) { d.Doors = nil }, 0, "default"},
 		"something is held":           {parked(status.Parked{Held: true}), 0, "kept as long as one runs"},
 		"something waits for a run":   {parked(status.Parked{Until: now.Add(time.Minute)}), 0, "1m0s for the next run"},
 	} {
@@ -109,7 +117,8 @@ func TestOneAllocation(t *testing.T) {
 	out, code := shown("-state-dir", dir, "3f2a")
 	must.Zero(t, code)
 	for _, says := range []string{"generation  3, for 2h0m", "1m0s ago: secrets/db changed; restarted",
-		"policies default app",
+		"policies default app", `door "api"  api https://api.example.com, generation 1764364455123456789, for`,
+		"2       1          1234567890  12345678  4         5.0 MiB    1023 GiB", "pid 78, for 3h0m, 18 MiB of memory",
 		"1h0m     renew in 10m0s   token     acc", "-        read in 20s      polled    kv/data/app"} {
 		must.StrContains(t, out, says)
 	}

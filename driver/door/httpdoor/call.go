@@ -256,7 +256,7 @@ func (c *call) record() {
 	path, _, _ := strings.Cut(c.in.RequestURI, "?")
 	line.Method, line.Path = cut(c.in.Method, 32), cut(path, 2048)
 	if c.gen != nil {
-		line.Generation, line.Accessor = c.gen.secret.Generation, c.gen.secret.Accessor
+		line.With(c.gen.secret)
 	}
 	if c.upload != nil {
 		line.Sent += c.upload.size()

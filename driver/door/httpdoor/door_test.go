@@ -113,7 +113,8 @@ func specOf(url string) door.Spec {
 }
 
 func credential(generation uint64, value string) *door.Credential {
-	return &door.Credential{Generation: generation, Accessor: fmt.Sprint("accessor-", generation), ReadAt: time.Now(),
+	return &door.Credential{Generation: generation, Accessor: fmt.Sprint("accessor-", generation),
+		Leases: []string{"lease"}, ReadAt: time.Now(),
 		Header: map[string]string{"X-Api-Key": value}}
 }
 

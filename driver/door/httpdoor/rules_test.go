@@ -31,6 +31,7 @@ func TestTheCredentialIsAddedAndTheTasksOwnTakenAway(t *testing.T) {
 	must.Eq(t, 200, line.Status)
 	must.Eq(t, 2, line.Generation)
 	must.Eq(t, "accessor-2", line.Accessor)
+	must.Eq(t, []string{"lease"}, line.Leases)
 	must.Eq(t, int64(len(a.body)), line.Received)
 	must.Eq(t, "", line.Refused)
 }

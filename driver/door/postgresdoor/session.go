@@ -178,7 +178,7 @@ func (s *session) login(hello startup) *refusal {
 		if refused != nil {
 			return refused
 		}
-		s.call.Generation, s.call.Accessor = credential.Generation, credential.Accessor
+		s.call.With(&credential)
 		server, err := d.login(ctx, credential, settings)
 		if err == nil {
 			s.mu.Lock()

@@ -47,6 +47,7 @@ type Door struct {
 	closed     bool
 	waiting    []request // for the answer of the source, which is asked
 	askedAt    time.Time
+	counts     tally
 }
 
 // A request waits for the answer of a source.
@@ -228,21 +229,6 @@ func (o *Door) Generation() uint64 {
 		return 0
 	}
 	return o.credential.Generation
-}
-
-// Counters asks the process.
-func (o *Door) Counters(ctx context.Context) (door.Counters, error) {
-	o.doors.mu.Lock()
-	r := o.doors.running
-	o.doors.mu.Unlock()
-	if r == nil {
-		return door.Counters{}, errClosed
-	}
-	answer, err := r.link.ask(ctx, message{Count: &o.serial})
-	if err != nil || answer.Counters == nil {
-		return door.Counters{}, err
-	}
-	return *answer.Counters, nil
 }
 
 // Close closes the door, and takes its socket away. Calls in flight are cut off when ctx is over. When Close returns,

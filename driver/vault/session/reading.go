@@ -48,6 +48,9 @@ func (s *Session) Begin(fresh bool) *Reading {
 // Token returns the Vault token as of the beginning of the reading.
 func (r *Reading) Token() string { return r.token.Value }
 
+// Accessor is that of Token, by which Vault's audit log names it.
+func (r *Reading) Accessor() string { return r.token.Accessor }
+
 // Secrets returns what Vault has answered so far.
 func (r *Reading) Secrets() (all []*vault.Secret) {
 	r.mu.Lock()
