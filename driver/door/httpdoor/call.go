@@ -38,6 +38,9 @@ type call struct {
 // ServeHTTP serves a task's request.
 func (d *httpDoor) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	c := &call{ResponseWriter: rw, door: d, in: r, client: http.NewResponseController(rw), began: time.Now()}
+	if conn := ownConn(r); conn != nil {
+		conn.asked.Store(true)
+	}
 	d.total.Add(1)
 	d.inFlight.Add(1)
 	defer c.end()
@@ -185,15 +188,22 @@ func (c *call) refuse(err error) {
 func (c *call) say(status int, why string) {
 	h := c.Header()
 	clear(h)
-	h.Set("Content-Type", "text/plain; charset=utf-8")
-	h.Set("Cache-Control", "no-store")
-	h.Set(errorHeader, why)
+	setOwn(h, why)
 	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", "1")
 	}
 	c.WriteHeader(status)
-	fmt.Fprintf(c, "door %q: %s\n", c.door.spec.Name, why)
+	fmt.Fprint(c, c.door.own(why))
 }
+
+// setOwn sets the headers of an answer of the door's own, and own returns its body.
+func setOwn(h http.Header, why string) {
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	h.Set(errorHeader, why)
+}
+
+func (d *httpDoor) own(why string) string { return fmt.Sprintf("door %q: %s\n", d.spec.Name, why) }
 
 // WriteHeader implements http.ResponseWriter.
 func (c *call) WriteHeader(status int) {
@@ -241,18 +251,10 @@ func (c *call) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return &hijacked{Conn: conn, early: rw.Reader, limit: c.door.spec.IdleTimeout}, rw, nil
 }
 
-// record tells the plugin what became of the call, if the operator wants to know.
+// record completes the line of the call.
 func (c *call) record() {
-	d, line := c.door, &c.line
-	refused := line.Refused != ""
-	var nth int64
-	if !refused {
-		nth = d.sampled.Add(1) - 1
-	}
-	if !d.spec.Record.Wants(nth, refused) {
-		return
-	}
-	line.Time, line.Door, line.Duration = c.began, d.spec.ID, time.Since(c.began)
+	line := &c.line
+	line.Time, line.Duration = c.began, time.Since(c.began)
 	path, _, _ := strings.Cut(c.in.RequestURI, "?")
 	line.Method, line.Path = cut(c.in.Method, 32), cut(path, 2048)
 	if c.gen != nil {
@@ -261,7 +263,21 @@ func (c *call) record() {
 	if c.upload != nil {
 		line.Sent += c.upload.size()
 	}
-	if peer, ok := door.PeerOf(connOf(c.in)); ok {
+	c.door.record(line, connOf(c.in))
+}
+
+// record tells the plugin what became of a call, if the operator wants to know.
+func (d *httpDoor) record(line *door.Call, client net.Conn) {
+	refused := line.Refused != ""
+	var nth int64
+	if !refused {
+		nth = d.sampled.Add(1) - 1
+	}
+	if !d.spec.Record.Wants(nth, refused) {
+		return
+	}
+	line.Door = d.spec.ID
+	if peer, ok := door.PeerOf(client); ok {
 		line.PID, line.UID = peer.PID, &peer.UID
 	}
 	d.plugin.Call(*line)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 )
 
 // conns are the connections of a door's clients. If there are as many as may be, the one that was idle for longest is
@@ -18,15 +19,18 @@ type conns struct {
 	open   int
 	idle   list.List // of *conn, the one that was idle for longest first
 	closed bool
+
+	unreadable func(client net.Conn, status int, text string) []byte
 }
 
 // A conn is one client's connection.
 type conn struct {
 	net.Conn
-	of   *conns
-	once sync.Once
-	idle *list.Element // guarded by conns.mu, as is gone
-	gone bool
+	of    *conns
+	once  sync.Once
+	asked atomic.Bool   // the handler has got a request since the connection was idle
+	idle  *list.Element // guarded by conns.mu, as is gone
+	gone  bool
 }
 
 // Serve implements door.Door.
@@ -127,6 +131,9 @@ func state(of net.Conn, s http.ConnState) {
 	if !ok || s == http.StateClosed {
 		return
 	}
+	if s == http.StateIdle {
+		c.asked.Store(false)
+	}
 	c.of.mu.Lock()
 	defer c.of.mu.Unlock()
 	c.setIdle(s == http.StateIdle)
@@ -139,11 +146,15 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// connOf returns the connection that a request came by.
-func connOf(r *http.Request) net.Conn {
+// ownConn returns the connection that a request came by, and connOf what the listener has accepted for it.
+func ownConn(r *http.Request) *conn {
 	c, _ := r.Context().Value(connKey{}).(*conn)
-	if c == nil {
-		return nil
+	return c
+}
+
+func connOf(r *http.Request) net.Conn {
+	if c := ownConn(r); c != nil {
+		return c.Conn
 	}
-	return c.Conn
+	return nil
 }
