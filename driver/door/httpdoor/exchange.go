@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
@@ -24,6 +25,9 @@ func (c *call) rewrite(pr *httputil.ProxyRequest) {
 	removeHeaders(out.Header, c.door.rules.headers)
 	if c.gen.forms(c.door) != nil && c.door.rules.scrub == door.ScrubFull {
 		out.Header.Set("Accept-Encoding", "identity")
+		if out.Header.Get("Grpc-Accept-Encoding") != "" {
+			out.Header.Set("Grpc-Accept-Encoding", "identity")
+		}
 		out.Header.Del("Sec-WebSocket-Extensions") // of which the only one compresses
 	}
 }
@@ -112,8 +116,7 @@ func (c *call) answer(res *http.Response) error {
 	if c.door.rules.scrub != door.ScrubFull {
 		inBody = nil
 	}
-	encoding := res.Header.Get("Content-Encoding")
-	if inBody != nil && encoding != "" && !strings.EqualFold(encoding, "identity") && c.in.Method != http.MethodHead {
+	if inBody != nil && isEncoded(res.Header) && c.in.Method != http.MethodHead {
 		return refusal{http.StatusBadGateway, errEncoded}
 	}
 	if len(res.Trailer) > 0 && c.in.ProtoMajor == 1 && c.in.Method != http.MethodHead {
@@ -127,6 +130,12 @@ func (c *call) answer(res *http.Response) error {
 	}
 	res.Body = c.newDownload(res, m, inBody)
 	return nil
+}
+
+// isEncoded reports whether a body, or each message of gRPC in it, is compressed.
+func isEncoded(h http.Header) bool {
+	compresses := func(encoding string) bool { return encoding != "" && !strings.EqualFold(encoding, "identity") }
+	return slices.ContainsFunc(h["Content-Encoding"], compresses) || slices.ContainsFunc(h["Grpc-Encoding"], compresses)
 }
 
 // onlyEndToEnd removes what belongs to the connection to the upstream, as ReverseProxy does of all answers but 101.

@@ -15,7 +15,7 @@
 // that works with the task: anything else that can be computed from the credential passes. The limits:
 //
 //   - A secret of less than 8 bytes is not looked for: it would be found in any text by chance.
-//   - An answer that is compressed although the door asked for none is refused.
+//   - An answer that is compressed although the door asked for none is refused, also one of gRPC.
 //   - A beginning of a secret can be read if the upstream itself cuts the secret off there.
 //   - Of a websocket's messages, one that has the secret in two frames passes.
 //
