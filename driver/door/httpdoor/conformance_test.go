@@ -27,17 +27,8 @@ func tool(t *testing.T, name string) string {
 	return path
 }
 
-// port has the door serve a port of the test too, for programs that know no sockets.
-func (b *bench) port() string {
-	b.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must.NoError(b.T, err)
-	b.serve(l)
-	return portOf(l)
-}
-
-func portOf(l net.Listener) string {
-	_, port, _ := net.SplitHostPort(l.Addr().String())
+func portOf(a net.Addr) string {
+	_, port, _ := net.SplitHostPort(a.String())
 	return port
 }
 
@@ -58,7 +49,8 @@ func TestH2spec(t *testing.T) {
 	plain := &http.Server{Handler: http.HandlerFunc(echo), Protocols: b.door.(*httpDoor).server.Protocols}
 	go plain.Serve(l)
 	t.Cleanup(func() { _ = plain.Close() })
-	for name, port := range map[string]string{"door": b.port(), "net/http": portOf(l)} {
+	for name, port := range map[string]string{"door": portOf(b.listen("tcp", "127.0.0.1:0")),
+		"net/http": portOf(l.Addr())} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			all, failed := h2spec(t, port)

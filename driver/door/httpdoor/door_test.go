@@ -190,11 +190,6 @@ func (b *bench) connect() (net.Conn, error) {
 func (b *bench) listen(network, address string) net.Addr {
 	l, err := net.Listen(network, address)
 	must.NoError(b.T, err)
-	b.serve(l)
-}
-
-// serve has the door serve a listener until the test ends.
-func (b *bench) serve(l net.Listener) {
 	served := make(chan error, 1)
 	go func() { served <- b.door.Serve(l) }()
 	b.Cleanup(func() {

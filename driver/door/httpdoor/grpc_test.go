@@ -51,7 +51,7 @@ func grpcServer(t *testing.T, scheme string) (address string, ca []byte) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	must.NoError(t, l.Close())
-	args := []string{"-port=" + portOf(l)}
+	args := []string{"-port=" + portOf(l.Addr())}
 	if scheme == "https" {
 		dir := t.TempDir()
 		any := httptest.NewTLSServer(nil) // has a certificate for 127.0.0.1
