@@ -2,13 +2,11 @@ package httpdoor
 
 import (
 	"encoding/xml"
-	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -32,13 +30,15 @@ func portOf(a net.Addr) string {
 	return port
 }
 
-// notHTTP2 are the cases of h2spec that fail at net/http itself, and what it does.
-var notHTTP2 = map[string]string{
-	"Sends invalid connection preface":                                                             "takes it for HTTP/1, and answers",
-	"Sends a large size HEADERS frame that exceeds the SETTINGS_MAX_FRAME_SIZE":                    "permits frames of 1 MiB",
-	"Sends multiple values of SETTINGS_INITIAL_WINDOW_SIZE":                                        "refuses a setting that comes twice",
-	"Sends a HEADERS frame that contains the connection-specific header field":                     "answers 400",
-	`Sends a HEADERS frame that contains the TE header field with any value other than "trailers"`: "answers 400",
+// notHTTP2 are the cases of h2spec that fail at net/http itself.
+var notHTTP2 = []string{
+	"Sends invalid connection preface",                                          // is taken for HTTP/1, and answered
+	"Sends a large size HEADERS frame that exceeds the SETTINGS_MAX_FRAME_SIZE", // 1 MiB are permitted
+	"Sends multiple values of SETTINGS_INITIAL_WINDOW_SIZE",                     // what comes twice is refused
+
+	// The answer is 400, not the end of the stream.
+	"Sends a HEADERS frame that contains the connection-specific header field",
+	`Sends a HEADERS frame that contains the TE header field with any value other than "trailers"`,
 }
 
 // TestH2spec runs the cases of h2spec for HTTP/2 and HPACK at a door, and at net/http without one.
@@ -55,7 +55,7 @@ func TestH2spec(t *testing.T) {
 			t.Parallel()
 			all, failed := h2spec(t, port)
 			must.Eq(t, 145, all)
-			must.SliceContainsAll(t, slices.Collect(maps.Keys(notHTTP2)), failed)
+			must.SliceContainsAll(t, notHTTP2, failed)
 		})
 	}
 }
