@@ -57,8 +57,10 @@ func TestDoorOverTCPIsTheTasksAlone(t *testing.T) {
 		must.Eq(t, "http://127.0.0.1:8200/"+secret["kv"], env["KV_URL"])
 		must.Eq(t, "postgres://door:"+secret["db"]+"@127.0.0.1:6432/app?sslmode=disable", env["DB_URL"])
 		must.Eq(t, "unix:///secrets/kv.sock", env["VAULT_ADDR"])
+		r.exit(0)
+		<-r.wait()
+		must.MapEmpty(t, k.open, must.Sprint("Nomad takes the network away as soon as the task has ended"))
 		r.stop()
-		must.MapEmpty(t, k.open)
 	})
 }
 
