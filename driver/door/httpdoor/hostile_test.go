@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -255,6 +256,61 @@ func TestMemoryOfIdleDoorsAndConnections(t *testing.T) {
 	t.Log("bytes of an idle connection, with the test's own end:", each)
 	must.Less(t, 32<<10, each)
 	must.Eq(t, 1000, b.door.Counters().Connections)
+}
+
+// TestNeighboursOfACrowdedDoor: a thousand clients of one door are idle, or stuck in a body without end, in either
+// direction. That costs little memory, and the calls of another door take as long as before.
+func TestNeighboursOfACrowdedDoor(t *testing.T) {
+	const idle, stuck = 980, 10
+	over := make(chan struct{})
+	crowded := open(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodPost: // nobody reads the body
+			<-over
+		case http.MethodPut: // nobody reads the answer
+			_, _ = io.Copy(rw, neverEnding('x'))
+		}
+	}), func(s *door.Spec) { s.MaxConns, s.IdleTimeout = idle+2*stuck, time.Minute })
+	t.Cleanup(func() { close(over) })
+	neighbour := open(t, http.HandlerFunc(echo))
+	alone, before := medianOf(neighbour), inUse()
+	for range idle {
+		c, r := crowded.dial()
+		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: d\r\n\r\n")
+		_, err := http.ReadResponse(r, nil)
+		must.NoError(t, err)
+	}
+	for range stuck {
+		c, _ := crowded.dial()
+		_, _ = io.WriteString(c, "PUT / HTTP/1.1\r\nHost: d\r\n\r\n")
+		c, _ = crowded.dial()
+		_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\nfffffff\r\n")
+		go func() { _, _ = io.Copy(c, neverEnding('x')) }()
+	}
+	var bytes int64
+	crowded.until("all are stuck", func() bool {
+		was, now := bytes, crowded.door.Counters()
+		bytes = now.Sent + now.Received
+		return now.InFlight == 2*stuck && bytes > 0 && bytes == was
+	})
+	must.Eq(t, idle+2*stuck, crowded.door.Counters().Connections)
+	each := (inUse() - before) / (idle + 2*stuck)
+	beside := medianOf(neighbour)
+	t.Log("bytes of a client of the crowded door:", each, "a call of its neighbour:", alone, "and beside it:", beside)
+	must.Less(t, 32<<10, each)
+	must.Less(t, 3*alone+time.Millisecond, beside)
+}
+
+// medianOf returns how long most calls of a door take.
+func medianOf(b *bench) time.Duration {
+	took := make([]time.Duration, 300)
+	for i := range took {
+		begin := time.Now()
+		must.Eq(b.T, 200, b.get("/").StatusCode)
+		took[i] = time.Since(begin)
+	}
+	slices.Sort(took)
+	return took[len(took)/2]
 }
 
 // certificate makes a client certificate of a name.
