@@ -21,7 +21,7 @@ import (
 )
 
 // realVault starts the Vault of VAULT_BIN, or of the repository's bin folder, and returns it, its address and its root.
-func realVault(t *testing.T) (binary, address string, root *vaultapi.Client) {
+func realVault(t testing.TB) (binary, address string, root *vaultapi.Client) {
 	t.Helper()
 	if binary = os.Getenv("VAULT_BIN"); binary == "" {
 		binary, _ = filepath.Abs("../../../bin/vault")
@@ -50,7 +50,7 @@ func realVault(t *testing.T) (binary, address string, root *vaultapi.Client) {
 	return binary, address, root
 }
 
-func clientOf(t *testing.T, address, token string) *vaultapi.Client {
+func clientOf(t testing.TB, address, token string) *vaultapi.Client {
 	conf := vaultapi.DefaultConfig()
 	must.NoError(t, conf.Error)
 	conf.Address, conf.MaxRetries = address, 0
