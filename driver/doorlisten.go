@@ -3,7 +3,6 @@ package driver
 import (
 	"cmp"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"path"
 	"strconv"
@@ -38,13 +37,8 @@ func (d *doors) listen(name string) (process.Listen, error) {
 		return l, fmt.Errorf("decode config block: %w", err)
 	}
 	n := d.cfg.NetworkIsolation
-	switch {
-	case n == nil || n.Path == "":
-		return l, fmt.Errorf(`listen: the task has no network of its own: write network { mode = "bridge" } in the group, `+
-			"or leave listen out and use the socket %s", render.DoorSocket(name))
-	case theirs.NetworkMode != "":
-		return l, errors.New("listen: with network_mode the container is not in the network of its group: leave one of " +
-			"them out")
+	if err := d.conf.Doors[name].CheckListen(n != nil && n.Path != "", theirs.NetworkMode); err != nil {
+		return l, err
 	}
 	l.Namespace = n.Path
 	return l, nil

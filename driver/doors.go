@@ -172,8 +172,7 @@ func (d *doors) check(inner drivers.DriverPlugin) error {
 		return fmt.Errorf("ask for the driver's capabilities: %w", err)
 	}
 	if caps.FSIsolation == fsisolation.None {
-		return errors.New("door: a task that sees the node's files can read its identity, and needs no door to log in: use " +
-			"vault-exec or vault-docker")
+		return config.ErrDoorUnhidden
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.conf.Doors)) {
 		v := d.conf.Vault(d.conf.Doors[name].Common().Vault)

@@ -376,6 +376,10 @@ func testCheckRenders(t *testing.T, s *stack.Stack, alloc string) {
 		`"ttl=1h" }}{{ .Auth.ClientToken }} {{ .Auth.Accessor }}{{ end }}`, ""), flaw{}))
 	must.Zero(t, code, must.Sprint(out))
 	must.StrContains(t, out, "made=*** ***\n")
+	beside := right["a door and a template with its secret"]
+	out, code = operate(t, s, "", "check", "-render", "-job="+checkedJob(t, beside.config, beside))
+	must.Zero(t, code, must.Sprint(out))
+	must.StrContains(t, out, file+"\n***\n")
 	left, err := s.Vault.Leases(ctx, "checked")
 	must.NoError(t, err)
 	must.Eq(t, leases, left, must.Sprint("a lease is left"))

@@ -48,6 +48,7 @@ func verdicts(t *testing.T, s *stack.Stack, files map[string]string, args ...str
 		job := readJob(t, files[name])
 		group := job.TaskGroups[0]
 		group.Name = &name
+		*group.Tasks[0].Resources.CPU = 10 // there are a hundred of them
 		if all == nil {
 			all = job
 			continue
@@ -101,6 +102,24 @@ var right = map[string]flaw{
 	"a policy in JSON":                       of("checked-json"),
 	"a policy in the old form":               of("checked-old"),
 	"a user_claim of the servers":            asVaultDefault("checked-user"),
+	"a door to Vault":                        hidden("filepath = \"private/vault.jwt\"", "door \"x\" {\n vault = \"b\"\n}\n"),
+	"a door and a template with its secret": hidden("filepath = \"private/vault.jwt\"", "door \"x\" {\n vault = \"b\"\n}\n"+
+		renders(asksData, `vault = "b"`)),
+}
+
+// hidden has an identity with more options, and a vault block b that wants it where no process of the task reads it.
+func hidden(identity, config string) flaw {
+	return flaw{old: `file = true`, new: "file = true\n " + identity,
+		config: "vault {\n name = \"b\"\n role = \"checked\"\n identity_file = \"private/vault.jwt\"\n }\n" + config}
+}
+
+// door is a job with a door to that URL, with more options.
+func door(url, more string) flaw {
+	return hidden("filepath = \"private/vault.jwt\"", doorBlock(url, "vault = \"b\"\n"+more))
+}
+
+func doorBlock(url, more string) string {
+	return fmt.Sprintf("door \"x\" {\n url = %q\n bearer = <<EOT\n%s\nEOT\n%s\n}\n", url, asksData, more)
 }
 
 // wrong are more flaws, without what check says of them.
@@ -112,6 +131,18 @@ var wrong = map[string]flaw{
 	"one file, twice":                 {config: renders(asksData, "") + renders(asksData, "")},
 	"Nomad's own folder":              {config: file("private/x", asksData, "")},
 	"a vault block that there is not": {config: renders(asksData, `vault = "b"`)},
+
+	"a door beside a shown identity":    {config: doorBlock("https://192.0.2.1", "")},
+	"a door beside one in env":          hidden("filepath = \"private/vault.jwt\"\n env = true", doorBlock("https://192.0.2.1", `vault = "b"`)),
+	"a door without its identity":       hidden("", doorBlock("https://192.0.2.1", `vault = "b"`)),
+	"a door with a port and no network": door("https://192.0.2.1", "listen = 4000"),
+	"a door to an address of the node":  door("https://127.0.0.1:1", ""),
+	"a door without TLS":                door("http://192.0.2.1", ""),
+	"a door with authorities of none":   door("https://192.0.2.1", `ca_pem = "x"`),
+	"a door to a database without TLS": hidden("filepath = \"private/vault.jwt\"", "door \"x\" {\n vault = \"b\"\n insecure = true\n "+
+		"postgres = \"postgres://192.0.2.1/app?sslmode=prefer\"\n username = \"u\"\n password = \"p\"\n}\n"),
+	"a door whose template is none":       door("https://192.0.2.1", "header = {\n X = \"{{ with }}\"\n}"),
+	"a door whose secret nobody may read": door("https://192.0.2.1", "header = {\n X = \"{{ with secret `kv/data/default/another/config` }}{{ end }}\"\n}"),
 
 	"a user_claim of the servers, for another identity":  of("checked-user"),
 	"a bound claim of the servers, for another identity": of("checked-team"),

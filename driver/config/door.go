@@ -63,21 +63,28 @@ func (d *Door) ID(task string) string { return task + "/" + d.Label }
 
 // Upstream returns the kind of the door and what it leads to, without what only the upstream is to know.
 func (d *Door) Upstream(cluster string) (kind, to string) {
-	switch {
-	case d.toVault():
-		return "vault", cluster
-	case d.URL != "":
-		u, err := url.Parse(d.URL)
-		if err != nil { // it was checked
-			return "api", ""
-		}
+	switch option, u := d.address(); option {
+	case "url":
 		return "api", u.Scheme + "://" + u.Host
+	case "postgres":
+		return "postgres", u.Host + u.Path
 	}
-	u, err := url.Parse(d.Postgres)
+	return "vault", cluster
+}
+
+// address returns the option that has the URL of the upstream, and that URL; a door to Vault has none.
+func (d *Door) address() (option string, u *url.URL) {
+	if option = "url"; d.Postgres != "" {
+		option = "postgres"
+	}
+	if d.toVault() {
+		return "", &url.URL{}
+	}
+	u, err := url.Parse(cmp.Or(d.Postgres, d.URL))
 	if err != nil {
-		return "postgres", ""
+		return option, &url.URL{} // it was checked
 	}
-	return "postgres", u.Host + u.Path
+	return option, u
 }
 
 // Variables is what the names of the variables begin with in which the task finds the door.
@@ -117,6 +124,25 @@ func (c *Task) PostgresPorts() map[string]int {
 		ports[name], taken[next] = next, true
 	}
 	return ports
+}
+
+// ErrDoorUnhidden is for tasks of a driver that hides no file of the node from them.
+var ErrDoorUnhidden = errors.New("door: a task that sees the node's files can read its identity, and needs no door to " +
+	"log in: use vault-exec or vault-docker")
+
+// CheckListen refuses a port where the task has no network of its own, or the container that it is another one.
+func (d *Door) CheckListen(ownNetwork bool, networkMode string) error {
+	switch {
+	case d.Listen == 0:
+		return nil
+	case !ownNetwork:
+		return fmt.Errorf(`listen: the task has no network of its own: write network { mode = "bridge" } in the group, `+
+			"or leave listen out and use the socket secrets/%s.sock", d.Label)
+	case networkMode != "":
+		return errors.New("listen: with network_mode the container is not in the network of its group: leave one of " +
+			"them out")
+	}
+	return nil
 }
 
 // validateDoors checks what concerns several blocks.
@@ -169,12 +195,16 @@ type Doors struct {
 var anywhere = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 
 // DoorSpec returns what a door of a task is opened with. The error names what the operator's cluster has that a door
-// does not know.
+// does not know, or the host that the operator does not allow.
 func (c Operator) DoorSpec(conf *Task, d *Door, task string) (door.Spec, error) {
 	s := d.Spec
 	s.ID = d.ID(task)
 	s.Dial = door.Dial{AllowHosts: c.Doors.AllowHosts, AllowCIDRs: c.Doors.AllowCIDRs}
 	if s.Vault == nil {
+		option, u := d.address()
+		if err := s.Dial.JudgeHost(u.Hostname()); err != nil {
+			return s, fmt.Errorf("%s: %w", option, err)
+		}
 		return s, nil
 	}
 	v := conf.Vault(d.Common().Vault)

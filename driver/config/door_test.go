@@ -139,3 +139,25 @@ func TestSpecOfADoor(t *testing.T) {
 	must.NoError(t, hidden(d).Validate(time.Minute))
 	must.Eq(t, &door.Vault{Paths: []string{"kv/data/*"}, Passthrough: true}, d.Spec.Vault)
 }
+
+// An address is judged when the door connects, but for one that the job names: nothing can change that.
+func TestDoorToAHostThatTheOperatorDoesNotAllow(t *testing.T) {
+	op := Operator{Doors: Doors{AllowHosts: []string{"api.example.com", "127.0.0.1"}}}
+	for says, d := range map[string]*Door{
+		"": api(func(*Door) {}),
+		`url: not allowed: the host is not among allow_hosts of the plugin's doors block: the operator must add ` +
+			`"other.example.com" there`: api(func(d *Door) { d.URL = "https://other.example.com:8443/v1" }),
+		`postgres: not allowed: the host is not among allow_hosts`: database(func(*Door) {}),
+		`url: not allowed: 127.0.0.1 is a loopback address`:        api(func(d *Door) { d.URL = "https://127.0.0.1" }),
+	} {
+		c := hidden(d)
+		must.NoError(t, c.Validate(time.Minute))
+		spec, err := op.DoorSpec(c, d, "alloc/task")
+		if says == "" {
+			must.NoError(t, err)
+			must.Eq(t, "alloc/task/api", spec.ID)
+			continue
+		}
+		must.ErrorContains(t, err, says)
+	}
+}

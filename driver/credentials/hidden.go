@@ -31,11 +31,19 @@ func CheckHidden(block config.Vault, cfg *drivers.TaskConfig) error {
 		if err != nil {
 			continue // what is no identity logs nobody in
 		}
-		for _, aud := range token.Audience {
-			if slices.Contains(hidden.Audience, aud) {
-				return fmt.Errorf("the task can read %s, an identity for %q as well, and log in to Vault itself: give that "+
-					"identity another aud, or leave it out", where, aud)
-			}
+		if err := CheckShown(where, token.Audience, hidden.Audience); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckShown returns an error if an identity that the task can read has an audience of the hidden one.
+func CheckShown(where string, shown, hidden []string) error {
+	for _, aud := range shown {
+		if slices.Contains(hidden, aud) {
+			return fmt.Errorf("the task can read %s, an identity for %q as well, and log in to Vault itself: give that "+
+				"identity another aud, or leave it out", where, aud)
 		}
 	}
 	return nil

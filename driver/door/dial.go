@@ -1,6 +1,7 @@
 package door
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ func (d Dial) DialContext(ctx context.Context, network, address string) (net.Con
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	if err := d.judgeHost(host); err != nil {
+	if err := d.judgeName(host); err != nil {
 		return nil, fmt.Errorf("connect to %q: %w", address, err)
 	}
 	if !strings.HasPrefix(network, "tcp") {
@@ -49,7 +50,39 @@ func (d Dial) control(_ context.Context, _, address string, _ syscall.RawConn) e
 	return d.judge(to.Addr())
 }
 
-func (d Dial) judgeHost(host string) error {
+// JudgeHost judges a host by its name and, where that is an address, by this. What a name resolves to is not judged.
+func (d Dial) JudgeHost(host string) error {
+	if err := d.judgeName(host); err != nil {
+		return err
+	}
+	if address, err := netip.ParseAddr(host); err == nil {
+		return d.judge(address)
+	}
+	return nil
+}
+
+// Judge judges a host as connecting to it does: one of its addresses must be allowed. An error that does not wrap
+// ErrNotAllowed says that it cannot be resolved.
+func (d Dial) Judge(ctx context.Context, host string) error {
+	if err := d.JudgeHost(host); err != nil {
+		return err
+	}
+	all, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return fmt.Errorf("resolve %q: %w", host, err)
+	}
+	var refused error
+	for _, address := range all {
+		err := d.judge(address)
+		if err == nil {
+			return nil
+		}
+		refused = cmp.Or(refused, err)
+	}
+	return refused
+}
+
+func (d Dial) judgeName(host string) error {
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	matches := func(pattern string) bool {
 		pattern = strings.ToLower(strings.TrimSuffix(pattern, "."))

@@ -101,14 +101,14 @@ func TestAllowHosts(t *testing.T) {
 		"stripe.com": false, ".stripe.com": false, "notstripe.com": false, "api.example.com.evil.org": false,
 		"example.com": false, "192.0.2.2": false, "xevil.com": false, "": false,
 	} {
-		err := d.judgeHost(host)
+		err := d.judgeName(host)
 		must.Eq(t, allowed, err == nil, must.Sprint(host))
 		if !allowed {
 			must.ErrorIs(t, err, ErrNotAllowed)
 			must.ErrorContains(t, err, "among allow_hosts of the plugin's doors block")
 		}
 	}
-	must.NoError(t, Dial{}.judgeHost("anything.example"))
+	must.NoError(t, Dial{}.judgeName("anything.example"))
 }
 
 // TestTheDialledAddressIsJudged connects by name and by address to a server that waits on loopback.
@@ -136,5 +136,19 @@ func TestTheDialledAddressIsJudged(t *testing.T) {
 	must.NoError(t, l.Close())
 	_, err = loopback.DialContext(t.Context(), "tcp", l.Addr().String())
 	must.Error(t, err)
+	must.False(t, errors.Is(err, ErrNotAllowed))
+}
+
+// TestAHostIsJudgedAsConnectingDoes is for who wants to know before a task runs.
+func TestAHostIsJudgedAsConnectingDoes(t *testing.T) {
+	for _, host := range []string{"localhost", "127.0.0.1", "::1"} {
+		must.ErrorIs(t, Dial{}.Judge(t.Context(), host), ErrNotAllowed, must.Sprint(host))
+		must.NoError(t, Dial{AllowCIDRs: prefixes("127.0.0.0/8", "::1/128")}.Judge(t.Context(), host), must.Sprint(host))
+	}
+	must.NoError(t, Dial{}.JudgeHost("localhost"), must.Sprint("a name is judged when it is resolved"))
+	must.ErrorIs(t, Dial{}.JudgeHost("127.0.0.1"), ErrNotAllowed)
+	must.ErrorIs(t, Dial{AllowHosts: []string{"api.example.com"}}.JudgeHost("localhost"), ErrNotAllowed)
+	err := Dial{}.Judge(t.Context(), "no-such-host.invalid")
+	must.ErrorContains(t, err, `resolve "no-such-host.invalid"`)
 	must.False(t, errors.Is(err, ErrNotAllowed))
 }

@@ -158,5 +158,8 @@ func (d doorBlock) questions(env map[string]string) (all []Question, asksNomad b
 		}
 		all, asksNomad = append(all, asked(parsed, d.String()+" "+v.option)...), asksNomad || parsed.AsksNomad()
 	}
+	for i := range all {
+		all[i].Door = d.Label
+	}
 	return all, asksNomad, nil
 }

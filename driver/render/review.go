@@ -2,6 +2,7 @@ package render
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -24,11 +25,13 @@ type Use struct {
 	config.Vault
 	Server    vault.Cluster // of the plugin's configuration
 	Questions []Question
+	Doors     []string // names of those that lead to it, or whose credentials are read there
 }
 
 // A Question is what a block asks Vault.
 type Question struct {
 	Block string // as messages name it, with the line of a template
+	Door  string // the name of the door whose credential is asked for; empty: the task gets the answer
 	Text  string // a template's call as it is written, or why it cannot be read here
 	// Request is what the driver would send; its path is empty where only the task can know it.
 	Request vault.Request
@@ -93,7 +96,13 @@ func uses(op config.Operator, conf config.Task, asked map[string][]Question) ([]
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, Use{Vault: block, Server: server, Questions: asked[block.Name]})
+		use := Use{Vault: block, Server: server, Questions: asked[block.Name]}
+		for _, name := range slices.Sorted(maps.Keys(conf.Doors)) {
+			if conf.Doors[name].Common().Vault == block.Name {
+				use.Doors = append(use.Doors, name)
+			}
+		}
+		all = append(all, use)
 	}
 	return all, nil
 }

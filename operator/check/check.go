@@ -15,7 +15,8 @@ import (
 )
 
 const about = `Says whether a job would get its secrets: whether its blocks are right, clients have the driver, Vault can
-be reached, has Nomad's keys and the role, the role admits the job, and its policies allow what the templates ask for.
+be reached, has Nomad's keys and the role, the role admits the job, its policies allow what the templates ask for, and
+its doors are right and, with -config on a client, their upstreams answer.
 With -config alone it says whether an agent would start with that configuration and reach its Vaults.
 Nothing is changed, and no secret is read without -render. Each finding is one line, ok, warning or problem, with what
 to do about it. The exit code is 1 when there are problems.

@@ -25,7 +25,12 @@ type located struct {
 // whether there is a secret.
 func (c *checker) checkPaths(ctx context.Context, l *login) {
 	found := c.locate(ctx, l)
-	if c.login {
+	hidden := strings.HasPrefix(l.IdentityFile, "private/")
+	if c.login && hidden {
+		c.warn(l.about, "", "-login: the task hides its identity in %s: the policies of the role are looked at in its place",
+			l.IdentityFile)
+	}
+	if c.login && !hidden {
 		allows, err := c.askAsTask(ctx, l, found)
 		if err != nil {
 			c.driverError(l.about, err)

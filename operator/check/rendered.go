@@ -54,7 +54,7 @@ type dryRun struct {
 func (c *checker) renderTask(ctx context.Context, d *taskDriver, of *drivers.TaskConfig, conf config.Task,
 	asked render.Asked) {
 	about := fmt.Sprintf("task %q", of.Name)
-	conf.Vaults = nil
+	conf.Vaults, conf.Doors = nil, nil // what a door adds is not the task's
 	for _, use := range asked.Vaults { // the default one has no block
 		conf.Vaults = append(conf.Vaults, c.readWith(use))
 	}

@@ -43,9 +43,10 @@ func (c *checker) checkTask(ctx context.Context, d *taskDriver, group *nomad.Tas
 	c.ok(about, "its vault and template blocks are right")
 	c.checkDispatch(about, task)
 	c.checkBeside(about, task, asked)
+	c.checkDoors(ctx, doorsOf{d, group, task, of, conf, asked})
 	for _, use := range asked.Vaults {
 		about := fmt.Sprintf("task %q, vault %q", task.Name, use.Name)
-		if len(use.Questions) == 0 && !use.Env && !use.File {
+		if len(use.Questions)+len(use.Doors) == 0 && !use.Env && !use.File {
 			c.warn(about, "remove it", "nothing asks it, and the task is not shown its token: the driver does not log in")
 			continue
 		}
@@ -130,7 +131,10 @@ func (c *checker) permitProcesses(d *taskDriver, of *drivers.TaskConfig) error {
 	return err
 }
 
-var metaReference = regexp.MustCompile(`\$\{[^}]*\b(NOMAD_META_\w+)`)
+var (
+	metaReference = regexp.MustCompile(`\$\{[^}]*\b(NOMAD_META_\w+)`)
+	metaUpstream  = regexp.MustCompile(`"(url|postgres)":"[^"]*\$\{[^}]*\b(NOMAD_META_\w+)`)
+)
 
 // checkDispatch warns of what whoever dispatches the job could write into a template.
 func (c *checker) checkDispatch(about string, task *nomad.Task) {
@@ -140,6 +144,10 @@ func (c *checker) checkDispatch(about string, task *nomad.Task) {
 	text, err := json.Marshal(task.Config)
 	if err != nil || c.job.ParameterizedJob == nil || json.Unmarshal(text, &conf) != nil {
 		return
+	}
+	if found := metaUpstream.FindSubmatch(text); found != nil {
+		c.warn(about, "write it as it is, or have the operator set allow_hosts", "door: %s has ${%s}, which whoever "+
+			"dispatches the job chooses: the credential goes there", found[1], found[2])
 	}
 	for _, t := range conf.Template {
 		if name := metaReference.FindStringSubmatch(t.Data); name != nil {
@@ -174,7 +182,11 @@ func (c *checker) checkIdentity(about string, task *nomad.Task, use render.Use) 
 			"for its vault block outside of config Nomad makes another token, which nothing uses")
 	}
 	identity := task.Identities[i]
+	elsewhere := identity.File && placeOf(identity) != identityFile(use.Vault)
 	switch {
+	case elsewhere:
+		c.problem(about, fmt.Sprintf("write filepath = %q into the identity block, or correct identity_file",
+			use.IdentityFile), "identity %q: no file %s", identity.Name, identityFile(use.Vault))
 	case !identity.File && !identity.Env:
 		c.problem(about, "add to the identity block: file = true", "identity %q: no file %s", identity.Name,
 			identityFile(use.Vault))
@@ -188,6 +200,11 @@ func (c *checker) checkIdentity(about string, task *nomad.Task, use render.Use) 
 		c.ok(about, "the task has its identity %q", identity.Name)
 	}
 	return identity
+}
+
+// placeOf is where Nomad puts an identity with file = true.
+func placeOf(i *nomad.WorkloadIdentity) string {
+	return identityFile(config.Vault{Identity: cmp.Or(i.Name, "default"), IdentityFile: i.Filepath})
 }
 
 // identityFile is where Nomad puts the JWT that a vault block logs in with.

@@ -109,16 +109,7 @@ func New(spec door.Spec, plugin door.Plugin) (door.Door, error) {
 	if d.spec.MaxConns == 0 {
 		d.spec.MaxConns = usualConns
 	}
-	var err error
-	switch {
-	case spec.Vault != nil:
-		err = d.toVault(spec.Vault)
-	case spec.HTTP != nil:
-		err = d.toAPI(spec.HTTP)
-	default:
-		err = errors.New("the door is not one to an HTTP API or to Vault")
-	}
-	if err != nil {
+	if err := d.toUpstream(); err != nil {
 		return nil, err
 	}
 	d.conns.max, d.conns.room.L, d.conns.unreadable = d.spec.MaxConns, &d.conns.mu, d.unreadable
@@ -129,6 +120,17 @@ func New(spec door.Spec, plugin door.Plugin) (door.Door, error) {
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.server = d.newServer()
 	return d, nil
+}
+
+// toUpstream has the door be for what the Spec says.
+func (d *httpDoor) toUpstream() error {
+	switch {
+	case d.spec.Vault != nil:
+		return d.toVault(d.spec.Vault)
+	case d.spec.HTTP != nil:
+		return d.toAPI(d.spec.HTTP)
+	}
+	return errors.New("the door is not one to an HTTP API or to Vault")
 }
 
 func (d *httpDoor) toAPI(spec *door.HTTP) error {

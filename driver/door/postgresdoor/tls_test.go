@@ -89,6 +89,8 @@ func TestTLS(t *testing.T) {
 				spec.Postgres.URL = strings.Replace(spec.Postgres.URL, "localhost", c.host, 1)
 			}
 			spec.Postgres.CAs = c.cas
+			reached := Reach(ctx, spec)
+			must.Eq(t, c.want == "certificate", reached != nil, must.Sprint(reached))
 			o := openDoor(t, spec, credential)
 			conn, err := pgx.Connect(ctx, o.unixDSN())
 			if c.want != "" {
@@ -119,5 +121,6 @@ func TestTLS(t *testing.T) {
 		spec.Postgres.URL = strings.Replace(spec.Postgres.URL, "disable", "require", 1)
 		_, err := pgx.Connect(ctx, openDoor(t, spec, credential).unixDSN())
 		must.ErrorContains(t, err, "door: PostgreSQL has no TLS, which sslmode asks for")
+		must.ErrorContains(t, Reach(ctx, spec), "it has no TLS, which sslmode asks for")
 	})
 }
