@@ -2,17 +2,16 @@
 // needs from Vault. Nomad starts it from plugin_dir. Which driver it wraps is in the name it is started by, a link
 // such as vault-docker, or in the args of its plugin block.
 //
-// A first argument that names a subcommand is for a person: see package operator and those below it.
+// Whoever else starts it is a person, who gets the subcommands of package operator and those below it.
 //
 // A first argument of doors makes it the process that serves the tasks' doors, which the plugin starts.
 //
-// A first argument of executor, docker_logger or init never gets here: Nomad's drivers start this binary again with
-// those and take over in their packages' init functions.
+// A first argument of executor, docker_logger or init never gets here, whoever starts it: Nomad's drivers start this binary
+// again with those and take over in their packages' init functions.
 package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -24,42 +23,26 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins"
+	"github.com/hashicorp/nomad/plugins/base"
 
 	"nomad-driver-vault/driver/door/process"
 	_ "nomad-driver-vault/internal/inherited" // initialises before the executor does
 	"nomad-driver-vault/operator"
-	"nomad-driver-vault/operator/check"
-	"nomad-driver-vault/operator/convert"
-	"nomad-driver-vault/operator/setup"
-	"nomad-driver-vault/operator/status"
 	"nomad-driver-vault/plugin"
 )
-
-// commands returns the subcommands.
-func commands() []operator.Command {
-	return []operator.Command{setup.Command(), check.Command(publishedBy), convert.Command(), status.Command()}
-}
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == process.Argument {
 		os.Exit(process.Main(os.Args[2:], process.Kinds))
 	}
-	parent := os.Getppid()
-	terminal := operator.Terminal{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
-	if code, known := operator.Run(commands(), os.Args[1:], terminal); known {
-		os.Exit(code)
+	if os.Getenv(base.Handshake.MagicCookieKey) == "" {
+		os.Exit(command(os.Args, operator.Terminal{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
 	}
+	parent := os.Getppid()
 	o, err := parse(os.Args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		help(os.Stdout)
-		return
-	case err != nil:
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "nomad-driver-vault:", err)
 		os.Exit(2)
-	case o.version:
-		fmt.Println("nomad-driver-vault", plugin.Version)
-		return
 	}
 	if err := scrub(o.driver); err != nil {
 		fmt.Fprintln(os.Stderr, "nomad-driver-vault:", err)
@@ -74,29 +57,16 @@ func main() {
 	served.End()
 }
 
-// options are what the command line asks for.
+// options are what the args of a plugin block ask for.
 type options struct {
-	driver  string // the wrapped driver, one of plugin.Drivers
-	name    string // what Nomad knows us by
-	version bool
+	driver string // the wrapped driver, one of plugin.Drivers
+	name   string // what Nomad knows us by
 }
 
 // publishedBy is parse for a plugin block of an agent's configuration: the file's name and its args.
 func publishedBy(args []string) (wraps, name string, err error) {
 	o, err := parse(args)
 	return o.driver, o.name, err
-}
-
-// help says what the program does with which arguments.
-func help(w io.Writer) {
-	fmt.Fprint(w, "A Nomad task driver plugin, which an agent starts from its plugin_dir. A person runs:\n\n")
-	for _, c := range commands() {
-		fmt.Fprintf(w, "  nomad-driver-vault %-7s  %s; -h shows its flags\n", c.Name, c.Summary)
-	}
-	fmt.Fprint(w, "\nFlags of the plugin, for the args of its block in the agent's configuration:\n\n")
-	flags := new(options).flags("")
-	flags.SetOutput(w)
-	flags.PrintDefaults()
 }
 
 // nameRule is what can stand in a job's driver field and in an attribute's name.
@@ -108,12 +78,10 @@ func (o *options) flags(linked string) *flag.FlagSet {
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&o.driver, "driver", linked, "the driver to wrap: "+strings.Join(plugin.Drivers(), ", "))
 	flags.StringVar(&o.name, "name", "", "the name jobs use (default \"vault-<driver>\")")
-	flags.BoolVar(&o.version, "version", false, "print the version and exit")
 	return flags
 }
 
-// parse reads the arguments, the program's own name first. An error names the flag; flag.ErrHelp means that -h is
-// among them.
+// parse reads the arguments, the program's own name first. An error names the flag.
 func parse(args []string) (options, error) {
 	var o options
 	linked, isLink := strings.CutPrefix(filepath.Base(args[0]), "vault-")
@@ -121,20 +89,15 @@ func parse(args []string) (options, error) {
 		linked = ""
 	}
 	flags := o.flags(linked)
-	switch err := flags.Parse(args[1:]); {
-	case errors.Is(err, flag.ErrHelp):
-		return o, err
-	case err != nil:
-		return o, fmt.Errorf("%w; -h shows the flags", err)
+	if err := flags.Parse(args[1:]); err != nil {
+		return o, fmt.Errorf("%w; nomad-driver-vault -h shows the flags", err)
 	}
 	if o.name == "" {
 		o.name = "vault-" + o.driver
 	}
 	switch {
-	case o.version:
 	case flags.NArg() > 0:
-		return o, fmt.Errorf("argument %q is no subcommand: use one of %s, or -h",
-			flags.Arg(0), operator.Names(commands()))
+		return o, fmt.Errorf("argument %q is not understood; nomad-driver-vault -h shows the flags", flags.Arg(0))
 	case !slices.Contains(plugin.Drivers(), o.driver):
 		return o, fmt.Errorf("no driver to wrap: set -driver to one of %s, or start it by a link named vault-<driver>",
 			strings.Join(plugin.Drivers(), ", "))

@@ -31,7 +31,7 @@ func (j *Jobspec) AddFlags(flags *flag.FlagSet) {
 			j.Vars = append(j.Vars, text)
 			return nil
 		})
-	flags.Func("var-file", "file with variables of the jobspec; may be repeated", Repeated(&j.VarFiles))
+	flags.Func("var-file", "`file` with variables of the jobspec; may be repeated", Repeated(&j.VarFiles))
 }
 
 // Parse reads the job as nomad job run does: with the variables of flags, files and the environment, and with functions

@@ -111,11 +111,16 @@ func (n *Nomad) agent(p *Process, files ...string) error {
 
 // leads returns nil when the server has elected itself and has made the keys that it signs identities with.
 func (n *Nomad) leads(ctx context.Context) error {
-	if err := answers(ctx, n.Addr+"/v1/status/leader"); err != nil {
+	var leader string
+	_, err := n.API.Raw().Query("/v1/status/leader", &leader, reading(ctx))
+	if ours := fmt.Sprintf("127.0.0.1:%d", n.ports["RPC"]); err == nil && leader != ours {
+		err = fmt.Errorf("its leader is %q and not %s: it is somebody else's, if it has one", leader, ours)
+	}
+	if err != nil {
 		return err
 	}
 	var keys struct{ Keys []any }
-	_, err := n.API.Raw().Query("/.well-known/jwks.json", &keys, reading(ctx))
+	_, err = n.API.Raw().Query("/.well-known/jwks.json", &keys, reading(ctx))
 	if err == nil && len(keys.Keys) == 0 {
 		err = errors.New("it has no keys yet")
 	}

@@ -59,6 +59,7 @@ func (s *Stack) newVault(name string) (*Vault, error) {
 		return nil, fmt.Errorf("make client of Vault: %w", config.Error)
 	}
 	config.Address, config.MaxRetries = v.Addr, 0
+	config.AgentAddress = "" // of the shell that make dev runs in: it would come before ours
 	if v.API, err = vault.NewClient(config); err != nil {
 		return nil, fmt.Errorf("make client of Vault: %w", err)
 	}

@@ -27,18 +27,18 @@ warning.`
 
 // Command returns the subcommand. publisher tells which plugin blocks of an agent's configuration are of this plugin.
 func Command(publisher operator.Publisher) operator.Command {
-	run := func(ctx context.Context, args []string, t operator.Terminal) error {
-		return run(ctx, args, publisher, t)
-	}
-	return operator.Command{Name: "check", Summary: "say whether a job would get its secrets", Run: run}
+	return operator.Command{Name: "check", Summary: "say whether a job would get its secrets", About: about,
+		Flags: func(flags *flag.FlagSet) operator.Run {
+			o := options{publisher: publisher}
+			o.addFlags(flags)
+			return func(ctx context.Context, _ []string, t operator.Terminal) error { return run(ctx, o, t) }
+		}}
 }
 
-func run(ctx context.Context, args []string, publisher operator.Publisher, t operator.Terminal) error {
-	o, err := parse(args, t)
-	if err != nil {
+func run(ctx context.Context, o options, t operator.Terminal) error {
+	if err := o.complete(); err != nil {
 		return err
 	}
-	o.publisher = publisher
 	c := &checker{options: o, drivers: map[string]*taskDriver{}, probed: map[string]bool{}}
 	c.findings = []finding{}                             // in JSON none is an empty list
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt) // the token of -login is revoked
@@ -55,13 +55,13 @@ func run(ctx context.Context, args []string, publisher operator.Publisher, t ope
 	return nil
 }
 
-func parse(args []string, t operator.Terminal) (o options, err error) {
-	flags := flag.NewFlagSet("check", flag.ContinueOnError)
-	flags.StringVar(&o.spec.File, "job", "", "jobspec (HCL) of a job, which need not be running")
+// addFlags adds the flags that set o.
+func (o *options) addFlags(flags *flag.FlagSet) {
+	flags.StringVar(&o.spec.File, "job", "", "`file` with the jobspec (HCL) of a job, which need not be running")
 	flags.StringVar(&o.alloc, "alloc", "", "ID of an allocation, or its beginning, in place of -job")
 	o.spec.AddFlags(flags)
 	flags.Func("config",
-		"agent configuration (HCL or JSON) of a client, a file or a folder; may be repeated. Run check on that client then",
+		"agent configuration (HCL or JSON) of a client, a `file` or a folder; may be repeated. Run check on that client then",
 		operator.Repeated(&o.configs))
 	flags.StringVar(&o.cluster, "cluster", "default", "which cluster of the plugin's configuration VAULT_ADDR leads to")
 	flags.StringVar(&o.path, "path", "jwt-nomad",
@@ -73,20 +73,21 @@ func parse(args []string, t operator.Terminal) (o options, err error) {
 	flags.BoolVar(&o.showSecrets, "show-secrets", false, "with -render: print values of Vault and of Nomad's variables, "+
 		"which are *** otherwise")
 	flags.BoolVar(&o.json, "json", false, "print JSON")
-	if err := operator.ParseFlags(flags, about, args, t); err != nil {
-		return o, err
-	}
+}
+
+// complete says what is missing, and which flags do not go together.
+func (o *options) complete() error {
 	switch {
 	case o.spec.File != "" && o.alloc != "", o.spec.File == "" && o.alloc == "" && len(o.configs) == 0:
-		return o, operator.Usagef("name one: -job FILE or -alloc ID, or an agent's -config FILE alone")
+		return operator.Usagef("name one: -job FILE or -alloc ID, or an agent's -config FILE alone")
 	case o.login && o.alloc == "":
-		return o, operator.Usagef("-login needs -alloc")
+		return operator.Usagef("-login needs -alloc")
 	case o.render && o.spec.File == "" && o.alloc == "":
-		return o, operator.Usagef("-render needs -job or -alloc")
+		return operator.Usagef("-render needs -job or -alloc")
 	case o.showSecrets && !o.render:
-		return o, operator.Usagef("-show-secrets needs -render")
+		return operator.Usagef("-show-secrets needs -render")
 	}
-	return o, nil
+	return nil
 }
 
 // check looks at everything. It returns an error if it cannot look at all.

@@ -26,45 +26,34 @@ be decided; 2 for wrong flags.`
 // Command returns the subcommand.
 func Command() operator.Command {
 	return operator.Command{Name: "convert", Summary: "rewrite jobs that use Nomad's own vault and template blocks",
-		Run: run}
+		About: about, Operands: "FILE...", Flags: flags}
 }
 
 // options are what the command line asks for.
 type options struct {
-	files        []string
 	audience     string
 	write, check bool
 }
 
-func run(_ context.Context, args []string, t operator.Terminal) error {
-	o, err := parse(args, t)
-	if err != nil {
-		return err
-	}
-	var failed []error
-	for _, name := range o.files {
-		failed = append(failed, o.convert(name, t))
-	}
-	return errors.Join(failed...)
-}
-
-func parse(args []string, t operator.Terminal) (o options, err error) {
-	flags := flag.NewFlagSet("convert", flag.ContinueOnError)
+func flags(flags *flag.FlagSet) operator.Run {
+	o := new(options)
 	flags.BoolVar(&o.write, "w", false, "write the files in place of printing a diff")
 	flags.BoolVar(&o.check, "check", false, "exit with 1 if something would change or has to be decided")
 	flags.StringVar(&o.audience, "audience", "vault.io",
 		"aud of the identity blocks, as default_identity of the agents has it")
-	err = operator.ParseArgs(flags, "FILE...", about, args, t)
-	o.files = flags.Args()
-	switch {
-	case err != nil:
-		return o, err
-	case len(o.files) == 0:
-		return o, operator.Usagef("name a jobspec, for example api.nomad.hcl")
-	case o.write && o.check:
-		return o, operator.Usagef("-w and -check exclude each other")
+	return func(_ context.Context, files []string, t operator.Terminal) error {
+		switch {
+		case len(files) == 0:
+			return operator.Usagef("name a jobspec, for example api.nomad.hcl")
+		case o.write && o.check:
+			return operator.Usagef("-w and -check exclude each other")
+		}
+		var failed []error
+		for _, name := range files {
+			failed = append(failed, o.convert(name, t))
+		}
+		return errors.Join(failed...)
 	}
-	return o, nil
 }
 
 // convert converts one file. It returns ErrReported if -check has found something.

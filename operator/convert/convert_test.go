@@ -14,7 +14,7 @@ import (
 // do runs the command, and returns its exit code and what it has printed.
 func do(args ...string) (code int, out, errs string) {
 	var stdout, stderr strings.Builder
-	code, _ = operator.Run([]operator.Command{Command()}, append([]string{"convert"}, args...),
+	code = operator.Program{Commands: []operator.Command{Command()}}.Run(append([]string{"convert"}, args...),
 		operator.Terminal{Out: &stdout, Err: &stderr})
 	return code, stdout.String(), stderr.String()
 }

@@ -15,9 +15,10 @@ import (
 // TestTerraformIsHCL parses what is printed as Terraform does; a URL may have what would be an interpolation there.
 func TestTerraformIsHCL(t *testing.T) {
 	var printed strings.Builder
-	args := []string{"-dry-run", "-format=terraform", "-path=jwt/team", "-role=r", "-policy=p", "-kv=team/kv",
+	args := []string{"setup", "-dry-run", "-format=terraform", "-path=jwt/team", "-role=r", "-policy=p", "-kv=team/kv",
 		"-audience=https://vault/", "-jwks-url=http://nomad/${x}?a=1&b=%{2}"}
-	must.NoError(t, Command().Run(t.Context(), args, operator.Terminal{Out: &printed, Err: &printed}))
+	must.Zero(t, operator.Program{Commands: []operator.Command{Command()}}.Run(args,
+		operator.Terminal{Out: &printed, Err: &printed}), must.Sprint(&printed))
 	out := printed.String()
 	must.Eq(t, string(hclwrite.Format([]byte(out))), out, must.Sprint("not as terraform fmt has it"))
 	file, diagnostics := hclparse.NewParser().ParseHCL([]byte(out), "main.tf")

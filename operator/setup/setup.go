@@ -28,7 +28,8 @@ Vault is the one of VAULT_ADDR, VAULT_TOKEN, VAULT_NAMESPACE, VAULT_CACERT and t
 
 // Command returns the subcommand.
 func Command() operator.Command {
-	return operator.Command{Name: "setup", Summary: "prepare a Vault for Nomad's workload identities", Run: run}
+	return operator.Command{Name: "setup", Summary: "prepare a Vault for Nomad's workload identities", About: about,
+		Flags: flags}
 }
 
 // options are what the command line asks for.
@@ -39,11 +40,33 @@ type options struct {
 	format               string
 }
 
-func run(ctx context.Context, args []string, t operator.Terminal) error {
-	o, err := parse(args, t)
+func flags(flags *flag.FlagSet) operator.Run {
+	o := new(options)
+	flags.StringVar(&o.path, "path", "jwt-nomad", "where the JWT auth method is, or will be mounted")
+	flags.StringVar(&o.role, "role", "nomad-workloads", "role of the auth method")
+	flags.StringVar(&o.policy, "policy", "nomad-workloads", "policy of the role")
+	flags.StringVar(&o.kv, "kv", "kv", "mount of the KV version 2 engine that has the jobs' secrets")
+	flags.StringVar(&o.audience, "audience", "vault.io", "aud of the tasks' identity blocks")
+	flags.StringVar(&o.jwksURL, "jwks-url", "",
+		"Nomad's keys, as *Vault* reaches them (default \"<NOMAD_ADDR>/.well-known/jwks.json\")")
+	flags.StringVar(&o.caFile, "jwks-ca-file", "",
+		"`file` with the CA certificate (PEM) of that URL, where Vault does not know it")
+	flags.BoolVar(&o.yes, "yes", false, "do not ask")
+	flags.BoolVar(&o.destroy, "destroy", false, "remove what setup has made with these names, and nothing else")
+	flags.BoolVar(&o.dryRun, "dry-run", false, "print everything that setup makes, and do not talk to Vault")
+	flags.StringVar(&o.format, "format", "vault", "of -dry-run: \"vault\", input of the vault command, or \"terraform\"")
+	return func(ctx context.Context, _ []string, t operator.Terminal) error {
+		given := map[string]bool{}
+		flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		if err := o.check(given); err != nil {
+			return err
+		}
+		return o.run(ctx, t)
+	}
+}
+
+func (o *options) run(ctx context.Context, t operator.Terminal) error {
 	switch {
-	case err != nil:
-		return err
 	case o.dryRun && o.format == "terraform":
 		return o.printTerraform(t.Out)
 	case o.dryRun:
@@ -53,36 +76,18 @@ func run(ctx context.Context, args []string, t operator.Terminal) error {
 	}
 }
 
-// parse reads the command line and fills in what depends on other flags.
-func parse(args []string, t operator.Terminal) (o options, err error) {
-	flags := flag.NewFlagSet("setup", flag.ContinueOnError)
-	flags.StringVar(&o.path, "path", "jwt-nomad", "where the JWT auth method is, or will be mounted")
-	flags.StringVar(&o.role, "role", "nomad-workloads", "role of the auth method")
-	flags.StringVar(&o.policy, "policy", "nomad-workloads", "policy of the role")
-	flags.StringVar(&o.kv, "kv", "kv", "mount of the KV version 2 engine that has the jobs' secrets")
-	flags.StringVar(&o.audience, "audience", "vault.io", "aud of the tasks' identity blocks")
-	flags.StringVar(&o.jwksURL, "jwks-url", "",
-		"Nomad's keys, as *Vault* reaches them (default \"<NOMAD_ADDR>/.well-known/jwks.json\")")
-	flags.StringVar(&o.caFile, "jwks-ca-file", "", "CA certificate (PEM) of that URL, where Vault does not know it")
-	flags.BoolVar(&o.yes, "yes", false, "do not ask")
-	flags.BoolVar(&o.destroy, "destroy", false, "remove what setup has made with these names, and nothing else")
-	flags.BoolVar(&o.dryRun, "dry-run", false, "print everything that setup makes, and do not talk to Vault")
-	flags.StringVar(&o.format, "format", "vault", "of -dry-run: \"vault\", input of the vault command, or \"terraform\"")
-	if err := operator.ParseFlags(flags, about, args, t); err != nil {
-		return o, err
-	}
-	given := map[string]bool{}
-	flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+// check says which of the flags given do not go together, and fills in what depends on others.
+func (o *options) check(given map[string]bool) error {
 	o.jwksURLGiven = given["jwks-url"]
 	switch {
 	case o.format != "vault" && o.format != "terraform":
-		return o, operator.Usagef("-format %q is unknown: use \"vault\" or \"terraform\"", o.format)
+		return operator.Usagef("-format %q is unknown: use \"vault\" or \"terraform\"", o.format)
 	case o.dryRun && o.destroy:
-		return o, operator.Usagef("-dry-run and -destroy do not go together: -destroy shows what it will do, and asks")
+		return operator.Usagef("-dry-run and -destroy do not go together: -destroy shows what it will do, and asks")
 	case given["format"] && !o.dryRun:
-		return o, operator.Usagef("-format is for -dry-run")
+		return operator.Usagef("-format is for -dry-run")
 	}
-	return o, o.complete()
+	return o.complete()
 }
 
 // complete checks the names and reads the certificate.

@@ -45,14 +45,38 @@ type options struct {
 
 // Command returns the subcommand.
 func Command() operator.Command {
-	return operator.Command{Name: "status", Summary: "show what the plugins of this host do", Run: run}
+	return operator.Command{Name: "status", Summary: "show what the plugins of this host do", About: about,
+		Operands: "[ALLOC]", Flags: flags}
 }
 
-func run(ctx context.Context, args []string, t operator.Terminal) error {
-	o, err := parse(args, t)
-	if err != nil {
-		return err
+func flags(flags *flag.FlagSet) operator.Run {
+	o := new(options)
+	flags.BoolVar(&o.json, "json", false, "print JSON")
+	flags.BoolVar(&o.watch, "watch", false, "show it again every two seconds, until Ctrl-C")
+	flags.BoolVar(&o.dump, "dump", false, "print what each goroutine of the plugins does, for a bug report")
+	flags.Func("state-dir", "`folder` that a plugin has as state_dir; may be repeated (default all below "+runDir+")",
+		operator.Repeated(&o.dirs))
+	return func(ctx context.Context, operands []string, t operator.Terminal) error {
+		if err := o.complete(operands); err != nil {
+			return err
+		}
+		return o.run(ctx, t)
 	}
+}
+
+// complete takes the operand and checks what goes with what.
+func (o *options) complete(operands []string) error {
+	if len(operands) > 1 {
+		return operator.Usagef("argument %q is not understood: flags stand before ALLOC", operands[1])
+	}
+	o.alloc = strings.Join(operands, "")
+	if o.dump && (o.json || o.watch || o.alloc != "") {
+		return operator.Usagef("-dump goes with -state-dir only")
+	}
+	return nil
+}
+
+func (o *options) run(ctx context.Context, t operator.Terminal) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
 	defer stop()
 	for {
@@ -72,26 +96,6 @@ func run(ctx context.Context, args []string, t operator.Terminal) error {
 			return err
 		}
 	}
-}
-
-func parse(args []string, t operator.Terminal) (o options, err error) {
-	flags := flag.NewFlagSet("status", flag.ContinueOnError)
-	flags.BoolVar(&o.json, "json", false, "print JSON")
-	flags.BoolVar(&o.watch, "watch", false, "show it again every two seconds, until Ctrl-C")
-	flags.BoolVar(&o.dump, "dump", false, "print what each goroutine of the plugins does, for a bug report")
-	flags.Func("state-dir", "state_dir of a plugin; may be repeated (default all below "+runDir+")",
-		operator.Repeated(&o.dirs))
-	if err := operator.ParseArgs(flags, "[ALLOC]", about, args, t); err != nil {
-		return o, err
-	}
-	o.alloc = flags.Arg(0)
-	switch {
-	case flags.NArg() > 1:
-		return o, operator.Usagef("argument %q is not understood: flags stand before ALLOC", flags.Arg(1))
-	case o.dump && (o.json || o.watch || o.alloc != ""):
-		return o, operator.Usagef("-dump goes with -state-dir only")
-	}
-	return o, nil
 }
 
 // plugin is what one plugin process has answered.

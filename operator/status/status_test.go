@@ -59,7 +59,7 @@ func serve(t *testing.T, doc status.Document) string {
 // shown runs the command, and returns what it printed and its exit code.
 func shown(args ...string) (string, int) {
 	var out bytes.Buffer
-	code, _ := operator.Run([]operator.Command{Command()}, append([]string{"status"}, args...),
+	code := operator.Program{Commands: []operator.Command{Command()}}.Run(append([]string{"status"}, args...),
 		operator.Terminal{Out: &out, Err: &out})
 	return out.String(), code
 }
