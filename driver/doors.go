@@ -175,10 +175,9 @@ func (d *doors) check(inner drivers.DriverPlugin) error {
 		return config.ErrDoorUnhidden
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.conf.Doors)) {
-		v := d.conf.Vault(d.conf.Doors[name].Common().Vault)
-		err := credentials.CheckHidden(v, d.cfg)
-		if err == nil {
-			_, err = d.listen(name)
+		_, err := d.listen(name)
+		if o := d.conf.Doors[name]; err == nil && d.op.LogsIn(d.conf, o) {
+			err = credentials.CheckHidden(d.conf.Vault(o.Common().Vault), d.cfg)
 		}
 		if err != nil {
 			return fmt.Errorf("door %q: %w", name, err)

@@ -112,3 +112,29 @@ func TestClustersAreLookedAfterFromTheirConfigurationOn(t *testing.T) {
 		must.StrContains(t, status["default"], "look up the cluster's own token: denied by Vault")
 	})
 }
+
+// TestDoorOfTheOperator: the task may hold its identity, and neither it nor another block of the job gets at the token.
+func TestDoorOfTheOperator(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.config.Doors.Own = map[string]*config.OperatorDoor{"pay": {Namespaces: []string{"*"}, Policies: []string{"pay"},
+			Door: config.Door{URL: "https://pay.example.com", Bearer: kv}}}
+		h.issuing()
+		k := &doorkeeperOfTests{open: map[string]*doorOfTests{}}
+		h.Driver.doors = k
+		h.write("green")
+		r := h.start(`door "pay" {}`)
+		must.Eq(t, "Bearer green", k.only(h).last().Header["Authorization"])
+		must.Zero(t, h.Logins())
+		first := only(t, h.Tokens())
+
+		h.reboot() // the next plugin process has another keeper of doors, and the same door
+		h.Driver.doors = k
+		r.recovered()
+		after(time.Hour)
+		must.Eq(t, first, only(t, h.Tokens()), must.Sprint("adopted"))
+		r.stop()
+		after(time.Minute)
+		must.MapEmpty(t, k.open)
+		must.SliceEmpty(t, h.Tokens())
+	})
+}

@@ -187,7 +187,7 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 	if err := cfg.DecodeDriverConfig(&t.conf); err != nil {
 		return nil, fmt.Errorf("decode config block: %w", err)
 	}
-	if err := t.conf.Validate(t.op.PollInterval); err != nil {
+	if err := t.conf.Validate(t.op); err != nil {
 		return nil, err
 	}
 	key := taskKey(cfg)

@@ -100,6 +100,7 @@ type job struct {
 	Driver string
 	Args   []string // of the application
 	Type   string   // "service" where empty
+	Hidden bool     // whether the task's identity is where no process of it can read it
 	Again  bool     // whether Nomad starts again what fails, as it does by default
 	Config string   // HCL for config {}: vault and template blocks
 	Task   string   // HCL for the task
@@ -154,6 +155,9 @@ job "{{.Name}}" {
         aud  = ["vault.io"]
         file = true
         ttl  = "1h"
+        {{- if .Hidden}}
+        filepath = "private/vault.jwt"
+        {{- end}}
       }
       resources {
         cpu    = 50

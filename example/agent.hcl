@@ -56,6 +56,18 @@ plugin "vault-exec" {
     #   record_dir  = "/var/log/nomad-doors"              # where each call is written down
     # }
 
+    # A door of the operator's own. A job names it with an empty block: door "pay" {}. No task and no job can read the key.
+    # door "pay" {
+    #   namespaces = ["prod"]    # Nomad namespaces whose tasks may use it; "*" is all
+    #   vault      = "default"   # a vault block with token_file
+    #   policies   = ["pay-key"] # of the token that reads the key
+    #   url        = "https://pay.example.com"
+    #   bearer     = "{{ with secret \"kv/data/pay\" }}{{ .Data.data.key }}{{ end }}"
+    #   # header, query, basic_auth { username password }; methods, paths, encoded_slash, scrub; mode;
+    #   # postgres, username, password, role; insecure, ca_pem; rate, max_conns, idle_timeout, header_timeout; stale;
+    #   # record, sample; poll_interval: as in a job, see docs/task-options.md
+    # }
+
     # What a task sees of the host. "bind" mounts the paths read-only, which takes milliseconds, and lets the task read what
     # everyone may. "chroot" copies the client's chroot_env into each task, secrets included, as Nomad's exec does.
     # filesystem = "bind"

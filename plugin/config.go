@@ -31,6 +31,8 @@ type pluginOptions struct {
 	DeniedUsers     []string            `codec:"denied_users"`
 	Doors           *doors              `codec:"doors"`
 
+	Door map[string]*config.OperatorDoor `codec:"door"`
+
 	Filesystem     string   `codec:"filesystem"`      // exec only: for the fingerprint
 	AuthRegistries []string `codec:"auth_registries"` // docker only
 }
@@ -52,6 +54,7 @@ func ConfigSpec(wraps, name string) map[string]*hclspec.Spec {
 		"min_poll_interval": text("min_poll_interval", "5s"),
 		"denied_users":      list("denied_users", denied),
 		"doors":             hclspec.NewBlock("doors", false, hclspec.NewObject(doorsSpec)),
+		"door":              hclspec.NewBlockMap("door", []string{"name"}, hclspec.NewObject(config.OperatorDoorSpec())),
 	}
 	if d.Options != nil {
 		maps.Copy(spec, d.Options(beside))
@@ -197,6 +200,7 @@ func (c pluginOptions) forDriver(wraps, name string) (config.Operator, error) {
 	if out.Doors, err = c.Doors.forDriver(); err != nil {
 		return out, err
 	}
+	out.Doors.Own = c.Door
 	for _, d := range []struct {
 		field, value string
 		to           *time.Duration

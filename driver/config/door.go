@@ -53,9 +53,11 @@ type Door struct {
 	Of           string `codec:"vault"` // the vault block: of the values, or the one that a door to Vault is for
 	PollInterval string `codec:"poll_interval"`
 
-	Label  string    `codec:"-"` // of the block
-	Spec   door.Spec `codec:"-"` // what the options above mean, but for what the task and the operator add
-	output Output
+	Label string    `codec:"-"` // of the block
+	Spec  door.Spec `codec:"-"` // what the options above mean, but for what the task and the operator add
+
+	output    Output
+	operators bool // the job only names it
 }
 
 // ID names the door of a task among all of the node.
@@ -162,22 +164,26 @@ func (c *Task) validateDoors() error {
 			return fmt.Errorf("door %q: client_cert: the task has no pki block %q: add it", label, d.ClientCert.PKI)
 		}
 		names[variables], ports[d.Listen] = label, label
-		if err := c.validateHidden(d); err != nil {
-			return fmt.Errorf("door %q: %w", label, err)
-		}
 	}
 	return nil
 }
 
-// validateHidden refuses a door whose credential the task could get without it: by logging in with its identity, or by
+// LogsIn reports whether a door's credential is read with a token for which the task's identity logs in: not where the
+// cluster makes tokens by a token role.
+func (c Operator) LogsIn(conf *Task, d *Door) bool {
+	cluster, err := c.Cluster(conf.Vault(d.Common().Vault).Cluster)
+	return err == nil && !cluster.Issues()
+}
+
+// permitHidden refuses a door whose credential the task could get without it: by logging in with its identity, or by
 // the token that a vault block shows.
-func (c *Task) validateHidden(d *Door) error {
+func (c *Task) permitHidden(op Operator, d *Door) error {
 	v := c.Vault(d.Common().Vault)
 	if v.Env || v.File {
 		return fmt.Errorf("vault %q shows the task the token that reads the door's credential: leave env and file "+
 			"out, or give the door a vault block of its own", v.Name)
 	}
-	if !strings.HasPrefix(v.IdentityFile, "private/") {
+	if op.LogsIn(c, d) && !strings.HasPrefix(v.IdentityFile, "private/") {
 		return fmt.Errorf(`the task could log in to Vault with its own identity: hide it with `+
 			`filepath = "private/%[1]s.jwt" in the identity block, without env, and `+
 			`identity_file = "private/%[1]s.jwt" in vault %[2]q`, v.Identity, v.Name)
@@ -190,6 +196,7 @@ type Doors struct {
 	AllowHosts []string       // that a door may be for, any where empty
 	AllowCIDRs []netip.Prefix // of addresses that are else refused: this host's own, loopback and link-local ones
 	RecordDir  string         // where the calls are written down; empty: nowhere
+	Own        map[string]*OperatorDoor
 }
 
 var anywhere = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
@@ -269,8 +276,6 @@ func (d *Door) check() (err error) {
 		err = d.checkPostgres()
 	case d.Of != "":
 		err = d.checkVault()
-	default:
-		return errors.New(`set url for an API, postgres for a database, or vault = "default" for Vault itself`)
 	}
 	return errors.Join(err, d.checkBounds())
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/door"
+	"nomad-driver-vault/driver/vault"
 )
 
 func api(change func(*Door)) *Door {
@@ -30,14 +31,13 @@ func toVault(change func(*Door)) *Door {
 // hidden is a task whose identity no process of it can read, with that door.
 func hidden(d *Door) *Task {
 	return &Task{KillTimeout: "5s", Doors: map[string]*Door{d.Label: d}, Vaults: []Vault{{Name: "default",
-		Identity: "vault", IdentityFile: "private/vault.jwt", ChangeMode: "noop"}}}
+		Identity: "vault", IdentityFile: "private/vault.jwt", Cluster: "default", ChangeMode: "noop"}}}
 }
 
 func TestDoorsThatAreRefused(t *testing.T) {
 	for says, d := range map[string]*Door{
 		"name: use letters":                       api(func(d *Door) { d.Label = "a/b" }),
 		"both url and postgres are set":           api(func(d *Door) { d.Postgres = "postgres://db/app" }),
-		"set url for an API, postgres":            {Label: "x"},
 		"role means nothing for a door to an API": api(func(d *Door) { d.Role = "r" }),
 		"mode means nothing for a door to an API": api(func(d *Door) { d.Mode = "force" }),
 		"url: give an origin":                     api(func(d *Door) { d.URL = "api.example.com" }),
@@ -87,7 +87,7 @@ func TestDoorsThatAreRefused(t *testing.T) {
 		"with sslmode=require anybody can take the server": database(func(d *Door) { d.Postgres += "?sslmode=require" }),
 		"username and password are required":               database(func(d *Door) { d.Password = "" }),
 	} {
-		err := hidden(d).Validate(time.Minute)
+		err := hidden(d).Validate(Operator{PollInterval: time.Minute})
 		must.ErrorContains(t, err, says)
 		must.StrHasPrefix(t, `door "`+d.Label+`": `, err.Error())
 		must.StrNotContains(t, err.Error(), "hunter2")
@@ -105,17 +105,21 @@ func TestDoorNeedsAHiddenIdentity(t *testing.T) {
 	} {
 		c := hidden(api(func(*Door) {}))
 		change(c)
-		must.ErrorContains(t, c.Validate(time.Minute), says)
+		must.NoError(t, c.Validate(jwtLogin))
+		must.ErrorContains(t, c.Permit(jwtLogin, "default"), says)
 	}
 }
+
+// jwtLogin is an operator with a cluster that tasks log in to.
+var jwtLogin = Operator{PollInterval: time.Minute, Clusters: []vault.Cluster{{Name: "default"}}}
 
 func TestTwoDoorsAreToldApart(t *testing.T) {
 	c := hidden(api(func(d *Door) { d.Label, d.Listen = "a.b", 4000 }))
 	c.Doors["a-b"] = api(func(d *Door) { d.Label = "a-b" })
-	must.ErrorContains(t, c.Validate(time.Minute), `door "a-b" has the variable A_B_SOCK too`)
+	must.ErrorContains(t, c.Validate(Operator{PollInterval: time.Minute}), `door "a-b" has the variable A_B_SOCK too`)
 	delete(c.Doors, "a-b")
 	c.Doors["b"] = api(func(d *Door) { d.Label, d.Listen = "b", 4000 })
-	must.ErrorContains(t, c.Validate(time.Minute), `listen: door "a.b" has the port 4000 too`)
+	must.ErrorContains(t, c.Validate(Operator{PollInterval: time.Minute}), `listen: door "a.b" has the port 4000 too`)
 }
 
 func TestSpecOfADoor(t *testing.T) {
@@ -124,19 +128,19 @@ func TestSpecOfADoor(t *testing.T) {
 		d.Methods, d.Paths, d.Rate, d.Sample = []string{"get"}, []string{"/a/*"}, "50:100", 10
 		d.Stale, d.Record = "2h", "denied"
 	})
-	must.NoError(t, hidden(d).Validate(time.Minute))
+	must.NoError(t, hidden(d).Validate(Operator{PollInterval: time.Minute}))
 	must.Eq(t, door.Spec{Name: "api", Rate: 50, Burst: 100, MaxConns: 100, HeaderTime: 10 * time.Second,
 		IdleTimeout: 5 * time.Minute, Stale: 2 * time.Hour, Record: door.Record{Calls: door.RecordDenied, Sample: 10},
 		HTTP: &door.HTTP{URL: "https://api.example.com/v1", Methods: []string{"GET"}, Paths: []string{"/a/*"},
 			Scrub: door.ScrubFull, Header: []string{"X-Key", "Authorization"}, Query: []string{"key"}, CAs: []byte{}}}, d.Spec)
 
 	d = database(func(d *Door) { d.Role = "owner" })
-	must.NoError(t, hidden(d).Validate(time.Minute))
+	must.NoError(t, hidden(d).Validate(Operator{PollInterval: time.Minute}))
 	must.Zero(t, d.Spec.IdleTimeout)
 	must.Eq(t, &door.Postgres{URL: "postgres://db.example.com/app", Role: "owner", CAs: []byte{}}, d.Spec.Postgres)
 
 	d = toVault(func(d *Door) { d.Mode, d.Paths = "passthrough", []string{"kv/data/*"} })
-	must.NoError(t, hidden(d).Validate(time.Minute))
+	must.NoError(t, hidden(d).Validate(Operator{PollInterval: time.Minute}))
 	must.Eq(t, &door.Vault{Paths: []string{"kv/data/*"}, Passthrough: true}, d.Spec.Vault)
 }
 

@@ -43,7 +43,10 @@ func (c Operator) Validate() error {
 	case c.StateDir == "":
 		return fmt.Errorf("state_dir is empty: leave it out for the default")
 	}
-	return c.validateAllow()
+	if err := c.validateAllow(); err != nil {
+		return err
+	}
+	return c.validateDoors()
 }
 
 // Cluster returns the cluster of that name.

@@ -128,9 +128,22 @@ func ImageAuthSpec() map[string]*hclspec.Spec {
 	}))}
 }
 
+// OperatorDoorSpec returns the HCL specification of an OperatorDoor.
+func OperatorDoorSpec() map[string]*hclspec.Spec {
+	spec := doorSpec()
+	for _, name := range []string{"client_cert", "listen"} { // which are for a job to say
+		delete(spec, name)
+	}
+	spec["namespaces"] = hclspec.NewAttr("namespaces", "list(string)", true)
+	spec["policies"] = hclspec.NewAttr("policies", "list(string)", true)
+	return spec
+}
+
 // doorSpec has no defaults: which there are depends on the kind of the door.
 func doorSpec() map[string]*hclspec.Spec {
 	spec := map[string]*hclspec.Spec{
+		"header": hclspec.NewBlockAttrs("header", "string", false),
+		"query":  hclspec.NewBlockAttrs("query", "string", false),
 		"basic_auth": hclspec.NewBlock("basic_auth", false, hclspec.NewObject(map[string]*hclspec.Spec{
 			"username": hclspec.NewAttr("username", "string", true),
 			"password": hclspec.NewAttr("password", "string", true),
@@ -145,7 +158,6 @@ func doorSpec() map[string]*hclspec.Spec {
 		"bool":         {"encoded_slash", "insecure"},
 		"number":       {"listen", "max_conns", "sample"},
 		"list(string)": {"methods", "paths"},
-		"map(string)":  {"header", "query"},
 	} {
 		for _, name := range names {
 			spec[name] = hclspec.NewAttr(name, kind, false)

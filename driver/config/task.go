@@ -27,6 +27,8 @@ type Task struct {
 	Image       string             `codec:"image"` // the wrapped driver's, which says where the credentials go
 
 	KillAfter time.Duration `codec:"-"` // what kill_timeout means
+
+	unknown []string // doors that the job only names and the operator does not have
 }
 
 // Block is a template, secret, pki or door block as the job's author wrote it. String is how messages name it.
@@ -50,6 +52,8 @@ type Vault struct {
 	ChangeSignal string `codec:"change_signal"`
 
 	Policies []string `codec:"policies"` // of a token by a token role
+
+	operators bool // it is of an operator's door
 }
 
 // Template is one template block, with the fields and meaning of Nomad's own
@@ -122,9 +126,10 @@ type ChangeScript struct {
 // variable of its own.
 const maxBlocks = 256
 
-// Validate checks every value by itself and fills in what it means; every is the poll interval of a block that sets
-// none. The error names the field.
-func (c *Task) Validate(every time.Duration) error {
+// Validate checks every value by itself and fills in what it means, with what the operator has set for all tasks. The
+// error names the field.
+func (c *Task) Validate(op Operator) error {
+	c.resolveDoors(op)
 	var err error
 	if c.KillAfter, err = duration("kill_timeout", c.KillTimeout); err != nil {
 		return err
@@ -145,7 +150,7 @@ func (c *Task) Validate(every time.Duration) error {
 			"another task", n, maxBlocks)
 	}
 	for _, b := range blocks {
-		if err := c.validateBlock(b, every); err != nil {
+		if err := c.validateBlock(b, op.PollInterval); err != nil {
 			return fmt.Errorf("%s: %w", b, err)
 		}
 	}
@@ -175,7 +180,8 @@ func (c *Task) Blocks() (all []Block) {
 }
 
 func (c *Task) validateBlock(b Block, every time.Duration) error {
-	if name := b.Common().Vault; name != "default" && !c.HasVault(name) {
+	d, isDoor := b.(*Door)
+	if name := b.Common().Vault; name != "default" && !c.HasVault(name) && !(isDoor && d.operators) {
 		return fmt.Errorf("vault = %q: the task has no vault block with that name", name)
 	}
 	if err := b.check(); err != nil {
@@ -198,6 +204,9 @@ func (c *Task) Permit(op Operator, namespace string) error {
 			return fmt.Errorf("%s: poll_interval %s is below the %s that this node's operator allows (min_poll_interval)",
 				b, o.PollEvery, op.MinPollInterval)
 		}
+	}
+	if err := c.permitDoors(op, namespace); err != nil {
+		return err
 	}
 	return c.permittedAuth(op)
 }
@@ -230,7 +239,7 @@ var blockName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*$`)
 var errBlockName = errors.New("name: use letters, digits, -, _ and ., which is not the first")
 
 func (v *Vault) validate() error {
-	if !blockName.MatchString(v.Name) {
+	if !blockName.MatchString(v.Name) && !v.operators {
 		return errBlockName
 	}
 	if v.Identity == "" && v.IdentityFile == "" {
@@ -352,9 +361,9 @@ func checkSignal(field string, name *string, mayBeEmpty bool) error {
 	return nil
 }
 
-// HasVault reports whether the task has a vault block of that name.
+// HasVault reports whether the job has a vault block of that name. No block of a job can ask that of an operator's door.
 func (c *Task) HasVault(vault string) bool {
-	return slices.ContainsFunc(c.Vaults, func(v Vault) bool { return v.Name == vault })
+	return slices.ContainsFunc(c.Vaults, func(v Vault) bool { return v.Name == vault && !v.operators })
 }
 
 // Vault returns the block of that name; a task without one uses the defaults of the plugin's configuration.

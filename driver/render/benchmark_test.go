@@ -39,7 +39,7 @@ func BenchmarkRender(b *testing.B) {
 			LeftDelimiter: "{{", RightDelimiter: "}}",
 			Output: config.Output{Vault: "default", Perms: "0644", UID: -1, GID: -1, Splay: "5s", ChangeMode: "noop"}})
 	}
-	must.NoError(b, conf.Validate(time.Hour))
+	must.NoError(b, conf.Validate(config.Operator{PollInterval: time.Hour}))
 	client, err := session.NewCluster(server.Cluster(), hclog.NewNullLogger())
 	must.NoError(b, err)
 	defer client.Close()

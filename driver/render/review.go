@@ -41,7 +41,7 @@ type Question struct {
 // Review checks a task's config block as a start does, without a task, and returns what would be asked of which
 // Vault. Of cfg it needs the name, the environment and the user. The error is the one that the start would fail with.
 func Review(op config.Operator, cfg *drivers.TaskConfig, conf config.Task) (all Asked, err error) {
-	if err := conf.Validate(op.PollInterval); err != nil {
+	if err := conf.Validate(op); err != nil {
 		return all, err
 	}
 	if err := conf.Permit(op, cfg.Namespace); err != nil {

@@ -6,6 +6,8 @@
 //	app db [FILE]             connects to PostgreSQL as PG* of FILE or the environment say, again at each SIGHUP
 //	app busy [FILE]           does the same, and connects every half second in between as it did last
 //	app query                 connects once, as PG* of the environment say, and ends
+//	app call SOCKET PATH N    calls a door N times a second, and prints an answer that is not the one before
+//	app read PATH...          reads each path of the Vault that the environment names, now and at each SIGHUP
 //	app look                  prints what it sees of the place that it runs in, again at each SIGHUP
 //	app exit CODE [DURATION]  ends with CODE after DURATION
 package main
@@ -29,7 +31,7 @@ func main() {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
 	if len(os.Args) < 2 {
-		fail(fmt.Errorf("usage: app env|show|db|busy|query|look|exit"))
+		fail(fmt.Errorf("usage: app env|show|db|busy|query|call|read|look|exit"))
 	}
 	fmt.Println("started", os.Args[1])
 	switch args := os.Args[2:]; os.Args[1] {
@@ -45,6 +47,12 @@ func main() {
 		if err := connect(nil); err != nil {
 			fail(err)
 		}
+	case "call":
+		if err := call(signals, args); err != nil {
+			fail(err)
+		}
+	case "read":
+		serve(signals, func() error { return read(args) }, nil)
 	case "look":
 		serve(signals, look, nil)
 	case "exit":

@@ -397,6 +397,10 @@ plugin "{{.Name}}" {
   args = [{{range .Args}}{{printf "%q" .}}, {{end}}]
   config {
     state_dir = "{{$.Dir}}/state/{{.Name}}"
+    doors {
+      allow_cidrs = ["127.0.0.0/8"]
+      record_dir  = "{{$.Dir}}/doors"
+    }
     {{- range $name, $vault := $.Clusters}}
     vault "{{$name}}" {
       address               = "{{$vault.Addr}}"

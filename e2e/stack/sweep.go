@@ -91,9 +91,26 @@ func killMarked(dir string) error {
 	}
 }
 
-// marked finds the living processes that carry the mark, or work inside dir.
+// doors finds the processes that serve doors, which have neither the mark nor a directory.
+func doors(dir string) (pids []int) {
+	files, _ := filepath.Glob(dir + "/state/*/doors.pid")
+	for _, file := range files {
+		text, _ := os.ReadFile(file)
+		var pid int
+		if _, err := fmt.Sscan(string(text), &pid); err != nil {
+			continue
+		}
+		command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if bytes.HasPrefix(command, []byte("nomad-driver-vault\x00doors\x00")) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// marked finds the living processes that carry the mark, or work inside dir, or serve doors.
 func marked(dir string) []int {
-	var pids []int
+	pids := doors(dir)
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, proc := range procs {
 		pid, _ := strconv.Atoi(filepath.Base(proc))

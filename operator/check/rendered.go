@@ -229,7 +229,7 @@ func (r *dryRun) render(ctx context.Context, about string) error {
 			r.warn(about, "it ends by its TTL", "what was read is not revoked: %s", err)
 		}
 	}()
-	if err := r.conf.Validate(r.driver.conf.PollInterval); err != nil {
+	if err := r.conf.Validate(r.driver.conf); err != nil {
 		return err
 	}
 	unguarded := func(_ string, f func() error) error { return f() }

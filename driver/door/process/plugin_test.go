@@ -117,11 +117,24 @@ func TestADoorIsHandedToTheNextPlugin(t *testing.T) {
 	// Now both hold the listener: the process dies, and the door is there again with what it had.
 	must.NoError(t, unix.Kill(pid, unix.SIGKILL))
 	must.Eq(t, "1 x", say(t, at, "x"))
-	// Another Spec of the same ID is another door.
-	o.Close(t.Context())
-	_, err = d.Open(t.Context(), r)
+}
+
+// TestConnectsWaitForTheFirstCredential: a plugin that opens a door anew for a task that runs must read it first.
+func TestConnectsWaitForTheFirstCredential(t *testing.T) {
+	d, dir := newDoors(t)
+	r := request1("a", dir, &source{})
+	r.Credential = nil
+	o, err := d.Open(t.Context(), r)
 	must.NoError(t, err)
-	must.Eq(t, "0 x", say(t, at, "x"))
+	answer := make(chan string)
+	go func() { answer <- must1(trySay(filepath.Join(dir, "a.sock"), "x")) }()
+	select {
+	case early := <-answer:
+		t.Fatal("answered without a credential: ", early)
+	case <-time.After(readyWithin / 10):
+	}
+	o.Use(credential(7))
+	must.Eq(t, "7 x", <-answer)
 }
 
 func TestADoorOfAnotherSpecIsOpenedAnew(t *testing.T) {

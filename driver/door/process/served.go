@@ -13,6 +13,10 @@ import (
 	"nomad-driver-vault/driver/door"
 )
 
+// readyWithin is how long connects wait for the first credential of a door: a plugin that has opened it anew for a task
+// that runs has to read that first.
+const readyWithin = 10 * time.Second
+
 // unusedMost is how many generations of a door are kept for a plugin that is away. The leases of others end by
 // themselves.
 const unusedMost = 64
@@ -22,6 +26,8 @@ type served struct {
 	server    *server
 	door      door.Door
 	listeners []listener
+	ready     chan struct{} // closed by the first credential
+	once      sync.Once     // of that
 
 	mu    sync.Mutex
 	state open // as a plugin would open it: with the last credential, and what no plugin was told
@@ -35,7 +41,7 @@ type listener interface {
 
 // open opens a door on the listeners, which it owns.
 func (s *server) open(o open, files []int) error {
-	d := &served{server: s, state: o}
+	d := &served{server: s, state: o, ready: make(chan struct{})}
 	err := d.listen(files)
 	if err == nil {
 		d.door, err = s.opener(o.Spec, d)
@@ -45,7 +51,7 @@ func (s *server) open(o open, files []int) error {
 		return err
 	}
 	if o.Credential != nil {
-		d.door.Use(o.Credential)
+		d.use(o.Credential)
 	}
 	s.mu.Lock()
 	_, exists := s.doors[o.Serial]
@@ -95,8 +101,13 @@ func (d *served) unlisten() {
 	}
 }
 
-// serve serves a listener until the door is closed.
+// serve serves a listener until the door is closed. Connects wait for the door's first credential; if there is none in
+// time, the door says so.
 func (d *served) serve(l net.Listener) {
+	select {
+	case <-d.ready:
+	case <-time.After(readyWithin):
+	}
 	if err := d.door.Serve(l); err != nil && !errors.Is(err, net.ErrClosed) {
 		fmt.Fprintf(os.Stderr, "serve door %q: %v\n", d.state.Spec.ID, err)
 	}
@@ -113,7 +124,12 @@ func (s *server) use(u use) {
 	d.mu.Lock()
 	d.state.Credential = u.Credential
 	d.mu.Unlock()
-	d.door.Use(u.Credential)
+	d.use(u.Credential)
+}
+
+func (d *served) use(c *door.Credential) {
+	d.door.Use(c)
+	d.once.Do(func() { close(d.ready) })
 }
 
 // close closes a door, and returns when its calls have ended or were cut off.
