@@ -200,7 +200,9 @@ func (c pluginOptions) forDriver(wraps, name string) (config.Operator, error) {
 	if out.Doors, err = c.Doors.forDriver(); err != nil {
 		return out, err
 	}
-	out.Doors.Own = c.Door
+	if len(c.Door) > 0 {
+		out.Doors.Own = c.Door
+	}
 	for _, d := range []struct {
 		field, value string
 		to           *time.Duration

@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"testing"
@@ -124,6 +125,18 @@ func TestConfigEveryField(t *testing.T) {
 		poll_interval     = "10s"
 		min_poll_interval = "1s"
 		denied_users      = ["root", "www"]
+		doors {
+			allow_hosts = ["*.example.com"]
+			allow_cidrs = ["10.0.0.0/8"]
+			record_dir  = "/var/log/doors"
+		}
+		door "pay" {
+			namespaces = ["prod"]
+			vault      = "file"
+			policies   = ["pay"]
+			url        = "https://pay.example.com"
+			header     = { "X-Key" = "k" }
+		}
 		auth_registries   = ["docker.io", "registry:5000"]`)
 	must.Eq(t, config.Operator{
 		Name: "vault-docker", ImageUser: true,
@@ -145,6 +158,10 @@ func TestConfigEveryField(t *testing.T) {
 		PollInterval:    10 * time.Second,
 		MinPollInterval: time.Second,
 		DeniedUsers:     []string{"root", "www"},
+		Doors: config.Doors{AllowHosts: []string{"*.example.com"},
+			AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, RecordDir: "/var/log/doors",
+			Own: map[string]*config.OperatorDoor{"pay": {Namespaces: []string{"prod"}, Policies: []string{"pay"},
+				Door: config.Door{Of: "file", URL: "https://pay.example.com", Header: map[string]string{"X-Key": "k"}}}}},
 		AuthRegistries:  []string{"docker.io", "registry:5000"},
 	}, got)
 }
@@ -158,6 +175,7 @@ func TestEveryOptionIsDecoded(t *testing.T) {
 	}{
 		"the options of drivers": {all, []any{pluginOptions{}, execroot.Config{}}},
 		"those of a vault block": {clusterSpec, []any{cluster{}}},
+		"those of doors":         {doorsSpec, []any{doors{}}},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			tags := make(map[string]bool)
@@ -181,6 +199,15 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 			`vault "x" { address = "https://v" ca_file = "/none.pem" }`,
 			`vault "x": ca_file`,
 		},
+		"a block of addresses that is none": {`doors { allow_cidrs = ["10.0.0.1"] }`,
+			`doors: allow_cidrs: "10.0.0.1" is not a block of addresses such as "10.0.0.0/8"`},
+		"a record that is somewhere": {`doors { record_dir = "log" }`, `doors: record_dir "log" is not an absolute path`},
+		"a door without namespaces": {`door "pay" { policies = ["pay"] }`, `"namespaces" is required`},
+		"a door of a cluster that makes no tokens": {
+			`vault "default" { address = "http://v" } door "pay" {
+				namespaces = ["*"]
+				policies   = ["pay"]
+			}`, `door "pay": vault "default" has no token or token_file`},
 		"two clusters of one name": {
 			`vault "x" { address = "http://v" } vault "x" { address = "http://w" }`,
 			"Duplicate vault",
