@@ -162,7 +162,7 @@ func TestConfigEveryField(t *testing.T) {
 			AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, RecordDir: "/var/log/doors",
 			Own: map[string]*config.OperatorDoor{"pay": {Namespaces: []string{"prod"}, Policies: []string{"pay"},
 				Door: config.Door{Of: "file", URL: "https://pay.example.com", Header: map[string]string{"X-Key": "k"}}}}},
-		AuthRegistries:  []string{"docker.io", "registry:5000"},
+		AuthRegistries: []string{"docker.io", "registry:5000"},
 	}, got)
 }
 
@@ -202,7 +202,7 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		"a block of addresses that is none": {`doors { allow_cidrs = ["10.0.0.1"] }`,
 			`doors: allow_cidrs: "10.0.0.1" is not a block of addresses such as "10.0.0.0/8"`},
 		"a record that is somewhere": {`doors { record_dir = "log" }`, `doors: record_dir "log" is not an absolute path`},
-		"a door without namespaces": {`door "pay" { policies = ["pay"] }`, `"namespaces" is required`},
+		"a door without namespaces":  {`door "pay" { policies = ["pay"] }`, `"namespaces" is required`},
 		"a door of a cluster that makes no tokens": {
 			`vault "default" { address = "http://v" } door "pay" {
 				namespaces = ["*"]

@@ -155,7 +155,7 @@ func TestDoorToAHostThatTheOperatorDoesNotAllow(t *testing.T) {
 		`url: not allowed: 127.0.0.1 is a loopback address`:        api(func(d *Door) { d.URL = "https://127.0.0.1" }),
 	} {
 		c := hidden(d)
-		must.NoError(t, c.Validate(time.Minute))
+		must.NoError(t, c.Validate(op))
 		spec, err := op.DoorSpec(c, d, "alloc/task")
 		if says == "" {
 			must.NoError(t, err)
