@@ -45,7 +45,9 @@ func (d *doors) listen(name string) (process.Listen, error) {
 }
 
 // socket returns the socket of a door. It is the task's user's, as far as that is a user of this host; the users of
-// an image are not known here, and then everybody who can reach the task's directory may use it.
+// an image are not known here, and then everybody who can reach the task's directory may use it. When there is a
+// container it is known whom its image names. The socket is not given to that user: a process that starts as root may
+// become another, and with userns-remap the numbers are others on the host.
 //
 // The mode is the whole bar. That the process which connects is in the task's cgroup is not demanded (door.Peers):
 // where the mode is 0600, only processes of the same user get as far, and these can read the memory of the task's own.

@@ -27,8 +27,8 @@ const (
 
 // postgresDoor is a door to the database "app" with more options.
 func postgresDoor(name, options string) string {
-	return "door \"" + name + "\" {\n postgres = \"postgres://db.example.com/app\"\n username = \"u\"\n password = \"p\"\n" +
-		options + "\n}\n"
+	return "door \"" + name + "\" {\n postgres = \"postgres://db.example.com/app\"\n username = \"u\"\n " +
+		"password = \"p\"\n " + options + "\n}\n"
 }
 
 // startIn starts a task, and returns it with the environment of its process.
@@ -117,8 +117,8 @@ func TestClientsOfPostgreSQLFindTheDoor(t *testing.T) {
 		k := h.keeps()
 		r, env := h.startIn(listening(h, postgresDoor("db", "")))
 		must.Eq(t, ".s.PGSQL.5432", k.only(h).listen.Socket.Link)
-		for name, value := range map[string]string{"PGHOST": "/secrets", "PGPORT": "5432", "PGDATABASE": "app", "PGUSER": "door",
-			"DB_SOCK": "/secrets/db.sock", "DB_URL": "postgres://door@/app?host=/secrets&port=5432"} {
+		for name, value := range map[string]string{"PGHOST": "/secrets", "PGPORT": "5432", "PGDATABASE": "app",
+			"PGUSER": "door", "DB_SOCK": "/secrets/db.sock", "DB_URL": "postgres://door@/app?host=/secrets&port=5432"} {
 			must.Eq(t, value, env[name], must.Sprint(name))
 		}
 		r.stop()
@@ -128,7 +128,8 @@ func TestClientsOfPostgreSQLFindTheDoor(t *testing.T) {
 		must.Eq(t, "db.example.com", env["PGHOST"])
 		must.MapNotContainsKeys(t, env, []string{"PGPORT", "PGDATABASE", "PGUSER"})
 		r.stop()
-		r, env = h.startIn(listening(h, postgresDoor("one", "")+postgresDoor("three", "")+postgresDoor("two", "listen = 5433")))
+		three := postgresDoor("one", "") + postgresDoor("three", "") + postgresDoor("two", "listen = 5433")
+		r, env = h.startIn(listening(h, three))
 		must.MapNotContainsKeys(t, env, []string{"PGHOST", "PGPORT", "PGDATABASE", "PGUSER"})
 		must.Eq(t, "postgres://door@/app?host=/secrets&port=5432", env["ONE_URL"])
 		must.StrContains(t, env["TWO_URL"], "@127.0.0.1:5433/app?")

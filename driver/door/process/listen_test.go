@@ -200,7 +200,8 @@ func TestAPortInUseIsNamed(t *testing.T) {
 	must.NoError(t, err)
 	defer closeAll(files)
 	_, err = Listen{Port: 4000, Namespace: namespace}.listen()
-	must.EqError(t, err, "listen: port 4000 of the task's network: another process of the group uses it: choose another port")
+	must.EqError(t, err,
+		"listen: port 4000 of the task's network: another process of the group uses it: choose another port")
 }
 
 func TestANetworkThatIsGoneIsNamed(t *testing.T) {
