@@ -21,9 +21,9 @@
 //
 // # Times and bounds
 //
-// A request's header may have 32 KiB. In HTTP/1 a larger one, or what is no request at all, gets an answer of the door's
-// own. In HTTP/2 net/http answers or ends such a stream by itself: the answer does not say that it is the door's, and
-// the record has no line.
+// A request's header may have 32 KiB. In HTTP/1 a larger one, or what is no request at all, gets an answer of the
+// door's own. In HTTP/2 net/http answers or ends such a stream by itself: the answer does not say that it is the
+// door's, and the record has no line.
 //
 // A client must take and give bytes within IdleTimeout. An upstream that is silent is waited for as long as the client
 // waits: it is the client that knows how long an answer may take, and a silent upstream costs the task's own door only.

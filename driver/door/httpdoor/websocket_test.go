@@ -27,7 +27,7 @@ func websockets(rw http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	code, _ := strconv.Atoi(r.URL.Query().Get("code"))
 	switch r.URL.Path {
 	case "/hello": // with the answer's header, before the client has said anything
@@ -172,7 +172,7 @@ func TestWebsocketsAreAsWithoutADoor(t *testing.T) {
 			c, res, err := dialer.Dial("ws://"+address.String()+path, nil)
 			must.NoError(t, err, must.Sprint(name))
 			res.Body.Close()
-			defer c.Close()
+			defer func() { _ = c.Close() }()
 			_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
 			s := &socket{Conn: c}
 			pong, ping := c.PongHandler(), c.PingHandler()
