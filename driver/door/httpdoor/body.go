@@ -40,11 +40,11 @@ func (w *watch) stop() {
 // credential, or it is too much.
 type upload struct {
 	body  io.ReadCloser
-	watch *watch
 	total *atomic.Int64
 
 	reading sync.Mutex // one attempt reads at a time, also one that was given up
 	mu      sync.Mutex // guards what is below
+	watch   *watch
 	kept    []byte
 	lost    bool // kept is not all that was read
 	closed  bool
@@ -54,7 +54,7 @@ type upload struct {
 }
 
 func newUpload(body io.ReadCloser, w *watch, total *atomic.Int64) *upload {
-	return &upload{body: body, watch: w, total: total}
+	return &upload{body: body, total: total, watch: w}
 }
 
 // Read reads what no attempt has read. Each attempt to send the body has a reader of its own.
@@ -67,21 +67,14 @@ var errOver = errors.New("read a request's body after the call")
 
 // next reads from the client.
 func (u *upload) next(p []byte) (int, error) {
-	u.mu.Lock()
-	closed, err := u.closed, u.err
-	u.mu.Unlock()
-	if closed {
-		return 0, errOver
-	}
-	if err != nil {
+	if err := u.begin(); err != nil {
 		return 0, err
 	}
-	u.watch.start()
 	n, err := u.body.Read(p)
-	u.watch.stop()
 	u.total.Add(int64(n))
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.watch.stop()
 	u.read += int64(n)
 	u.err = err
 	u.ended.Store(err == io.EOF)
@@ -91,6 +84,21 @@ func (u *upload) next(p []byte) (int, error) {
 		u.kept, u.lost = nil, true
 	}
 	return n, err
+}
+
+// begin gives a reading its time, unless there is nothing to read any more. The upstream's transport may read on when
+// the call has ended: a deadline that is set then would be one of the connection's next request.
+func (u *upload) begin() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case u.closed:
+		return errOver
+	case u.err != nil:
+		return u.err
+	}
+	u.watch.start()
+	return nil
 }
 
 // replayable reports whether another attempt can send all of the body. A nil upload is no body.
@@ -129,9 +137,9 @@ func (u *upload) size() int64 {
 }
 
 func (u *upload) close() {
-	u.watch.stop()
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.watch.stop()
 	u.closed, u.kept = true, nil
 }
 
