@@ -129,8 +129,8 @@ func (c *Task) PostgresPorts() map[string]int {
 }
 
 // ErrDoorUnhidden is for tasks of a driver that hides no file of the node from them.
-var ErrDoorUnhidden = errors.New("door: a task that sees the node's files can read its identity, and needs no door to " +
-	"log in: use vault-exec or vault-docker")
+var ErrDoorUnhidden = errors.New("door: a task that sees the node's files can read its identity, and needs no door " +
+	"to log in: use vault-exec or vault-docker")
 
 // CheckListen refuses a port where the task has no network of its own, or the container that it is another one.
 func (d *Door) CheckListen(ownNetwork bool, networkMode string) error {

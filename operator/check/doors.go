@@ -137,7 +137,8 @@ func (c *checker) checkSpec(about string, t doorsOf, d *config.Door) (door.Spec,
 	spec, err := t.taskDriver.conf.DoorSpec(&t.conf, d, t.task.Name)
 	switch {
 	case errors.Is(err, door.ErrNotAllowed) && !t.local:
-		c.warn(about, "run check with -config on a client", "unless the clients' configuration of the plugin allows it: %s", err)
+		c.warn(about, "run check with -config on a client", "unless the clients' configuration of the plugin allows it: %s",
+			err)
 		return spec, err
 	case err == nil:
 		_, err = process.Kinds(spec, nil)

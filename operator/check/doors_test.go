@@ -37,7 +37,8 @@ func doorsLooked(t *testing.T, wraps, group, task, block string, local bool, op 
 	must.NoError(t, err)
 	job.Canonicalize()
 	c := &checker{job: job}
-	conf := config.Operator{Name: "vault-" + wraps, Doors: op, Clusters: []vault.Cluster{{Name: "default", Address: "http://v"}}}
+	conf := config.Operator{Name: "vault-" + wraps, Doors: op,
+		Clusters: []vault.Cluster{{Name: "default", Address: "http://v"}}}
 	d := &taskDriver{name: conf.Name, wraps: wraps, local: local, conf: conf}
 	g := job.TaskGroups[0]
 	of, read, err := c.read(t.Context(), d, g, g.Tasks[0])
@@ -73,6 +74,8 @@ func TestWhatIsWrongWithADoor(t *testing.T) {
 		says                      string // the beginning of all that is not ok
 	}{
 		"nothing": {op: loopback},
+		"headers and parameters": {op: loopback,
+			block: apiDoor("UP", "insecure = true\n header = {\n X-Key = \"x\"\n}\n query = {\n key = \"x\"\n}\n")},
 		"a driver that hides nothing": {wraps: "raw_exec", op: loopback,
 			says: "problem door: a task that sees the node's files can read its identity"},
 		"an identity in the environment": {task: strings.Replace(hiddenIdentity, "ttl", "env = true\n ttl", 1), op: loopback,
@@ -103,8 +106,8 @@ func TestWhatIsWrongWithADoor(t *testing.T) {
 		"a template with the same secret": {block: open + alsoReads("kv/a"), op: loopback,
 			says: `warning the task gets the secret of door "api" bearer line 1 too: template "secrets/a" line 1 asks for kv/a`},
 		"a template with another secret": {block: open + alsoReads("kv/b"), op: loopback},
-		"a certificate whose key the task has": {op: loopback, block: apiDoor("UP", "insecure = true\n client_cert {\n pki = "+
-			"\"web\"\n}\n") + "pki \"web\" {\n path = \"pki/issue/web\"\n key_file = \"secrets/key\"\n}\n",
+		"a certificate whose key the task has": {op: loopback, block: apiDoor("UP", "insecure = true\n client_cert {\n "+
+			"pki = \"web\"\n}\n") + "pki \"web\" {\n path = \"pki/issue/web\"\n key_file = \"secrets/key\"\n}\n",
 			says: `warning the task gets the key of client_cert too: pki "web" has key_file`},
 		"a certificate whose key it has not": {op: loopback, block: apiDoor("UP", "insecure = true\n client_cert {\n pki = "+
 			"\"web\"\n}\n") + "pki \"web\" {\n path = \"pki/issue/web\"\n ca_file = \"secrets/ca\"\n}\n"},

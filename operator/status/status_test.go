@@ -97,7 +97,7 @@ func TestExitCodeSaysWhetherAPersonIsNeeded(t *testing.T) {
 		"a cluster makes tokens":      {func(d *status.Document) { d.Clusters[0].TokenRole = "ready" }, 0, "default"},
 		"something cannot be revoked": {parked(status.Parked{Trouble: "away"}), 1, "yet: away"},
 		"the doors' process hangs":    {func(d *status.Document) { d.Doors.Trouble = "no answer" }, 1, "; no answer"},
-		"no door was ever opened":     {func(d *status.Document) { d.Doors = &status.Doors{} }, 0, "open: 0, no process runs"},
+		"no door was ever opened":     {func(d *status.Document) { d.Doors = &status.Doors{} }, 0, "0, no process runs"},
 		"no task can have a door":     {func(d *status.Document) { d.Doors = nil }, 0, "default"},
 		"something is held":           {parked(status.Parked{Held: true}), 0, "kept as long as one runs"},
 		"something waits for a run":   {parked(status.Parked{Until: now.Add(time.Minute)}), 0, "1m0s for the next run"},
