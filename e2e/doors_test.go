@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/pem"
@@ -38,13 +39,14 @@ func newAPI(t *testing.T, key string) *api {
 	a := &api{}
 	a.accepts.Store(key)
 	a.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("X-Api-Key") != a.accepts.Load() {
+		key := cmp.Or(r.Header.Get("X-Api-Key"), strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
+		if key != a.accepts.Load() {
 			a.refused.Add(1)
 			http.Error(w, "unknown key", http.StatusUnauthorized)
 			return
 		}
 		a.accepted.Add(1)
-		fmt.Fprint(w, "you are ", r.Header.Get("X-Api-Key"))
+		fmt.Fprint(w, "you are ", key)
 	}))
 	t.Cleanup(a.Close)
 	return a
@@ -68,9 +70,13 @@ func (a *api) replace(t *testing.T, s *stack.Stack, j job, key string) {
 
 // doorHCL is a vault block whose identity the task cannot read, and a door to the API with the key of the job's secret.
 func (a *api) doorHCL(j job, more string) string {
-	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Certificate().Raw})
 	return hiddenVault + fmt.Sprintf("door \"api\" {\n url = %q\n ca_pem = %q\n header = { \"X-Api-Key\" = %q }\n "+
-		"poll_interval = \"5s\"\n %s\n }\n", a.URL, ca, inJob(j, "key"), more)
+		"poll_interval = \"5s\"\n %s\n }\n", a.URL, a.ca(), inJob(j, "key"), more)
+}
+
+// ca is the authority of the API's certificate.
+func (a *api) ca() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Certificate().Raw})
 }
 
 const hiddenVault = "vault {\n identity_file = \"private/vault.jwt\"\n }\n"
@@ -86,10 +92,7 @@ func TestDoor(t *testing.T) {
 			keys := []string{"first-" + rand.Text(), "second" + rand.Text(), "third-" + rand.Text()}
 			a := newAPI(t, keys[0])
 			j := job{Name: "door-" + driver[len("vault-"):], Driver: driver, Hidden: true,
-				Args: []string{"call", "secrets/api.sock", "/me", "20"}}
-			if j.Docker() {
-				j.Args[1] = "/secrets/api.sock"
-			}
+				Args: []string{"call", "API_SOCK", "/me", "20"}}
 			j.Config = a.doorHCL(j, "")
 			put(t, s, j, map[string]any{"key": keys[0]})
 			registered, alloc := register(t, s, j.spec())
@@ -233,4 +236,85 @@ func TestDoorToVault(t *testing.T) {
 		must.StrContains(t, log, "the path is not among the door's paths")
 		must.SliceEmpty(t, holders(t, alloc, j, "hvs."), must.Sprint("who has a token"))
 	})
+}
+
+// TestDoorToDatabase has a client that knows no password connect to PostgreSQL twice a second, over the end of the user.
+func TestDoorToDatabase(t *testing.T) {
+	each(t, "door-db", func(t *testing.T, s *stack.Stack, j job) {
+		ctx := within(t, 2*time.Minute)
+		must.NoError(t, s.Vault.DatabaseRole(ctx, j.Name, 10*time.Second, 20*time.Second))
+		must.NoError(t, s.Vault.Role(ctx, j.Name, fmt.Sprintf(`path "database/creds/%s" { capabilities = ["read"] }`, j.Name),
+			nil))
+		creds := func(field string) string {
+			return fmt.Sprintf("{{ with secret \"database/creds/%s\" }}{{ .Data.%s }}{{ end }}", j.Name, field)
+		}
+		j.Hidden = true
+		j.Args = []string{"busy"} // It ends at the first connection that fails.
+		j.Config = fmt.Sprintf("vault {\n role = %q\n identity_file = \"private/vault.jwt\"\n }\n", j.Name) +
+			fmt.Sprintf("door \"db\" {\n postgres = \"postgres://127.0.0.1:%d/postgres?sslmode=disable\"\n insecure = true\n "+
+				"username = %q\n password = %q\n }\n", s.Postgres.Port, creds("username"), creds("password"))
+		alloc := run(t, s, j)
+		first := users(t, ctx, alloc, j, 1)[0]
+		eventually(t, time.Minute, func() error { return gone(ctx, s, first) })
+		must.NoError(t, alloc.Signal(ctx, j.Name, "SIGHUP"))
+		must.NotEq(t, first, users(t, ctx, alloc, j, 2)[1])
+	})
+}
+
+// TestDoorOnLoopback has a task in a network of its own call an API by an address, and its neighbour refused there.
+func TestDoorOnLoopback(t *testing.T) {
+	each(t, "door-port", func(t *testing.T, s *stack.Stack, j job) {
+		ctx := within(t, 2*time.Minute)
+		key := rand.Text()
+		a := newAPI(t, key)
+		put(t, s, j, map[string]any{"key": key})
+		j.Hidden = true
+		j.Args = []string{"call", "API_URL", "/me", "5"}
+		j.Config = a.doorHCL(j, "listen = 4000")
+		j.Group = "network {\n mode = \"bridge\"\n }\n" + neighbour
+		_, alloc := register(t, s, strings.Replace(j.spec(), `network_mode = "host"`, "", 1))
+		must.NoError(t, alloc.Running(ctx))
+		answers(t, ctx, alloc, j, regexp.QuoteMeta(`200 "you are `+strings.Repeat("*", len(key))+`"`))
+		_, err := alloc.Log(ctx, "neighbour", "stdout", "^HTTP/1.1 403 ", 1)
+		must.NoError(t, err)
+	})
+}
+
+// neighbour is another task of a group, which finds the port and does not know what the address of a door ends with.
+const neighbour = `task "neighbour" {
+  driver = "exec"
+  config {
+    command = "/bin/sh"
+    args    = ["-c", "while ! printf 'GET /me HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n' | nc -w 5 127.0.0.1 4000; do sleep 1; done; sleep 600"]
+  }
+  resources {
+    cpu    = 20
+    memory = 32
+  }
+}
+`
+
+// TestDoorOfTheOperator has a job name a door whose key only the operator's own token leads to.
+func TestDoorOfTheOperator(t *testing.T) {
+	t.Parallel()
+	key := "pay-" + rand.Text()
+	a := newAPI(t, key)
+	file := filepath.Join(t.TempDir(), "token")
+	s := own(t, stack.Options{
+		Blocks: map[string]string{"roles": fmt.Sprintf("token_file = %q\n create_from_role = \"nomad-cluster\"", file)},
+		Plugins: []stack.Plugin{{Name: "vault-exec", Config: fmt.Sprintf("door \"pay\" {\n namespaces = [\"default\"]\n "+
+			"vault = \"roles\"\n policies = [\"pay\"]\n url = %q\n ca_pem = %q\n bearer = %q\n }\n", a.URL, a.ca(),
+			`{{ with secret "kv/data/pay" }}{{ .Data.data.key }}{{ end }}`)}},
+	})
+	ctx := within(t, 2*time.Minute)
+	must.NoError(t, s.Vault.Script(ctx, "token-role.sh", file))
+	must.NoError(t, s.Vault.Put(ctx, "auth/token/roles/nomad-cluster",
+		map[string]any{"disallowed_policies": "nomad-server", "orphan": true, "token_period": "1h"}))
+	must.NoError(t, s.Vault.API.Sys().PutPolicyWithContext(ctx, "pay", `path "kv/data/pay" { capabilities = ["read"] }`))
+	must.NoError(t, s.Vault.Put(ctx, "kv/data/pay", map[string]any{"data": map[string]any{"key": key}}))
+	j := job{Name: "door-pay", Driver: "vault-exec", Args: []string{"call", "PAY_SOCK", "/me", "5"}, Config: `door "pay" {}`}
+	alloc := run(t, s, j)
+	must.NoError(t, alloc.Running(ctx))
+	answers(t, ctx, alloc, j, regexp.QuoteMeta(`200 "you are `+strings.Repeat("*", len(key))+`"`))
+	must.SliceEmpty(t, holders(t, alloc, j, key), must.Sprint("who has the key"))
 }

@@ -14,24 +14,25 @@ import (
 	vault "github.com/hashicorp/vault/api"
 )
 
-// call calls a door so many times a second until a signal, and says when an answer is not the one before. It connects
-// anew for each tenth call.
+// call calls a door, of which a variable says where it is, so many times a second until a signal, and says when an answer
+// is not the one before. It connects anew for each tenth call.
 func call(signals <-chan os.Signal, args []string) error {
 	if len(args) != 3 {
-		return fmt.Errorf("call: which socket or address, which path, how often a second?")
+		return fmt.Errorf("call: which variable, which path, how often a second?")
 	}
 	each, err := strconv.Atoi(args[2])
 	if err != nil {
 		return err
 	}
-	door := caller(args[0])
+	at := os.Getenv(args[0])
+	door := caller(at)
 	var last string
 	calls := 0
 	for tick := time.Tick(time.Second / time.Duration(each)); ; calls++ {
 		if calls%10 == 9 {
 			door.CloseIdleConnections()
 		}
-		answer := get(door, args[0], args[1])
+		answer := get(door, at, args[1])
 		if answer != last {
 			fmt.Println("answer:", answer)
 		}

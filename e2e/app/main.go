@@ -6,7 +6,7 @@
 //	app db [FILE]             connects to PostgreSQL as PG* of FILE or the environment say, again at each SIGHUP
 //	app busy [FILE]           does the same, and connects every half second in between as it did last
 //	app query                 connects once, as PG* of the environment say, and ends
-//	app call SOCKET PATH N    calls a door N times a second, and prints an answer that is not the one before
+//	app call VAR PATH N       calls the door that VAR names, N times a second; prints an answer that is another
 //	app read PATH...          reads each path of the Vault that the environment names, now and at each SIGHUP
 //	app look                  prints what it sees of the place that it runs in, again at each SIGHUP
 //	app exit CODE [DURATION]  ends with CODE after DURATION
