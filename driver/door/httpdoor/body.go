@@ -197,7 +197,7 @@ type download struct {
 
 func (c *call) newDownload(res *http.Response, trailers, body *matcher) io.ReadCloser {
 	d := &download{res: res, body: res.Body, trailers: trailers}
-	counted := &counter{res.Body, &c.line.Received, &c.door.received}
+	counted := &counter{res.Body, &c.received, &c.door.received}
 	d.Reader = counted
 	if body != nil && res.ContentLength != 0 {
 		d.Reader = newScrubber(counted, body)
@@ -215,13 +215,13 @@ func (d *download) Close() error {
 // A counter counts what is read for the call and for the door.
 type counter struct {
 	io.Reader
-	call *int64
+	call *atomic.Int64
 	door *atomic.Int64
 }
 
 func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.Reader.Read(p)
-	atomic.AddInt64(c.call, int64(n))
+	c.call.Add(int64(n))
 	c.door.Add(int64(n))
 	return n, err
 }
@@ -234,7 +234,7 @@ type tunnel struct {
 }
 
 func (c *call) newTunnel(up io.ReadWriteCloser, m *matcher) io.ReadWriteCloser {
-	t := &tunnel{up: up, call: c, Reader: &counter{up, &c.line.Received, &c.door.received}}
+	t := &tunnel{up: up, call: c, Reader: &counter{up, &c.received, &c.door.received}}
 	if m != nil {
 		t.Reader = newScrubber(t.Reader, m)
 	}
@@ -244,7 +244,7 @@ func (c *call) newTunnel(up io.ReadWriteCloser, m *matcher) io.ReadWriteCloser {
 // Write implements io.Writer.
 func (t *tunnel) Write(p []byte) (int, error) {
 	n, err := t.up.Write(p)
-	atomic.AddInt64(&t.call.line.Sent, int64(n))
+	t.call.sent.Add(int64(n))
 	t.call.door.sent.Add(int64(n))
 	return n, err
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"nomad-driver-vault/driver/door"
@@ -33,6 +34,8 @@ type call struct {
 	renewed bool        // the credential was denied once
 	whole   bool        // the answer was sent to its end
 	line    door.Call   // of the record, as far as it is known
+
+	sent, received atomic.Int64 // bytes; a websocket counts on for a moment when its call has ended
 }
 
 // ServeHTTP serves a task's request.
@@ -260,8 +263,9 @@ func (c *call) record() {
 	if c.gen != nil {
 		line.With(c.gen.secret)
 	}
+	line.Sent, line.Received = c.sent.Load(), c.received.Load()
 	if c.upload != nil {
-		line.Sent += c.upload.size()
+		line.Sent = c.upload.size()
 	}
 	c.door.record(line, connOf(c.in))
 }
