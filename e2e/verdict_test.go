@@ -136,7 +136,7 @@ var wrong = map[string]flaw{
 	"a door beside one in env":          hidden("filepath = \"private/vault.jwt\"\n env = true", doorBlock("https://192.0.2.1", `vault = "b"`)),
 	"a door without its identity":       hidden("", doorBlock("https://192.0.2.1", `vault = "b"`)),
 	"a door with a port and no network": door("https://192.0.2.1", "listen = 4000"),
-	"a door to an address of the node":  door("https://127.0.0.1:1", ""),
+	"a door to the metadata of a cloud": door("https://169.254.169.254", ""),
 	"a door without TLS":                door("http://192.0.2.1", ""),
 	"a door with authorities of none":   door("https://192.0.2.1", `ca_pem = "x"`),
 	"a door to a database without TLS": hidden("filepath = \"private/vault.jwt\"", "door \"x\" {\n vault = \"b\"\n insecure = true\n "+
