@@ -8,7 +8,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -27,7 +29,7 @@ import (
 	"nomad-driver-vault/e2e/stack"
 )
 
-// api is an API that wants a key, and tells whoever calls it which key it got.
+// api is an API that wants a key, "" for any, and tells whoever calls it which key it got.
 type api struct {
 	*httptest.Server
 	accepts  atomic.Value // the key
@@ -40,7 +42,7 @@ func newAPI(t *testing.T, key string) *api {
 	a.accepts.Store(key)
 	a.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		key := cmp.Or(r.Header.Get("X-Api-Key"), strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
-		if key != a.accepts.Load() {
+		if wants := a.accepts.Load(); wants != "" && key != wants {
 			a.refused.Add(1)
 			http.Error(w, "unknown key", http.StatusUnauthorized)
 			return
@@ -68,10 +70,32 @@ func (a *api) replace(t *testing.T, s *stack.Stack, j job, key string) {
 	put(t, s, j, map[string]any{"key": key})
 }
 
-// doorHCL is a vault block whose identity the task cannot read, and a door to the API with the key of the job's secret.
-func (a *api) doorHCL(j job, more string) string {
-	return hiddenVault + fmt.Sprintf("door \"api\" {\n url = %q\n ca_pem = %q\n header = { \"X-Api-Key\" = %q }\n "+
-		"poll_interval = \"5s\"\n %s\n }\n", a.URL, a.ca(), inJob(j, "key"), more)
+// door is a door "api" to the API, whose key is a field of the job's secret.
+func (a *api) door(j job, key, more string) string {
+	return fmt.Sprintf("door \"api\" {\n url = %q\n ca_pem = %q\n header = { \"X-Api-Key\" = %q }\n poll_interval = \"5s\"\n "+
+		"%s\n }\n", a.URL, a.ca(), inJob(j, key), more)
+}
+
+// answered is an error unless the door of a task calls the API with that key, which is too short to be made unreadable.
+func answered(ctx context.Context, alloc *stack.Alloc, j job, key string) error {
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", alloc.Path(j.Name, "secrets/api.sock"))
+		}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://door/me", nil)
+	if err != nil {
+		return err
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err == nil && string(body) != "you are "+key {
+		err = fmt.Errorf("the door of %s answers %s %q, not as %s", j.Name, res.Status, body, key)
+	}
+	return err
 }
 
 // ca is the authority of the API's certificate.
@@ -79,9 +103,10 @@ func (a *api) ca() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Certificate().Raw})
 }
 
+// hiddenVault is a vault block whose identity the task cannot read.
 const hiddenVault = "vault {\n identity_file = \"private/vault.jwt\"\n }\n"
 
-// TestDoor is the story of a door: the task calls an API whose key it never has, the key is replaced at 20 calls a
+// TestDoor is the story of a door: the task calls an API whose key it never has, the key is replaced at 200 calls a
 // second while the old one is dead already, plugin and doors process die, and nothing is left after the stop.
 func TestDoor(t *testing.T) {
 	t.Parallel()
@@ -92,8 +117,8 @@ func TestDoor(t *testing.T) {
 			keys := []string{"first-" + rand.Text(), "second" + rand.Text(), "third-" + rand.Text()}
 			a := newAPI(t, keys[0])
 			j := job{Name: "door-" + driver[len("vault-"):], Driver: driver, Hidden: true,
-				Args: []string{"call", "API_SOCK", "/me", "20"}}
-			j.Config = a.doorHCL(j, "")
+				Args: []string{"call", "API_SOCK", "/me", "200"}}
+			j.Config = hiddenVault + a.door(j, "key", "")
 			put(t, s, j, map[string]any{"key": keys[0]})
 			registered, alloc := register(t, s, j.spec())
 			masked := regexp.QuoteMeta(`200 "you are ` + strings.Repeat("*", len(keys[0])) + `"`)
@@ -270,7 +295,7 @@ func TestDoorOnLoopback(t *testing.T) {
 		put(t, s, j, map[string]any{"key": key})
 		j.Hidden = true
 		j.Args = []string{"call", "API_URL", "/me", "5"}
-		j.Config = a.doorHCL(j, "listen = 4000")
+		j.Config = hiddenVault + a.door(j, "key", "listen = 4000")
 		j.Group = "network {\n mode = \"bridge\"\n }\n" + neighbour
 		_, alloc := register(t, s, strings.Replace(j.spec(), `network_mode = "host"`, "", 1))
 		must.NoError(t, alloc.Running(ctx))

@@ -62,8 +62,8 @@ var faults = []fault{
 }
 
 // TestPluginDiesAtEachStep kills the plugin at each step of a task's life. However it was interrupted, the task comes
-// to run as one process with the current secrets, its session is used again, and a stop takes everything back. Each
-// case has a plugin process of its own, so that it dies once and for one reason.
+// to run as one process with the current secrets, its session and its door are used again, and a stop takes everything
+// back. Each case has a plugin process of its own, so that it dies once and for one reason.
 func TestPluginDiesAtEachStep(t *testing.T) {
 	var plugins []stack.Plugin
 	jobs := map[string]job{}
@@ -76,13 +76,14 @@ func TestPluginDiesAtEachStep(t *testing.T) {
 		}
 	}
 	s := own(t, stack.Options{Postgres: true, Faults: true, Plugins: plugins})
+	a := newAPI(t, "")
 	t.Run("cases", func(t *testing.T) { // ends when all are over, and the stack after it
 		for i, f := range faults {
 			for name, j := range jobs {
 				if strings.HasPrefix(name, fmt.Sprintf("%02d-", i)) {
 					t.Run(name, func(t *testing.T) {
 						t.Parallel()
-						f.survived(t, s, j)
+						f.survived(t, s, a, j)
 					})
 				}
 			}
@@ -102,13 +103,15 @@ func (f fault) phase() string {
 	}
 }
 
-func (f fault) survived(t *testing.T, s *stack.Stack, j job) {
+func (f fault) survived(t *testing.T, s *stack.Stack, a *api, j job) {
 	ctx := within(t, 3*time.Minute)
 	put(t, s, j, map[string]any{"color": "green"})
 	policy := fmt.Sprintf(`path "kv/data/default/%s/*" { capabilities = ["read"] } %s`, j.Name, revokes)
 	j = withDatabase(t, s, j, time.Hour, policy, onNoop)
 	mode := map[string]string{"": onNoop, "signal": onSignal, "restart": onRestart}[f.mode]
-	j.Config += file("secrets/color", inJob(j, "color"), mode)
+	j.Config += file("secrets/color", inJob(j, "color"), mode) + a.door(j, "color", "")
+	j.Config = strings.Replace(j.Config, "vault {\n", "vault {\n identity_file = \"private/vault.jwt\"\n", 1)
+	j.Hidden = true
 	j.Args = []string{"show", "/secrets/color", "/secrets/db.env"}
 	j.Task += "restart {\n attempts = 1\n delay = \"0s\"\n interval = \"10m\"\n mode = \"fail\"\n }"
 	starts := f.phase() == "start"
@@ -124,12 +127,14 @@ func (f fault) survived(t *testing.T, s *stack.Stack, j job) {
 	tokens := tokensOf(t, s, j.Name)
 	must.Len(t, 1, tokens)
 
+	eventually(t, time.Minute, func() error { return answered(ctx, alloc, j, "green") })
 	if f.mode != "" {
 		must.NoError(t, s.Fault(j.Name, f.step))
 		put(t, s, j, map[string]any{"color": "blue"})
 		eventually(t, time.Minute, func() error { return f.reached(s, j) })
 		eventually(t, time.Minute, func() error { return f.current(t, ctx, alloc, j, "blue") })
 		must.Eq(t, tokens, tokensOf(t, s, j.Name), must.Sprint("the session goes on"))
+		eventually(t, time.Minute, func() error { return answered(ctx, alloc, j, "blue") })
 	}
 	if f.stop {
 		must.NoError(t, s.Fault(j.Name, f.step))
