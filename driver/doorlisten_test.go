@@ -21,7 +21,7 @@ func listening(h *host, doors string) *drivers.TaskConfig {
 }
 
 const (
-	apiDoor   = "door \"api\" {\n url = \"https://api.example.com\"\n listen = 4000\n bearer = \"x\"\n}\n"
+	apiDoor   = "door \"shop\" {\n url = \"https://api.example.com\"\n listen = 4000\n bearer = \"x\"\n}\n"
 	vaultDoor = "door \"kv\" {\n vault = \"default\"\n listen = 8200\n}\n"
 )
 
@@ -45,15 +45,15 @@ func TestDoorOverTCPIsTheTasksAlone(t *testing.T) {
 		k := h.keeps()
 		r, env := h.startIn(listening(h, apiDoor+vaultDoor+postgresDoor("db", "listen = 6432")))
 		secret := map[string]string{}
-		for name, port := range map[string]int{"api": 4000, "kv": 8200, "db": 6432} {
+		for name, port := range map[string]int{"shop": 4000, "kv": 8200, "db": 6432} {
 			d := k.open[state.Key("alloc-1", "web")+"/"+name]
 			must.Eq(t, process.Listen{Socket: d.listen.Socket, Port: port, Namespace: "/run/netns/one"}, d.listen)
 			secret[name] = d.spec.Secret
 			must.GreaterEq(t, 26, len(secret[name]))
 			must.StrNotContains(t, h.log.String(), secret[name][1:])
 		}
-		must.NotEq(t, secret["api"], secret["kv"])
-		must.Eq(t, "http://127.0.0.1:4000/"+secret["api"], env["API_URL"])
+		must.NotEq(t, secret["shop"], secret["kv"])
+		must.Eq(t, "http://127.0.0.1:4000/"+secret["shop"], env["SHOP_URL"])
 		must.Eq(t, "http://127.0.0.1:8200/"+secret["kv"], env["KV_URL"])
 		must.Eq(t, "postgres://door:"+secret["db"]+"@127.0.0.1:6432/app?sslmode=disable", env["DB_URL"])
 		must.Eq(t, "unix:///secrets/kv.sock", env["VAULT_ADDR"])
@@ -83,16 +83,16 @@ func TestDoorOverTCPIsTakenOver(t *testing.T) {
 		h.write("blue")
 		after(time.Minute)
 		must.NotEq(t, pid, r.process().pid)
-		must.Eq(t, before["API_URL"], r.process().env["API_URL"])
+		must.Eq(t, before["SHOP_URL"], r.process().env["SHOP_URL"])
 		r.stop()
 	})
 }
 
 func TestDoorOverTCPNeedsANetworkOfTheTasksOwn(t *testing.T) {
 	for says, change := range map[string]func(*drivers.TaskConfig){
-		`door "api": listen: the task has no network of its own: write network { mode = "bridge" } in the group, or leave ` +
-			"listen out and use the socket secrets/api.sock": func(cfg *drivers.TaskConfig) { cfg.NetworkIsolation = nil },
-		`door "api": listen: with network_mode the container is not in the network of its group`: func(cfg *drivers.TaskConfig) {
+		`door "shop": listen: the task has no network of its own: write network { mode = "bridge" } in the group, or leave ` +
+			"listen out and use the socket secrets/shop.sock": func(cfg *drivers.TaskConfig) { cfg.NetworkIsolation = nil },
+		`door "shop": listen: with network_mode the container is not in the network of its group`: func(cfg *drivers.TaskConfig) {
 			var block map[string]any
 			must.NoError(t, cfg.DecodeDriverConfig(&block))
 			block["network_mode"] = "host"

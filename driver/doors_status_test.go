@@ -51,7 +51,7 @@ func TestStatusOfADoor(t *testing.T) {
 		must.Between(t, 0, got.Since.Sub(status.Time(began)), 10*time.Second)
 		must.Eq(t, k.only(h).last().Generation, got.Generation)
 		got.Since, got.Generation = time.Time{}, 0
-		must.Eq(t, status.Door{Name: "api", Kind: "api", Upstream: "https://api.example.com", Connections: 1, Calls: 1,
+		must.Eq(t, status.Door{Name: "shop", Kind: "api", Upstream: "https://api.example.com", Connections: 1, Calls: 1,
 			InFlight: 2, Refused: 3, Failed: 4, Sent: 5, Received: 6}, got)
 		must.SliceEmpty(t, h.taskStatus().Trouble)
 		r.stop()
@@ -73,12 +73,12 @@ func TestStatusOfDoorsInTrouble(t *testing.T) {
 		api := k.only(h)
 		used := api.used
 		api.used = nil
-		must.Eq(t, []string{`door "api" refuses all calls: it has no credential`}, h.taskStatus().Trouble)
+		must.Eq(t, []string{`door "shop" refuses all calls: it has no credential`}, h.taskStatus().Trouble)
 		must.True(t, h.doorStatus().Since.IsZero())
 		api.used = used
 		open := k.open
 		k.open = nil
-		must.Eq(t, []string{`door "api" is not open: the task's log says why`}, h.taskStatus().Trouble)
+		must.Eq(t, []string{`door "shop" is not open: the task's log says why`}, h.taskStatus().Trouble)
 		k.open = open
 		r.stop()
 	})
@@ -92,7 +92,7 @@ func TestCredentialOfADoorSaysWhereItIsFrom(t *testing.T) {
 		session := only(t, h.taskStatus().Sessions)
 		must.NotEq(t, "", session.Accessor)
 		key := "alloc-1/web/"
-		api, vault := k.open[key+"api"].last(), k.open[key+"vault"].last()
+		api, vault := k.open[key+"shop"].last(), k.open[key+"vault"].last()
 		must.Eq(t, session.Accessor, api.Accessor)
 		must.Eq(t, session.Accessor, vault.Accessor)
 		must.StrHasPrefix(t, "database/creds/app/", only(t, api.Leases))

@@ -95,7 +95,7 @@ func (h *host) keeps() *doorkeeperOfTests {
 // doorHCL is a task with one door, whose credential has the texts.
 func doorHCL(text string) string {
 	return "vault {\n role = \"app\"\n identity_file = \"private/vault.jwt\"\n}\n" +
-		"door \"api\" {\n url = \"https://api.example.com\"\n poll_interval = \"20s\"\n" +
+		"door \"shop\" {\n url = \"https://api.example.com\"\n poll_interval = \"20s\"\n" +
 		"bearer = <<EOT\n" + text + "\nEOT\n}\n"
 }
 
@@ -111,7 +111,7 @@ func TestDoorHasItsCredentialBeforeTheProcessStarts(t *testing.T) {
 		r := h.start(doorHCL(kv))
 		api := k.only(h)
 		must.Eq(t, "Bearer green", api.last().Header["Authorization"])
-		must.Eq(t, "web/secrets/api.sock", api.listen.Socket.Name)
+		must.Eq(t, "web/secrets/shop.sock", api.listen.Socket.Name)
 		must.Eq(t, "https://api.example.com", api.spec.HTTP.URL)
 		must.StrNotContains(t, h.log.String(), "green")
 		r.stop()
@@ -133,7 +133,7 @@ func TestDoorFollowsAChangeWithoutTheTask(t *testing.T) {
 		must.Greater(t, api.uses()[0].Generation, api.uses()[1].Generation)
 		must.Eq(t, before, r.process())
 		must.SliceEmpty(t, r.did())
-		must.Eq(t, []string{`Secrets changed: door "api"; used from the next call on`}, h.events())
+		must.Eq(t, []string{`Secrets changed: door "shop"; used from the next call on`}, h.events())
 		r.stop()
 	})
 }
@@ -247,7 +247,7 @@ func TestTaskIsNotStartedWithoutItsDoor(t *testing.T) {
 		k := h.keeps()
 		h.write("green")
 		k.refuses = errors.New("no process")
-		must.ErrorContains(t, h.refused(doorHCL(kv)), `door "api": no process`)
+		must.ErrorContains(t, h.refused(doorHCL(kv)), `door "shop": no process`)
 		h.Driver.doors = nil
 		must.ErrorContains(t, h.refused(doorHCL(kv)), "until its state_dir can be used")
 		synctest.Wait()
@@ -302,7 +302,7 @@ func TestCredentialOfADoorIsOneLine(t *testing.T) {
 		bubble(t, func(h *host) {
 			h.keeps()
 			h.write("green")
-			must.ErrorContains(t, h.refused(doorHCL(text)), `door "api": `+says)
+			must.ErrorContains(t, h.refused(doorHCL(text)), `door "shop": `+says)
 		})
 	}
 }

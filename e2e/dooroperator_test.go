@@ -65,7 +65,7 @@ func seesDoor(t *testing.T, s *stack.Stack, alloc *stack.Alloc, generation uint6
 	t.Helper()
 	shown, code := doorStatus(t, s, alloc, user)
 	must.Zero(t, code)
-	must.Eq(t, []any{"api", generation, int64(1)}, []any{shown.Tasks[0].Doors[0].Name, shown.Tasks[0].Doors[0].Generation,
+	must.Eq(t, []any{"shop", generation, int64(1)}, []any{shown.Tasks[0].Doors[0].Name, shown.Tasks[0].Doors[0].Generation,
 		shown.Tasks[0].Doors[0].Calls})
 	pid := shown.Doors.PID
 	must.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
@@ -96,7 +96,7 @@ func doorStatus(t *testing.T, s *stack.Stack, alloc *stack.Alloc, user string) (
 
 // withDoor is the job with a door to that URL, which tells the user of a database.
 func (j job) withDoor(url string) string {
-	f := hidden("filepath = \"private/vault.jwt\"", fmt.Sprintf("door \"api\" {\n url = %q\n insecure = true\n vault = \"b\"\n"+
+	f := hidden("filepath = \"private/vault.jwt\"", fmt.Sprintf("door \"shop\" {\n url = %q\n insecure = true\n vault = \"b\"\n"+
 		"header = {\n X-User = <<EOT\n{{ with secret \"database/creds/checked\" }}{{ .Data.username }}{{ end }}\nEOT\n}\n}\n", url))
 	j.Config = f.config
 	return strings.Replace(j.spec(), f.old, f.new, 1)
@@ -108,7 +108,7 @@ func call(t *testing.T, alloc *stack.Alloc) {
 	secrets, err := os.Open(alloc.Path("checked", "secrets"))
 	must.NoError(t, err)
 	defer secrets.Close()
-	socket := fmt.Sprintf("/proc/self/fd/%d/api.sock", secrets.Fd())
+	socket := fmt.Sprintf("/proc/self/fd/%d/shop.sock", secrets.Fd())
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)

@@ -70,9 +70,9 @@ func (a *api) replace(t *testing.T, s *stack.Stack, j job, key string) {
 	put(t, s, j, map[string]any{"key": key})
 }
 
-// door is a door "api" to the API, whose key is a field of the job's secret.
+// door is a door "shop" to the API, whose key is a field of the job's secret.
 func (a *api) door(j job, key, more string) string {
-	return fmt.Sprintf("door \"api\" {\n url = %q\n ca_pem = %q\n header = { \"X-Api-Key\" = %q }\n poll_interval = \"5s\"\n "+
+	return fmt.Sprintf("door \"shop\" {\n url = %q\n ca_pem = %q\n header = { \"X-Api-Key\" = %q }\n poll_interval = \"5s\"\n "+
 		"%s\n }\n", a.URL, a.ca(), inJob(j, key), more)
 }
 
@@ -80,7 +80,7 @@ func (a *api) door(j job, key, more string) string {
 func answered(ctx context.Context, alloc *stack.Alloc, j job, key string) error {
 	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", alloc.Path(j.Name, "secrets/api.sock"))
+			return new(net.Dialer).DialContext(ctx, "unix", alloc.Path(j.Name, "secrets/shop.sock"))
 		}}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://door/me", nil)
 	if err != nil {
@@ -117,7 +117,7 @@ func TestDoor(t *testing.T) {
 			keys := []string{"first-" + rand.Text(), "second" + rand.Text(), "third-" + rand.Text()}
 			a := newAPI(t, keys[0])
 			j := job{Name: "door-" + driver[len("vault-"):], Driver: driver, Hidden: true,
-				Args: []string{"call", "API_SOCK", "/me", "200"}}
+				Args: []string{"call", "SHOP_SOCK", "/me", "200"}}
 			j.Config = hiddenVault + a.door(j, "key", "")
 			put(t, s, j, map[string]any{"key": keys[0]})
 			registered, alloc := register(t, s, j.spec())
@@ -126,7 +126,7 @@ func TestDoor(t *testing.T) {
 			answers(t, ctx, alloc, j, masked)
 
 			a.replace(t, s, j, keys[1])
-			_, err := alloc.Event(ctx, j.Name, `Secrets changed: door "api"; used from the next call on`)
+			_, err := alloc.Event(ctx, j.Name, `Secrets changed: door "shop"; used from the next call on`)
 			must.NoError(t, err)
 			killPlugins(t, s)
 			_, err = alloc.Log(ctx, j.Name, "stderr", "taken over after the end of the plugin before", 1)
@@ -144,7 +144,7 @@ func TestDoor(t *testing.T) {
 			must.Eq(t, []string{masked}, slices.Compact(slices.DeleteFunc(answers(t, ctx, alloc, j, masked), cutOff)))
 			must.NoError(t, registered.Stop(ctx))
 			eventually(t, time.Minute, func() error { return leftBehind(t, s, j.Name, alloc) })
-			_, err = os.Lstat(alloc.Path(j.Name, "secrets/api.sock"))
+			_, err = os.Lstat(alloc.Path(j.Name, "secrets/shop.sock"))
 			must.ErrorIs(t, err, fs.ErrNotExist)
 			recorded(t, s, j, keys)
 		})
@@ -240,7 +240,7 @@ func recorded(t *testing.T, s *stack.Stack, j job, keys []string) {
 	record, err := os.ReadFile(filepath.Join(s.Dir, "doors", j.Driver+".jsonl"))
 	must.NoError(t, err)
 	must.StrContains(t, string(record), `"path":"/me"`)
-	must.StrContains(t, string(record), "/"+j.Name+"/api")
+	must.StrContains(t, string(record), "/"+j.Name+"/shop")
 	for _, key := range keys {
 		must.StrNotContains(t, string(record), key)
 	}
@@ -294,7 +294,7 @@ func TestDoorOnLoopback(t *testing.T) {
 		a := newAPI(t, key)
 		put(t, s, j, map[string]any{"key": key})
 		j.Hidden = true
-		j.Args = []string{"call", "API_URL", "/me", "5"}
+		j.Args = []string{"call", "SHOP_URL", "/me", "5"}
 		j.Config = hiddenVault + a.door(j, "key", "listen = 4000")
 		j.Group = "network {\n mode = \"bridge\"\n }\n" + neighbour
 		_, alloc := register(t, s, strings.Replace(j.spec(), `network_mode = "host"`, "", 1))

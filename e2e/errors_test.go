@@ -353,7 +353,8 @@ func rendered(t *testing.T, alloc *stack.Alloc) []string {
 		theirs := []string{".nomad-mount", "executor.out", "state.json", "api.sock", "nomad_token", "busybox", "passwd"}
 		jwt := strings.HasPrefix(d.Name(), "nomad_") && strings.HasSuffix(d.Name(), ".jwt")
 		mountPoint := strings.Contains(path, "/run/systemd/resolve/") // of a task that runs, on a host with systemd-resolved
-		if err == nil && d.Type().IsRegular() && !jwt && !mountPoint && !slices.Contains(theirs, d.Name()) &&
+		made := d.Type().IsRegular() || d.Type()&(fs.ModeSocket|fs.ModeSymlink) != 0 && strings.Contains(path, "/secrets/")
+		if err == nil && made && !jwt && !mountPoint && !slices.Contains(theirs, d.Name()) &&
 			!strings.Contains(path, "/alloc/logs/") {
 			found = append(found, path)
 		}

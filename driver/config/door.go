@@ -262,8 +262,11 @@ func (d *Door) Common() *Output {
 func (d *Door) toVault() bool { return d.URL == "" && d.Postgres == "" }
 
 func (d *Door) check() (err error) {
-	if !blockName.MatchString(d.Label) {
+	switch {
+	case !blockName.MatchString(d.Label):
 		return errBlockName
+	case d.Label == "api":
+		return errors.New("name: secrets/api.sock is Nomad's own API: choose another name")
 	}
 	d.Spec = door.Spec{Name: d.Label, MaxConns: d.MaxConns, Record: door.Record{Calls: door.RecordCalls(d.Record),
 		Sample: d.Sample}}

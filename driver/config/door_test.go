@@ -11,7 +11,7 @@ import (
 )
 
 func api(change func(*Door)) *Door {
-	d := &Door{Label: "api", URL: "https://api.example.com/v1", Bearer: "{{ key }}"}
+	d := &Door{Label: "shop", URL: "https://api.example.com/v1", Bearer: "{{ key }}"}
 	change(d)
 	return d
 }
@@ -36,17 +36,18 @@ func hidden(d *Door) *Task {
 
 func TestDoorsThatAreRefused(t *testing.T) {
 	for says, d := range map[string]*Door{
-		"name: use letters":                       api(func(d *Door) { d.Label = "a/b" }),
-		"both url and postgres are set":           api(func(d *Door) { d.Postgres = "postgres://db/app" }),
-		"role means nothing for a door to an API": api(func(d *Door) { d.Role = "r" }),
-		"mode means nothing for a door to an API": api(func(d *Door) { d.Mode = "force" }),
-		"url: give an origin":                     api(func(d *Door) { d.URL = "api.example.com" }),
-		"url: a user and a password":              api(func(d *Door) { d.URL = "https://u:hunter2@a.example" }),
-		"url: parameters do not":                  api(func(d *Door) { d.URL = "https://a.example/?k=hunter2" }),
-		"url: over http everybody":                api(func(d *Door) { d.URL = "http://a.example" }),
-		`scheme "ftp"`:                            api(func(d *Door) { d.URL = "ftp://a.example" }),
-		"empty or dot segments":                   api(func(d *Door) { d.URL = "https://a.example/v1/../admin" }),
-		"no credential is set":                    api(func(d *Door) { d.Bearer = "" }),
+		"name: secrets/api.sock is Nomad's own API": api(func(d *Door) { d.Label = "api" }),
+		"name: use letters":                         api(func(d *Door) { d.Label = "a/b" }),
+		"both url and postgres are set":             api(func(d *Door) { d.Postgres = "postgres://db/app" }),
+		"role means nothing for a door to an API":   api(func(d *Door) { d.Role = "r" }),
+		"mode means nothing for a door to an API":   api(func(d *Door) { d.Mode = "force" }),
+		"url: give an origin":                       api(func(d *Door) { d.URL = "api.example.com" }),
+		"url: a user and a password":                api(func(d *Door) { d.URL = "https://u:hunter2@a.example" }),
+		"url: parameters do not":                    api(func(d *Door) { d.URL = "https://a.example/?k=hunter2" }),
+		"url: over http everybody":                  api(func(d *Door) { d.URL = "http://a.example" }),
+		`scheme "ftp"`:                              api(func(d *Door) { d.URL = "ftp://a.example" }),
+		"empty or dot segments":                     api(func(d *Door) { d.URL = "https://a.example/v1/../admin" }),
+		"no credential is set":                      api(func(d *Door) { d.Bearer = "" }),
 		"are one and the same header": api(func(d *Door) {
 			d.Header = map[string]string{"authorization": "x"}
 		}),
@@ -129,7 +130,7 @@ func TestSpecOfADoor(t *testing.T) {
 		d.Stale, d.Record = "2h", "denied"
 	})
 	must.NoError(t, hidden(d).Validate(Operator{PollInterval: time.Minute}))
-	must.Eq(t, door.Spec{Name: "api", Rate: 50, Burst: 100, MaxConns: 100, HeaderTime: 10 * time.Second,
+	must.Eq(t, door.Spec{Name: "shop", Rate: 50, Burst: 100, MaxConns: 100, HeaderTime: 10 * time.Second,
 		IdleTimeout: 5 * time.Minute, Stale: 2 * time.Hour, Record: door.Record{Calls: door.RecordDenied, Sample: 10},
 		HTTP: &door.HTTP{URL: "https://api.example.com/v1", Methods: []string{"GET"}, Paths: []string{"/a/*"},
 			Scrub: door.ScrubFull, Header: []string{"X-Key", "Authorization"}, Query: []string{"key"}, CAs: []byte{}}}, d.Spec)
@@ -159,7 +160,7 @@ func TestDoorToAHostThatTheOperatorDoesNotAllow(t *testing.T) {
 		spec, err := op.DoorSpec(c, d, "alloc/task")
 		if says == "" {
 			must.NoError(t, err)
-			must.Eq(t, "alloc/task/api", spec.ID)
+			must.Eq(t, "alloc/task/shop", spec.ID)
 			continue
 		}
 		must.ErrorContains(t, err, says)

@@ -25,7 +25,7 @@ const (
 
 // apiDoor is a door to that URL with more options.
 func apiDoor(url, more string) string {
-	return hiddenVault + "door \"api\" {\n url = \"" + url + "\"\n" + bearer + more + "}\n"
+	return hiddenVault + "door \"shop\" {\n url = \"" + url + "\"\n" + bearer + more + "}\n"
 }
 
 // doorsLooked returns what check says of a task's doors that is not ok.
@@ -104,7 +104,7 @@ func TestWhatIsWrongWithADoor(t *testing.T) {
 		"authorities that are none": {block: apiDoor("UP", "insecure = true\n ca_pem = \"x\"\n"), op: loopback,
 			says: "problem ca_pem: there is no certificate in it"},
 		"a template with the same secret": {block: open + alsoReads("kv/a"), op: loopback,
-			says: `warning the task gets the secret of door "api" bearer line 1 too: template "secrets/a" line 1 asks for kv/a`},
+			says: `warning the task gets the secret of door "shop" bearer line 1 too: template "secrets/a" line 1 asks for kv/a`},
 		"a template with another secret": {block: open + alsoReads("kv/b"), op: loopback},
 		"a certificate whose key the task has": {op: loopback, block: apiDoor("UP", "insecure = true\n client_cert {\n "+
 			"pki = \"web\"\n}\n") + "pki \"web\" {\n path = \"pki/issue/web\"\n key_file = \"secrets/key\"\n}\n",

@@ -34,7 +34,7 @@ func document() status.Document {
 				Policies: []string{"default", "app"}, Upkeep: upkeep("renew", 10*time.Minute, time.Hour),
 				Secrets: []status.Secret{{Path: "kv/data/app", Kind: "polled",
 					Upkeep: status.Upkeep{Action: "read", Next: now.Add(20 * time.Second)}}}}},
-			Doors: []status.Door{{Name: "api", Kind: "api", Upstream: "https://api.example.com",
+			Doors: []status.Door{{Name: "shop", Kind: "api", Upstream: "https://api.example.com",
 				Generation: 1764364455123456789, Since: now.Add(-2 * time.Hour), Connections: 2, InFlight: 1,
 				Calls: 1234567890, Refused: 12345678, Failed: 4, Sent: 5 << 20, Received: 1023 << 30}}}},
 	}
@@ -117,7 +117,7 @@ func TestOneAllocation(t *testing.T) {
 	out, code := shown("-state-dir", dir, "3f2a")
 	must.Zero(t, code)
 	for _, says := range []string{"generation  3, for 2h0m", "1m0s ago: secrets/db changed; restarted",
-		"policies default app", `door "api"  api https://api.example.com, generation 1764364455123456789, for`,
+		"policies default app", `door "shop"  api https://api.example.com, generation 1764364455123456789, for`,
 		"2       1          1234567890  12345678  4         5.0 MiB    1023 GiB", "pid 78, for 3h0m, 18 MiB of memory",
 		"1h0m     renew in 10m0s   token     acc", "-        read in 20s      polled    kv/data/app"} {
 		must.StrContains(t, out, says)
