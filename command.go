@@ -38,8 +38,8 @@ func program() operator.Program {
 	flags.PrintDefaults()
 	return operator.Program{
 		Version: operator.Name + " " + plugin.Version,
-		About: "A Nomad task driver plugin that gives tasks what they need from Vault. The agent starts it from its plugin_dir,\n" +
-			"by a link for each driver. What a person runs are its subcommands.",
+		About: "A Nomad task driver plugin that gives tasks what they need from Vault. The agent starts it from its\n" +
+			"plugin_dir, by a link for each driver. What a person runs are its subcommands.",
 		Notes: "Flags for the args of a plugin block in the agent's configuration:\n\n" +
 			strings.TrimSuffix(notes.String(), "\n"),
 		Commands: []operator.Command{setup.Command(), check.Command(publishedBy), convert.Command(), status.Command(),
@@ -71,8 +71,12 @@ func printVersion(w io.Writer, built *debug.BuildInfo) error {
 	if found["vcs.modified"] == "true" {
 		commit += ", modified"
 	}
-	_, err := fmt.Fprintf(w, "%s %s\nCommit           %s\nNomad            %s\nconsul-template  %s\nGo               %s %s/%s\n",
-		operator.Name, plugin.Version, commit, found["github.com/hashicorp/nomad"],
+	_, err := fmt.Fprintf(w, `%s %s
+Commit           %s
+Nomad            %s
+consul-template  %s
+Go               %s %s/%s
+`, operator.Name, plugin.Version, commit, found["github.com/hashicorp/nomad"],
 		found["github.com/hashicorp/consul-template"], runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	return err
 }

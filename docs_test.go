@@ -64,6 +64,27 @@ func TestExampleOfAnAgentNamesEveryOption(t *testing.T) {
 	}
 }
 
+// TestPackagedConfigIsThatOfTheDocs takes the # away from what packages put into /etc/nomad.d, as an operator does.
+func TestPackagedConfigIsThatOfTheDocs(t *testing.T) {
+	const packaged = "deploy/package/nomad-driver-vault.hcl"
+	agent, err := operator.ReadAgent([]string{packaged})
+	must.NoError(t, err)
+	must.Eq(t, operator.Agent{}, agent, must.Sprint("it says something before an operator has touched it"))
+	_, blocks, _ := strings.Cut(page(t, packaged), "\n\n")
+	blocks = regexp.MustCompile("(?m)^# ").ReplaceAllString(blocks, "")
+	must.StrContains(t, section(t, "docs/install.md", "Tell the agent"), "\n\n"+blocks+"```\n")
+
+	file := filepath.Join(t.TempDir(), "agent.hcl")
+	must.NoError(t, os.WriteFile(file, []byte(blocks), 0o600))
+	agent, err = operator.ReadAgent([]string{file})
+	must.NoError(t, err)
+	drivers := agent.Drivers(t.Context(), publishedBy)
+	must.Len(t, 2, drivers)
+	for _, d := range drivers {
+		must.NoError(t, d.Err)
+	}
+}
+
 // TestMigratedConfigIsAccepted reads each config block of docs/migration.md as the driver reads a job's.
 func TestMigratedConfigIsAccepted(t *testing.T) {
 	text := page(t, "docs/migration.md")

@@ -6,8 +6,8 @@
 //
 // A first argument of doors makes it the process that serves the tasks' doors, which the plugin starts.
 //
-// A first argument of executor, docker_logger or init never gets here, whoever starts it: Nomad's drivers start this binary
-// again with those and take over in their packages' init functions.
+// A first argument of executor, docker_logger or init never gets here, whoever starts it: Nomad's drivers start this
+// binary again with those and take over in their packages' init functions.
 package main
 
 import (

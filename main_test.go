@@ -103,7 +103,7 @@ func TestAgentStartsThePlugin(t *testing.T) {
 	}
 	_, stderr, code := typed(t, []string{cookie}, "nomad-driver-vault", "status")
 	must.Eq(t, 2, code)
-	must.Eq(t, "nomad-driver-vault: argument \"status\" is not understood; nomad-driver-vault -h shows the flags\n", stderr)
+	must.StrHasPrefix(t, `nomad-driver-vault: argument "status" is not understood`, stderr)
 }
 
 func TestVersionSaysWhatIsInside(t *testing.T) {

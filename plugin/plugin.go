@@ -25,9 +25,10 @@ import (
 	"nomad-driver-vault/plugin/wrapped"
 )
 
-// Version is this program's version. The agent parses it, and prefers its built-in driver to one of the same name and a
-// version below 0.1.0 (helper/pluginutils/loader/init.go).
-const Version = "0.1.0"
+// Version is this program's version: of the next release, unless the linker puts that of a tag here. The agent parses
+// it, and prefers its built-in driver to one of the same name and a version below 0.1.0
+// (helper/pluginutils/loader/init.go).
+var Version = "0.1.0"
 
 // Plugin is a driver plugin as the agent sees it: drivers.DriverPlugin with raw exec streaming and network management.
 type Plugin struct {

@@ -1,0 +1,1 @@
+complete -C /usr/bin/nomad-driver-vault nomad-driver-vault
