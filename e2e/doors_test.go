@@ -72,7 +72,7 @@ func (a *api) replace(t *testing.T, s *stack.Stack, j job, key string) {
 
 // door is a door "shop" to the API, whose key is a field of the job's secret.
 func (a *api) door(j job, key, more string) string {
-	return fmt.Sprintf("door \"shop\" {\n url = %q\n ca_pem = %q\n header = { \"X-Api-Key\" = %q }\n poll_interval = \"5s\"\n "+
+	return fmt.Sprintf("door \"shop\" {\n url = %q\n ca_pem = %q\n header = { \"X-Api-Key\" = %q }\n poll_interval = \"1s\"\n "+
 		"%s\n }\n", a.URL, a.ca(), inJob(j, key), more)
 }
 
