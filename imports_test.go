@@ -62,8 +62,8 @@ func TestImportsPointOneWay(t *testing.T) {
 			"driver/door/process", "driver/identity", "driver/logpipe", "driver/sched", "driver/state", "driver/status",
 			"driver/taskapi", "driver/template", "driver/vault", "driver/vault/session", "internal/logtext"},
 
-		"operator/check": {"driver/config", "driver/credentials", "driver/door", "driver/door/process", "driver/render", "driver/template", "driver/vault",
-			"driver/vault/session", "internal/logtext", "operator", "plugin"},
+		"operator/check": {"driver/config", "driver/credentials", "driver/door", "driver/door/process", "driver/render",
+			"driver/template", "driver/vault", "driver/vault/session", "internal/logtext", "operator", "plugin"},
 		"operator/convert": {"driver/template", "operator"},
 		"operator/setup":   {"operator"},
 		"operator/status":  {"driver/status", "internal/logtext", "operator"},

@@ -38,7 +38,9 @@ func TestAnOperatorFollowsACallOfADoor(t *testing.T) {
 	t.Parallel()
 	ctx := within(t, 3*time.Minute)
 	got := make(chan string, 8)
-	api := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got <- r.Header.Get("X-User") }))
+	api := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		got <- r.Header.Get("X-User")
+	}))
 	defer api.Close()
 	s := own(t, stack.Options{Plugins: []stack.Plugin{stack.Wrap("exec", "vault-exec")}, Postgres: true})
 	must.NoError(t, audit(ctx, s))
@@ -96,8 +98,9 @@ func doorStatus(t *testing.T, s *stack.Stack, alloc *stack.Alloc, user string) (
 
 // withDoor is the job with a door to that URL, which tells the user of a database.
 func (j job) withDoor(url string) string {
-	f := hidden("filepath = \"private/vault.jwt\"", fmt.Sprintf("door \"shop\" {\n url = %q\n insecure = true\n vault = \"b\"\n"+
-		"header = {\n X-User = <<EOT\n{{ with secret \"database/creds/checked\" }}{{ .Data.username }}{{ end }}\nEOT\n}\n}\n", url))
+	f := hidden(privately, fmt.Sprintf("door \"shop\" {\n url = %q\n insecure = true\n "+
+		"vault = \"b\"\nheader = {\n X-User = <<EOT\n{{ with secret \"database/creds/checked\" }}{{ .Data.username }}"+
+		"{{ end }}\nEOT\n}\n}\n", url))
 	j.Config = f.config
 	return strings.Replace(j.spec(), f.old, f.new, 1)
 }

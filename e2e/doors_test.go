@@ -72,8 +72,8 @@ func (a *api) replace(t *testing.T, s *stack.Stack, j job, key string) {
 
 // door is a door "shop" to the API, whose key is a field of the job's secret.
 func (a *api) door(j job, key, more string) string {
-	return fmt.Sprintf("door \"shop\" {\n url = %q\n ca_pem = %q\n header = { \"X-Api-Key\" = %q }\n poll_interval = \"1s\"\n "+
-		"%s\n }\n", a.URL, a.ca(), inJob(j, key), more)
+	return fmt.Sprintf("door \"shop\" {\n url = %q\n ca_pem = %q\n header = { \"X-Api-Key\" = %q }\n "+
+		"poll_interval = \"1s\"\n %s\n }\n", a.URL, a.ca(), inJob(j, key), more)
 }
 
 // answered is an error unless the door of a task calls the API with that key, which is too short to be made unreadable.
@@ -246,7 +246,8 @@ func recorded(t *testing.T, s *stack.Stack, j job, keys []string) {
 	}
 }
 
-// TestDoorToVault has a client of Vault that knows nothing of doors read a secret with a token that the task cannot get.
+// TestDoorToVault has a client of Vault that knows nothing of doors read a secret with a token that the task cannot
+// get.
 func TestDoorToVault(t *testing.T) {
 	each(t, "door-vault", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
@@ -263,7 +264,8 @@ func TestDoorToVault(t *testing.T) {
 	})
 }
 
-// TestDoorToDatabase has a client that knows no password connect to PostgreSQL twice a second, over the end of the user.
+// TestDoorToDatabase has a client that knows no password connect to PostgreSQL twice a second, over the end of the
+// user.
 func TestDoorToDatabase(t *testing.T) {
 	each(t, "door-db", func(t *testing.T, s *stack.Stack, j job) {
 		ctx := within(t, 2*time.Minute)
@@ -310,7 +312,11 @@ const neighbour = `task "neighbour" {
   driver = "exec"
   config {
     command = "/bin/sh"
-    args    = ["-c", "while ! printf 'GET /me HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n' | nc -w 5 127.0.0.1 4000; do sleep 1; done; sleep 600"]
+    args = ["-c", <<EOT
+while ! printf 'GET /me HTTP/1.1\r\nHost: x\r\n\r\n' | nc -w 5 127.0.0.1 4000; do sleep 1; done
+sleep 600
+EOT
+    ]
   }
   resources {
     cpu    = 20

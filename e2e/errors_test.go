@@ -351,7 +351,8 @@ func rendered(t *testing.T, alloc *stack.Alloc) []string {
 		}
 		// The last two are of a chroot.
 		theirs := []string{".nomad-mount", "executor.out", "state.json", "api.sock", "nomad_token", "busybox", "passwd"}
-		jwt := strings.HasSuffix(d.Name(), ".jwt") && (strings.HasPrefix(d.Name(), "nomad_") || strings.Contains(path, "/private/"))
+		jwt := strings.HasSuffix(d.Name(), ".jwt") &&
+			(strings.HasPrefix(d.Name(), "nomad_") || strings.Contains(path, "/private/"))
 		mountPoint := strings.Contains(path, "/run/systemd/resolve/") // of a task that runs, on a host with systemd-resolved
 		made := d.Type().IsRegular() || d.Type()&(fs.ModeSocket|fs.ModeSymlink) != 0 && strings.Contains(path, "/secrets/")
 		if err == nil && made && !jwt && !mountPoint && !slices.Contains(theirs, d.Name()) &&

@@ -102,10 +102,13 @@ var right = map[string]flaw{
 	"a policy in JSON":                       of("checked-json"),
 	"a policy in the old form":               of("checked-old"),
 	"a user_claim of the servers":            asVaultDefault("checked-user"),
-	"a door to Vault":                        hidden("filepath = \"private/vault.jwt\"", "door \"x\" {\n vault = \"b\"\n}\n"),
-	"a door and a template with its secret": hidden("filepath = \"private/vault.jwt\"", "door \"x\" {\n vault = \"b\"\n}\n"+
+	"a door to Vault":                        hidden(privately, "door \"x\" {\n vault = \"b\"\n}\n"),
+	"a door and a template with its secret": hidden(privately, "door \"x\" {\n vault = \"b\"\n}\n"+
 		renders(asksData, `vault = "b"`)),
 }
+
+// privately is where an identity is that no process of a task can read.
+const privately = `filepath = "private/vault.jwt"`
 
 // hidden has an identity with more options, and a vault block b that wants it where no process of the task reads it.
 func hidden(identity, config string) flaw {
@@ -115,7 +118,7 @@ func hidden(identity, config string) flaw {
 
 // door is a job with a door to that URL, with more options.
 func door(url, more string) flaw {
-	return hidden("filepath = \"private/vault.jwt\"", doorBlock(url, "vault = \"b\"\n"+more))
+	return hidden(privately, doorBlock(url, "vault = \"b\"\n"+more))
 }
 
 func doorBlock(url, more string) string {
@@ -139,7 +142,7 @@ var wrong = map[string]flaw{
 	"a door to the metadata of a cloud": door("https://169.254.169.254", ""),
 	"a door without TLS":                door("http://192.0.2.1", ""),
 	"a door with authorities of none":   door("https://192.0.2.1", `ca_pem = "x"`),
-	"a door to a database without TLS": hidden("filepath = \"private/vault.jwt\"", "door \"x\" {\n vault = \"b\"\n insecure = true\n "+
+	"a door to a database without TLS": hidden(privately, "door \"x\" {\n vault = \"b\"\n insecure = true\n "+
 		"postgres = \"postgres://192.0.2.1/app?sslmode=prefer\"\n username = \"u\"\n password = \"p\"\n}\n"),
 	"a door whose template is none":       door("https://192.0.2.1", "header = {\n X = \"{{ with }}\"\n}"),
 	"a door whose secret nobody may read": door("https://192.0.2.1", "header = {\n X = \"{{ with secret `kv/data/default/another/config` }}{{ end }}\"\n}"),

@@ -39,7 +39,8 @@ func (c Operator) validateDoor(d *OperatorDoor) error {
 	case err != nil:
 		return fmt.Errorf("vault: %w", err)
 	case !cluster.Issues():
-		return fmt.Errorf("vault %q has no token or token_file, with which the door's credential is read: set one there", d.Of)
+		return fmt.Errorf("vault %q has no token or token_file, with which the door's credential is read: set one there",
+			d.Of)
 	case len(d.Namespaces) == 0:
 		return errors.New(`namespaces is required: name the Nomad namespaces whose tasks may use the door, or "*"`)
 	case len(d.Policies) == 0:

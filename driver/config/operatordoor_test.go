@@ -12,7 +12,8 @@ import (
 
 // operator has a door of its own, whose credential is read with a token that the cluster "roles" makes.
 func operator(change func(*OperatorDoor)) Operator {
-	d := &OperatorDoor{Door: *api(func(d *Door) { d.Of = "roles" }), Namespaces: []string{"prod"}, Policies: []string{"Pay"}}
+	d := &OperatorDoor{Door: *api(func(d *Door) { d.Of = "roles" }), Namespaces: []string{"prod"},
+		Policies: []string{"Pay"}}
 	change(d)
 	return Operator{Name: "vault-exec", StateDir: "/run/x", StartTimeout: time.Minute, PollInterval: time.Minute,
 		MinPollInterval: time.Second, Doors: Doors{Own: map[string]*OperatorDoor{"pay": d}},

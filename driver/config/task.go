@@ -361,7 +361,7 @@ func checkSignal(field string, name *string, mayBeEmpty bool) error {
 	return nil
 }
 
-// HasVault reports whether the job has a vault block of that name. No block of a job can ask that of an operator's door.
+// HasVault reports whether the job has a vault block of that name. That of an operator's door is not the job's to ask.
 func (c *Task) HasVault(vault string) bool {
 	return slices.ContainsFunc(c.Vaults, func(v Vault) bool { return v.Name == vault && !v.operators })
 }

@@ -25,7 +25,8 @@ func TestSecretBlockAsksWhatTheCommandsOfVaultAsk(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := &test.block
 			b.Output = config.Output{Vault: "default", Perms: "0600", Splay: "5s", ChangeMode: "noop"}
-			must.NoError(t, (&config.Task{KillTimeout: "5s", Secrets: map[string]*config.Secret{"x": b}}).Validate(config.Operator{}))
+			task := &config.Task{KillTimeout: "5s", Secrets: map[string]*config.Secret{"x": b}}
+			must.NoError(t, task.Validate(config.Operator{}))
 			must.Eq(t, test.want, secretBlock{b}.request())
 		})
 	}

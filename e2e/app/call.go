@@ -14,8 +14,8 @@ import (
 	vault "github.com/hashicorp/vault/api"
 )
 
-// call calls a door, of which a variable says where it is, so many times a second until a signal, and says when an answer
-// is not the one before. It connects anew for each tenth call.
+// call calls a door, of which a variable says where it is, so many times a second until a signal, and says when an
+// answer is not the one before. It connects anew for each tenth call.
 func call(signals <-chan os.Signal, args []string) error {
 	if len(args) != 3 {
 		return fmt.Errorf("call: which variable, which path, how often a second?")
