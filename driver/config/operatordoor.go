@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 )
 
@@ -60,9 +61,9 @@ func (c Operator) validateDoor(d *OperatorDoor) error {
 }
 
 // resolveDoors puts the operator's doors in the place of those that the job only names. What the job may set there is
-// listen. One that the operator does not have is taken out, and Permit refuses the task: a task that runs goes on
-// without it.
-func (c *Task) resolveDoors(op Operator) {
+// listen: the error says so. One that the operator does not have is taken out, and Permit refuses the task: a task that
+// runs goes on without it.
+func (c *Task) resolveDoors(op Operator) error {
 	c.Doors = maps.Clone(c.Doors)
 	for _, name := range slices.Sorted(maps.Keys(c.Doors)) {
 		asked := c.Doors[name]
@@ -75,6 +76,9 @@ func (c *Task) resolveDoors(op Operator) {
 			c.unknown = append(c.unknown, name)
 			continue
 		}
+		if !reflect.DeepEqual(*asked, Door{Listen: asked.Listen}) {
+			return fmt.Errorf("door %q: it is the operator's, and a job can set listen only: leave the rest out", name)
+		}
 		d := own.Door
 		d.Label, d.Listen, d.Methods, d.Of = name, asked.Listen, slices.Clone(own.Methods), vaultOf(name)
 		d.output, d.operators = Output{}, true
@@ -82,6 +86,7 @@ func (c *Task) resolveDoors(op Operator) {
 		c.Vaults = append(c.Vaults, Vault{Name: d.Of, Cluster: own.Of, Identity: "vault", ChangeMode: "noop",
 			Policies: own.Policies, operators: true})
 	}
+	return nil
 }
 
 // named reports whether the job says of a door no more than its name, and where it is to be.

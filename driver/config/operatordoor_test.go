@@ -65,6 +65,17 @@ func TestJobNamesADoorOfTheOperator(t *testing.T) {
 	must.NoError(t, c.Permit(op, "test"))
 }
 
+// What a job sets of a door that is not its own would be ignored, or would change the operator's rules.
+func TestJobChangesNoDoorOfTheOperator(t *testing.T) {
+	op := operator(func(*OperatorDoor) {})
+	for _, change := range []func(*Door){func(d *Door) { d.Scrub = "off" }, func(d *Door) { d.Record = "off" },
+		func(d *Door) { d.Paths = []string{"/x"} }, func(d *Door) { d.CAPEM = "x" }} {
+		c := naming("pay")
+		change(c.Doors["pay"])
+		must.ErrorContains(t, c.Validate(op), `door "pay": it is the operator's, and a job can set listen only`)
+	}
+}
+
 // A task that runs goes on without the door that its operator has taken away.
 func TestDoorThatTheOperatorDoesNotHave(t *testing.T) {
 	op := operator(func(*OperatorDoor) {})

@@ -129,8 +129,10 @@ const maxBlocks = 256
 // Validate checks every value by itself and fills in what it means, with what the operator has set for all tasks. The
 // error names the field.
 func (c *Task) Validate(op Operator) error {
-	c.resolveDoors(op)
-	var err error
+	err := c.resolveDoors(op)
+	if err != nil {
+		return err
+	}
 	if c.KillAfter, err = duration("kill_timeout", c.KillTimeout); err != nil {
 		return err
 	}
