@@ -42,19 +42,11 @@ func databaseDoor(t *testing.T, s *stack.Stack, j job) string {
 			field("password"))
 }
 
-// withLoopbackOnly is a stack in which groups can have a network that has nothing but a loopback interface.
-func withLoopbackOnly(t *testing.T) *stack.Stack {
-	dir := t.TempDir()
-	must.NoError(t, os.WriteFile(filepath.Join(dir, "doors.conflist"),
-		[]byte(`{"cniVersion": "1.0.0", "name": "doors", "plugins": [{"type": "loopback"}]}`), 0o644))
-	return own(t, stack.Options{Postgres: true, Agent: fmt.Sprintf("client {\n cni_config_dir = %q\n}\n", dir)})
-}
-
 // TestDoorsOfATaskWithoutANetwork: all that the task reaches are its doors, and another task of its group has none of
 // them. The plugin's end changes nothing.
 func TestDoorsOfATaskWithoutANetwork(t *testing.T) {
 	t.Parallel()
-	s := withLoopbackOnly(t)
+	s := own(t, stack.Options{Postgres: true})
 	ctx := within(t, 4*time.Minute)
 	const key = "the-key-of-the-api"
 	a := newAPI(t, key)

@@ -348,4 +348,5 @@ func TestDoorOfTheOperator(t *testing.T) {
 	must.NoError(t, alloc.Running(ctx))
 	answers(t, ctx, alloc, j, regexp.QuoteMeta(`200 "you are `+strings.Repeat("*", len(key))+`"`))
 	must.SliceEmpty(t, holders(t, alloc, j, key), must.Sprint("who has the key"))
+	runExample(t, s, "door-operator.nomad.hcl")
 }

@@ -48,10 +48,15 @@ var examples = map[string]struct {
 		own:   true},
 	"nomad-vars.nomad.hcl": {task: "hello", put: putVariable,
 		before: `(?m)^good morning from 127\.0\.0\.1:\d+$`, after: `(?m)^good night from 127\.0\.0\.1:\d+$`},
-	"database.nomad.hcl": {task: "query", before: "I am v-jwt-", vars: func(_ *testing.T,
-		s *stack.Stack) map[string]string {
-		return map[string]string{"postgres_port": strconv.Itoa(s.Postgres.Port)}
-	}},
+	"database.nomad.hcl": {task: "query", before: "I am v-jwt-", vars: portOfPostgres},
+	"door-api.nomad.hcl": {task: "hello", put: putKey, vars: apiOf, before: `(?m)^you are \*{24}$`,
+		after: `(?m)^you are \*{26}$`},
+	"door-vault.nomad.hcl": {task: "hello", put: putKV("hello-door-vault"), before: `"greeting":"good morning"`,
+		after: `"greeting":"good night"`},
+	"door-only.nomad.hcl": {task: "hello", put: putKV("hello-door-only"), before: `"greeting":"good morning"`,
+		after: `"greeting":"good night"`},
+	"door-database.nomad.hcl": {task: "query", before: "I am v-jwt-", vars: portOfPostgres},
+	"door-operator.nomad.hcl": {task: "hello", before: `(?m)^you are \*+$`, own: true},
 	"registry.nomad.hcl": {task: "hello", before: `(?m)^hello from 127\.0\.0\.1:\d+/hello:1$`,
 		vars: func(t *testing.T, s *stack.Stack) map[string]string {
 			must.NoError(t, s.Vault.Put(t.Context(), "kv/data/default/hello-registry/registry",
@@ -65,6 +70,21 @@ func putKV(job string) func(context.Context, *stack.Stack, string) error {
 		return s.Vault.Put(ctx, "kv/data/default/"+job+"/config",
 			map[string]any{"data": map[string]any{"greeting": greeting}})
 	}
+}
+
+// putKey puts a key that is as long as the greeting makes it: of a door's task, only the length can be seen.
+func putKey(ctx context.Context, s *stack.Stack, greeting string) error {
+	key := map[string]string{"good morning": strings.Repeat("1-", 12), "good night": strings.Repeat("2-", 13)}[greeting]
+	return s.Vault.Put(ctx, "kv/data/default/hello-door-api/key", map[string]any{"data": map[string]any{"key": key}})
+}
+
+func apiOf(t *testing.T, _ *stack.Stack) map[string]string {
+	a := newAPI(t, "")
+	return map[string]string{"url": a.URL, "ca_pem": string(a.ca())}
+}
+
+func portOfPostgres(_ *testing.T, s *stack.Stack) map[string]string {
+	return map[string]string{"postgres_port": strconv.Itoa(s.Postgres.Port)}
 }
 
 func putRoleKV(ctx context.Context, s *stack.Stack, greeting string) error {

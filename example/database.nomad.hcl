@@ -34,7 +34,7 @@ job "database" {
         args    = ["-c", "trap exit INT; while psql -Atc \"select 'I am ' || current_user\"; do sleep 1; done"]
 
         vault {
-          role = "database" # of Vault's auth method; it is bound to this very job
+          role = "database" # of Vault's auth method; it is bound to this job and door-database.nomad.hcl
         }
 
         # Both values come from one read, and so from one lease: they always match.

@@ -1,5 +1,6 @@
 #!/bin/sh
-# After setup.sh: lets the job "database" (database.nomad.hcl), and no other, have its own PostgreSQL users from Vault.
+# After setup.sh: lets the jobs "database" (database.nomad.hcl) and "door-database" (door-database.nomad.hcl), and no other,
+# have their own PostgreSQL users from Vault.
 #
 # Needs the vault command, VAULT_ADDR and VAULT_TOKEN as setup.sh does; and PGHOST, PGPORT, PGUSER, PGPASSWORD of a
 # PostgreSQL user that may create users, as *Vault* reaches the server.
@@ -44,7 +45,7 @@ vault write auth/jwt-nomad/role/database - <<'JSON'
   "bound_audiences": ["vault.io"],
   "bound_claims": {
     "nomad_namespace": "default",
-    "nomad_job_id": "database"
+    "nomad_job_id": ["database", "door-database"]
   },
   "user_claim": "/nomad_job_id",
   "user_claim_json_pointer": true,

@@ -67,7 +67,8 @@ For another shell:
 
 `, bin, s.Nomad.Addr, s.Nomad.Token, s.Vault.Addr, s.Vault.Token, s.Dir)
 	if s.Postgres != nil {
-		fmt.Printf("  nomad job run -var postgres_port=%d example/database.nomad.hcl\n\n", s.Postgres.Port)
+		fmt.Printf("  nomad job run -var postgres_port=%d example/database.nomad.hcl\n", s.Postgres.Port)
+		fmt.Printf("  nomad job run -var postgres_port=%d example/door-database.nomad.hcl\n\n", s.Postgres.Port)
 	}
 	fmt.Printf("Logs are in %s. Ctrl-C stops and removes all of it.\n", s.Dir)
 	<-ctx.Done()

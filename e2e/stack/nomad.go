@@ -193,6 +193,7 @@ func (n *Nomad) writeConfig() error {
 	}
 	data := map[string]any{
 		"Dir": s.Dir, "AllocDir": s.path(allocDir), "Ports": n.ports, "CNI": cniPath(),
+		"Example": filepath.Join(s.root, "example"),
 		"Plugins": plugins, "Clusters": s.clusters(), "Examples": s.options.AsInExamples,
 		"NomadsOwn": s.options.NomadsOwn, "Blocks": s.options.Blocks,
 		"OwnDocker": !serves("docker"), "OwnRawExec": !serves("raw_exec"), "PauseImage": pauseImage,
@@ -220,15 +221,16 @@ func (n *Nomad) writeConfig() error {
 // pluginConfig is how the config of one of our plugins begins in example/agent.hcl.
 var pluginConfig = regexp.MustCompile(`(?m)^plugin "(vault-[a-z_]+)" \{\n  config \{\n`)
 
-// writeExample writes example/agent.hcl with the address of this Vault, and with state directories of the stack: it
-// touches nothing of an agent and a Vault that run on this machine already.
+// writeExample writes example/agent.hcl with the address of this Vault, and with directories of the stack: it touches
+// nothing of an agent and a Vault that run on this machine already. What doors lead to is on this machine.
 func (s *Stack) writeExample() error {
 	example, err := os.ReadFile(filepath.Join(s.root, "example", "agent.hcl"))
 	if err != nil {
 		return fmt.Errorf("write configuration of Nomad: %w", err)
 	}
 	ours := strings.ReplaceAll(string(example), "http://127.0.0.1:8200", s.Clusters["default"].Addr)
-	ours = pluginConfig.ReplaceAllString(ours, "${0}    state_dir = \""+s.path("state")+"/$1\"\n")
+	ours = pluginConfig.ReplaceAllString(ours, fmt.Sprintf("${0}    state_dir = \"%s/$1\"\n    doors {\n      allow_cidrs = "+
+		"[\"127.0.0.0/8\"]\n      record_dir  = %q\n    }\n", s.path("state"), s.path("doors")))
 	if err := os.WriteFile(s.path("example.hcl"), []byte(ours), 0o600); err != nil {
 		return fmt.Errorf("write configuration of Nomad: %w", err)
 	}
@@ -344,6 +346,7 @@ client {
   alloc_dir                = "{{.AllocDir}}"
   network_interface        = "lo"
   cni_path                 = "{{.CNI}}"
+  cni_config_dir           = "{{.Example}}"
   gc_max_allocs            = 1000
   gc_disk_usage_threshold  = 100
   gc_inode_usage_threshold = 100
