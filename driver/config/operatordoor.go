@@ -94,12 +94,16 @@ func (d *Door) named() bool {
 	return d.URL == "" && d.Postgres == "" && d.Of == ""
 }
 
+// ErrDoorUnknown is for a door of which the job says no more than its name, which is not one of the operator's.
+var ErrDoorUnknown = errors.New(
+	`set url for an API, postgres for a database, or vault = "default" for Vault itself`)
+
 // permitDoors refuses doors that the operator does not let tasks of a Nomad namespace use, and those whose credential
 // the task could get without them.
 func (c *Task) permitDoors(op Operator, namespace string) error {
 	for _, name := range c.unknown {
-		return fmt.Errorf(`door %q: set url for an API, postgres for a database, or vault = "default" for Vault itself; or `+
-			"name a door of this node's operator, who has %q", name, slices.Sorted(maps.Keys(op.Doors.Own)))
+		return fmt.Errorf("door %q: %w; or name a door of this node's operator, who has %q", name, ErrDoorUnknown,
+			slices.Sorted(maps.Keys(op.Doors.Own)))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Doors)) {
 		d := c.Doors[name]

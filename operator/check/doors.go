@@ -32,7 +32,7 @@ type doorsOf struct {
 // checkDoors says what a start would refuse of the task's doors, what would keep them from working, and where the task
 // gets the credential after all.
 func (c *checker) checkDoors(ctx context.Context, t doorsOf) {
-	if len(t.conf.Doors) == 0 {
+	if len(t.conf.Doors) == 0 || t.conf.Validate(t.taskDriver.conf) != nil { // which was said
 		return
 	}
 	if t.wraps == "raw_exec" {
@@ -42,7 +42,9 @@ func (c *checker) checkDoors(ctx context.Context, t doorsOf) {
 	for _, name := range slices.Sorted(maps.Keys(t.conf.Doors)) {
 		d, before := t.conf.Doors[name], len(c.findings)
 		about := fmt.Sprintf("task %q, door %q", t.task.Name, name)
-		c.checkHidden(about, t.task, t.conf.Vault(d.Common().Vault))
+		if t.taskDriver.conf.LogsIn(&t.conf, d) {
+			c.checkHidden(about, t.task, t.conf.Vault(d.Common().Vault))
+		}
 		if err := c.checkListen(t, d); err != nil {
 			c.problem(about, "", "%s", err)
 		}

@@ -12,7 +12,6 @@ import (
 	"github.com/shoenig/test/must"
 
 	"nomad-driver-vault/driver/config"
-	"nomad-driver-vault/driver/render"
 	"nomad-driver-vault/driver/vault"
 )
 
@@ -38,12 +37,12 @@ func doorsLooked(t *testing.T, wraps, group, task, block string, local bool, op 
 	job.Canonicalize()
 	c := &checker{job: job}
 	conf := config.Operator{Name: "vault-" + wraps, Doors: op,
-		Clusters: []vault.Cluster{{Name: "default", Address: "http://v"}}}
+		Clusters: []vault.Cluster{{Name: "default", Address: "http://v"}, {Name: "roles", Address: "http://v", Token: "t"}}}
 	d := &taskDriver{name: conf.Name, wraps: wraps, local: local, conf: conf}
 	g := job.TaskGroups[0]
 	of, read, err := c.read(t.Context(), d, g, g.Tasks[0])
 	must.NoError(t, err)
-	asked, err := render.Review(conf, of, read)
+	asked, err := c.review(t.Context(), d, of, read)
 	must.NoError(t, err)
 	c.checkDispatch("task", g.Tasks[0])
 	c.checkDoors(t.Context(), doorsOf{d, g, g.Tasks[0], of, read, asked})
@@ -67,6 +66,10 @@ func TestWhatIsWrongWithADoor(t *testing.T) {
 	gone := httptest.NewServer(nil)
 	gone.Close()
 	open := apiDoor("UP", "insecure = true\n")
+	pays := loopback
+	pays.Own = map[string]*config.OperatorDoor{"pay": {Namespaces: []string{"*"}, Policies: []string{"pay"},
+		Door: config.Door{Of: "roles", URL: up.URL, Insecure: true, Bearer: "x"}}}
+	shown := strings.Replace(hiddenIdentity, ` filepath = "private/vault.jwt"`, "", 1)
 	for sentence, c := range map[string]struct {
 		wraps, group, task, block string
 		op                        config.Doors
@@ -78,6 +81,9 @@ func TestWhatIsWrongWithADoor(t *testing.T) {
 			block: apiDoor("UP", "insecure = true\n header = {\n X-Key = \"x\"\n}\n query = {\n key = \"x\"\n}\n")},
 		"a driver that hides nothing": {wraps: "raw_exec", op: loopback,
 			says: "problem door: a task that sees the node's files can read its identity"},
+		"a door of the operator": {task: shown, block: `door "pay" {}`, op: pays},
+		"a door that the clients' operator may have": {task: shown, block: `door "pay" {}`, elsewhere: true,
+			says: `warning unless the clients' configuration of the plugin allows it: door "pay": set url for an API`},
 		"an identity in the environment": {task: strings.Replace(hiddenIdentity, "ttl", "env = true\n ttl", 1), op: loopback,
 			says: `problem the task can read the variable NOMAD_TOKEN_vault, an identity for "vault.io" as well`},
 		"another identity of that audience": {task: hiddenIdentity + strings.NewReplacer(`"vault"`, `"b"`,

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path"
 	"regexp"
@@ -103,7 +104,12 @@ func (c *checker) review(ctx context.Context, d *taskDriver, of *drivers.TaskCon
 	if _, _, err := config.LookupUser(name); err != nil { // the client may know it
 		of.User = ""
 	}
-	if asked, err = render.Review(d.conf, of, conf); err != nil {
+	asked, err = render.Review(d.conf, of, conf)
+	if errors.Is(err, config.ErrDoorUnknown) { // a client's operator may have it
+		c.warnOfClients(of, err)
+		return asked, nil
+	}
+	if err != nil {
 		return asked, err
 	}
 	byDefault, err := plugin.ReadConfig(ctx, d.wraps, d.name, nil)
@@ -112,10 +118,15 @@ func (c *checker) review(ctx context.Context, d *taskDriver, of *drivers.TaskCon
 		_, err = render.Review(byDefault, of, conf)
 	}
 	if err = cmp.Or(err, pids); err != nil {
-		c.warn(fmt.Sprintf("task %q", of.Name), "run check with -config on a client",
-			"unless the clients' configuration of the plugin allows it: %s", err)
+		c.warnOfClients(of, err)
 	}
 	return asked, nil
+}
+
+// warnOfClients is for what only a client's configuration of the plugin could allow.
+func (c *checker) warnOfClients(of *drivers.TaskConfig, err error) {
+	c.warn(fmt.Sprintf("task %q", of.Name), "run check with -config on a client",
+		"unless the clients' configuration of the plugin allows it: %s", err)
 }
 
 // permitProcesses judges pid_mode as the wrapped driver does.
