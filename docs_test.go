@@ -236,13 +236,14 @@ func named(t *testing.T, title string) []string {
 	return names
 }
 
-// TestDocsQuoteMessagesAsTheyArePrinted looks for each message of docs/troubleshooting.md in the string constants of
-// the program, piece by piece: the code may build a message from several strings, and "…" stands for what it fills in.
-// So this proves the words of a message and not their order.
+// TestDocsQuoteMessagesAsTheyArePrinted looks for each message of docs/troubleshooting.md, and each that a door answers
+// with, in the string constants of the program, piece by piece: the code may build a message from several strings, and
+// "…" stands for what it fills in. So this proves the words of a message and not their order.
 func TestDocsQuoteMessagesAsTheyArePrinted(t *testing.T) {
 	program := constants(t)
 	count := 0
-	for _, cell := range firstColumn(page(t, "docs/troubleshooting.md")) {
+	tables := page(t, "docs/troubleshooting.md") + section(t, "docs/doors.md", "What a door refuses")
+	for _, cell := range firstColumn(tables) {
 		for _, message := range code.FindAllStringSubmatch(cell, -1) {
 			count++
 			for _, piece := range pieces.Split(message[1], -1) {
