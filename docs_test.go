@@ -88,24 +88,40 @@ func TestPackagedConfigIsThatOfTheDocs(t *testing.T) {
 // TestMigratedConfigIsAccepted reads each config block of docs/migration.md as the driver reads a job's.
 func TestMigratedConfigIsAccepted(t *testing.T) {
 	text := page(t, "docs/migration.md")
-	own := vault.Cluster{Name: "default", Address: "https://vault.example.com:8200", Role: "nomad-cluster",
-		TokenFile: "/etc/nomad.d/vault_token"}
 	blocks := regexp.MustCompile("(?s)```hcl\n(config \\{\n.*?)```").FindAllStringSubmatch(text, -1)
 	must.GreaterEq(t, 8, len(blocks))
 	for _, block := range blocks {
-		parsed, ok := hclutils.HclConfigToInterface(t, block[1]).([]map[string]any)
-		must.True(t, ok)
-		parsed[0]["image"] = "busybox"
-		_, conf, err := plugin.ReadTask(t.Context(), "docker", parsed[0], nil)
-		must.NoError(t, err, must.Sprint(block[1]))
-		op := config.Operator{Clusters: []vault.Cluster{{Name: "default"}, {Name: "audit"}}, PollInterval: time.Minute,
-			MinPollInterval: time.Second}
-		if strings.Contains(block[1], "policies") { // of a cluster with token roles
-			op.Clusters, op.Allow = []vault.Cluster{own}, config.Allow{"default": {"*": {"*"}}}
-		}
-		_, err = render.Review(op, &drivers.TaskConfig{Name: "x", Namespace: "default"}, conf)
-		must.NoError(t, err, must.Sprint(block[1]))
+		accepted(t, block[1])
 	}
+}
+
+// TestDoorsOfTheDocsAreAccepted does the same with the doors of docs/doors.md.
+func TestDoorsOfTheDocsAreAccepted(t *testing.T) {
+	text := section(t, "docs/doors.md", "What can be behind a door")
+	blocks := regexp.MustCompile("(?s)```hcl\n(door .*?)```").FindAllStringSubmatch(text, -1)
+	must.Len(t, 3, blocks)
+	for _, block := range blocks {
+		accepted(t, "config {\n vault {\n identity_file = \"private/vault.jwt\"\n}\n"+block[1]+"}\n")
+	}
+}
+
+// accepted reads a config block as the driver reads a job's.
+func accepted(t *testing.T, block string) {
+	t.Helper()
+	parsed, ok := hclutils.HclConfigToInterface(t, block).([]map[string]any)
+	must.True(t, ok)
+	parsed[0]["image"] = "busybox"
+	_, conf, err := plugin.ReadTask(t.Context(), "docker", parsed[0], nil)
+	must.NoError(t, err, must.Sprint(block))
+	op := config.Operator{Clusters: []vault.Cluster{{Name: "default"}, {Name: "audit"}}, PollInterval: time.Minute,
+		MinPollInterval: time.Second}
+	if strings.Contains(block, "policies") { // of a cluster with token roles
+		op.Clusters = []vault.Cluster{{Name: "default", Address: "https://vault.example.com:8200", Role: "nomad-cluster",
+			TokenFile: "/etc/nomad.d/vault_token"}}
+		op.Allow = config.Allow{"default": {"*": {"*"}}}
+	}
+	_, err = render.Review(op, &drivers.TaskConfig{Name: "x", Namespace: "default"}, conf)
+	must.NoError(t, err, must.Sprint(block))
 }
 
 // TestDocsHaveEveryFlag compares the tables of flags with what -h prints.
