@@ -229,8 +229,8 @@ func (s *Stack) writeExample() error {
 		return fmt.Errorf("write configuration of Nomad: %w", err)
 	}
 	ours := strings.ReplaceAll(string(example), "http://127.0.0.1:8200", s.Clusters["default"].Addr)
-	ours = pluginConfig.ReplaceAllString(ours, fmt.Sprintf("${0}    state_dir = \"%s/$1\"\n    doors {\n      allow_cidrs = "+
-		"[\"127.0.0.0/8\"]\n      record_dir  = %q\n    }\n", s.path("state"), s.path("doors")))
+	ours = pluginConfig.ReplaceAllString(ours, fmt.Sprintf("${0}    state_dir = \"%s/$1\"\n    doors {\n      "+
+		"allow_cidrs = [\"127.0.0.0/8\"]\n      record_dir  = %q\n    }\n", s.path("state"), s.path("doors")))
 	if err := os.WriteFile(s.path("example.hcl"), []byte(ours), 0o600); err != nil {
 		return fmt.Errorf("write configuration of Nomad: %w", err)
 	}
