@@ -134,7 +134,7 @@ func sources(t *testing.T) string {
 
 func TestExampleOfAnAgentsConfigurationServesThePlugins(t *testing.T) {
 	s := own(t, stack.Options{AsInExamples: true})
-	for _, name := range []string{"exec.nomad.hcl", "docker.nomad.hcl"} {
+	for _, name := range []string{"exec.nomad.hcl", "docker.nomad.hcl", "door-api.nomad.hcl"} {
 		t.Run(name, func(t *testing.T) { runExample(t, s, name) })
 	}
 }

@@ -119,6 +119,22 @@ func TestADoorIsHandedToTheNextPlugin(t *testing.T) {
 	must.Eq(t, "1 x", say(t, at, "x"))
 }
 
+// TestConnectsAreRefusedOnlyWhileBothAreDead: nobody is left who holds the listener, and the next plugin makes another.
+func TestConnectsAreRefusedOnlyWhileBothAreDead(t *testing.T) {
+	dir := t.TempDir()
+	t.Cleanup(func() { endProcess(dir) })
+	at := filepath.Join(dir, "a.sock")
+	kill := startPlugin(t, "/proc/self/exe", dir)
+	pid := pidIn(t, dir)
+	kill()
+	must.NoError(t, unix.Kill(pid, unix.SIGKILL))
+	eventually(t, "the process has ended", func() bool { return ended(pid) })
+	_, err := net.Dial("unix", at)
+	must.ErrorIs(t, err, unix.ECONNREFUSED)
+	startPlugin(t, "/proc/self/exe", dir)
+	must.Eq(t, "1 x", say(t, at, "x"))
+}
+
 // TestConnectsWaitForTheFirstCredential: a plugin that opens a door anew for a task that runs must read it first.
 func TestConnectsWaitForTheFirstCredential(t *testing.T) {
 	d, dir := newDoors(t)
