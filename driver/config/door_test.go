@@ -138,6 +138,7 @@ func TestSpecOfADoor(t *testing.T) {
 	d = database(func(d *Door) { d.Role = "owner" })
 	must.NoError(t, hidden(d).Validate(Operator{PollInterval: time.Minute}))
 	must.Zero(t, d.Spec.IdleTimeout)
+	must.Zero(t, d.Spec.Stale, must.Sprint("no task stops working because Vault is away"))
 	must.Eq(t, &door.Postgres{URL: "postgres://db.example.com/app", Role: "owner", CAs: []byte{}}, d.Spec.Postgres)
 
 	d = toVault(func(d *Door) { d.Mode, d.Paths = "passthrough", []string{"kv/data/*"} })
