@@ -152,7 +152,6 @@ func (c *Task) validateDoors() error {
 	names, ports := map[string]string{}, map[int]string{}
 	for _, label := range slices.Sorted(maps.Keys(c.Doors)) {
 		d := c.Doors[label]
-		d.Label = label
 		variables := d.Variables()
 		switch {
 		case names[variables] != "":

@@ -133,6 +133,7 @@ func (c *Task) Validate(op Operator) error {
 	if err != nil {
 		return err
 	}
+	c.label()
 	if c.KillAfter, err = duration("kill_timeout", c.KillTimeout); err != nil {
 		return err
 	}
@@ -163,22 +164,34 @@ func (c *Task) Validate(op Operator) error {
 // doors by name.
 func (c *Task) Blocks() (all []Block) {
 	for i := range c.Templates {
-		c.Templates[i].number = i + 1
 		all = append(all, &c.Templates[i])
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Secrets)) {
-		c.Secrets[name].Label = name
 		all = append(all, c.Secrets[name])
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.PKIs)) {
-		c.PKIs[name].Label = name
 		all = append(all, c.PKIs[name])
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Doors)) {
-		c.Doors[name].Label = name
 		all = append(all, c.Doors[name])
 	}
 	return all
+}
+
+// label tells the blocks what they are called.
+func (c *Task) label() {
+	for i := range c.Templates {
+		c.Templates[i].number = i + 1
+	}
+	for name, s := range c.Secrets {
+		s.Label = name
+	}
+	for name, p := range c.PKIs {
+		p.Label = name
+	}
+	for name, d := range c.Doors {
+		d.Label = name
+	}
 }
 
 func (c *Task) validateBlock(b Block, every time.Duration) error {
