@@ -264,6 +264,10 @@ func TestDoorNeedsATaskThatCannotLogIn(t *testing.T) {
 		"the task can read the variable NOMAD_TOKEN_x": func(_ *host, cfg *drivers.TaskConfig) {
 			cfg.Env["NOMAD_TOKEN_x"] = jwtFor("other.io", "vault.io")
 		},
+		"secrets/nomad_x.jwt, an identity without aud": func(h *host, _ *drivers.TaskConfig) {
+			h.put("web/private/vault.jwt", jwtFor())
+			h.put("web/secrets/nomad_x.jwt", jwtFor())
+		},
 		"use vault-exec or vault-docker": func(h *host, _ *drivers.TaskConfig) { h.inner.isolation = fsisolation.None },
 	} {
 		bubble(t, func(h *host) {

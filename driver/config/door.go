@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -182,7 +183,7 @@ func (c *Task) permitHidden(op Operator, d *Door) error {
 		return fmt.Errorf("vault %q shows the task the token that reads the door's credential: leave env and file "+
 			"out, or give the door a vault block of its own", v.Name)
 	}
-	if op.LogsIn(c, d) && !strings.HasPrefix(v.IdentityFile, "private/") {
+	if op.LogsIn(c, d) && !strings.HasPrefix(path.Clean(v.IdentityFile), "private/") {
 		return fmt.Errorf(`the task could log in to Vault with its own identity: hide it with `+
 			`filepath = "private/%[1]s.jwt" in the identity block, without env, and `+
 			`identity_file = "private/%[1]s.jwt" in vault %[2]q`, v.Identity, v.Name)
@@ -401,16 +402,16 @@ func (d *Door) headerNames() []string {
 
 // checkPaths checks paths, which are judged segment by segment.
 func (d *Door) checkPaths() error {
-	for _, path := range d.Paths {
-		inner := strings.TrimSuffix(strings.TrimPrefix(path, "/"), "*")
+	for _, pattern := range d.Paths {
+		inner := strings.TrimSuffix(strings.TrimPrefix(pattern, "/"), "*")
 		for segment := range strings.SplitSeq(inner, "/") {
 			if segment == "." || segment == ".." || segment != "*" && strings.Contains(segment, "*") {
-				return fmt.Errorf(`paths: %q: "*" is a whole segment or the end, and there are no dot segments`, path)
+				return fmt.Errorf(`paths: %q: "*" is a whole segment or the end, and there are no dot segments`, pattern)
 			}
 		}
-		if !d.toVault() && !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#%\\;") ||
-			strings.Contains(path, "//") {
-			return fmt.Errorf(`paths: %q is not a path such as "/v1/items/*"`, path)
+		if !d.toVault() && !strings.HasPrefix(pattern, "/") || strings.ContainsAny(pattern, "?#%\\;") ||
+			strings.Contains(pattern, "//") {
+			return fmt.Errorf(`paths: %q is not a path such as "/v1/items/*"`, pattern)
 		}
 	}
 	return nil
@@ -455,6 +456,9 @@ func (d *Door) checkPostgres() error {
 	return nil
 }
 
+// connsMost bounds max_conns: the doors of a node share the files and the memory of one process.
+const connsMost = 1000
+
 // checkBounds checks what all kinds of doors have.
 func (d *Door) checkBounds() (err error) {
 	s := &d.Spec
@@ -476,8 +480,8 @@ func (d *Door) checkBounds() (err error) {
 		return errors.New(`header_timeout is zero: give a client time, for example "10s"`)
 	case d.Listen < 0 || d.Listen > 65535:
 		return fmt.Errorf("listen: %d is not a port: use one from 1 to 65535, or leave it out", d.Listen)
-	case d.MaxConns < 0:
-		return errors.New("max_conns is a number from 1, or 0 for the default")
+	case d.MaxConns < 0 || d.MaxConns > connsMost:
+		return fmt.Errorf("max_conns is a number from 1 to %d, or 0 for the default", connsMost)
 	case d.Sample < 0:
 		return errors.New("sample is a number from 1: one call of so many is recorded")
 	case !slices.Contains([]door.RecordCalls{"", door.RecordAll, door.RecordDenied, door.RecordOff}, s.Record.Calls):

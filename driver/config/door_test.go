@@ -69,6 +69,7 @@ func TestDoorsThatAreRefused(t *testing.T) {
 		`rate "NaN" is not a rate`:                     api(func(d *Door) { d.Rate = "NaN" }),
 		"listen: 65536 is not a port":                  api(func(d *Door) { d.Listen = 65536 }),
 		"max_conns is a number":                        api(func(d *Door) { d.MaxConns = -1 }),
+		"max_conns is a number from 1 to 1000":         database(func(d *Door) { d.MaxConns = 1001 }),
 		"sample is a number":                           api(func(d *Door) { d.Sample = -1 }),
 		`record "none" is unknown`:                     api(func(d *Door) { d.Record = "none" }),
 		`idle_timeout "soon" is not a duration`:        api(func(d *Door) { d.IdleTimeout = "soon" }),
@@ -103,6 +104,7 @@ func TestDoorNeedsAHiddenIdentity(t *testing.T) {
 		"identity_file = \"private/":               func(c *Task) { c.Vaults[0].IdentityFile = "secrets/nomad_vault.jwt" },
 		`vault "default" shows the task the token`: func(c *Task) { c.Vaults[0].File = true },
 		"leave env and file out":                   func(c *Task) { c.Vaults[0].Env = true },
+		`could log in to Vault`:                    func(c *Task) { c.Vaults[0].IdentityFile = "private/../local/vault.jwt" },
 	} {
 		c := hidden(api(func(*Door) {}))
 		change(c)

@@ -38,8 +38,13 @@ func CheckHidden(block config.Vault, cfg *drivers.TaskConfig) error {
 	return nil
 }
 
-// CheckShown returns an error if an identity that the task can read has an audience of the hidden one.
+// CheckShown returns an error if an identity that the task can read has an audience of the hidden one, or both have
+// none: Vault takes these for the same roles.
 func CheckShown(where string, shown, hidden []string) error {
+	if len(shown) == 0 && len(hidden) == 0 {
+		return fmt.Errorf("the task can read %s, an identity without aud as the hidden one is, and log in to Vault itself: "+
+			"give the hidden identity an aud", where)
+	}
 	for _, aud := range shown {
 		if slices.Contains(hidden, aud) {
 			return fmt.Errorf("the task can read %s, an identity for %q as well, and log in to Vault itself: give that "+

@@ -160,6 +160,7 @@ var special = []struct{ prefix, what string }{
 	{"168.63.129.16/32", "a cloud's metadata address"},   // Azure
 	{"fd00:ec2::/32", "a cloud's metadata address"},      // AWS
 	{"fd20:ce::254/128", "a cloud's metadata address"},   // Google
+	{"fd00:42::42/128", "a cloud's metadata address"},    // Scaleway
 	{"fec0::/10", "a site-local address"},
 	{"64:ff9b:1::/48", "an address of a local NAT64"}, // RFC 8215: where the IPv4 address is in it, only the site knows
 	{"2001::/32", "a Teredo address"},

@@ -65,11 +65,11 @@ func (c *checker) checkHidden(about string, task *nomad.Task, v config.Vault) {
 	if task.Identity != nil {
 		all = append(all, task.Identity)
 	}
-	var hidden []string
+	var hidden *nomad.WorkloadIdentity
 	shown := map[string][]string{} // audiences by where the task reads them
 	for _, i := range all {
 		if i.Filepath == v.IdentityFile {
-			hidden = i.Audience
+			hidden = i
 		}
 		if i.File && !strings.HasPrefix(path.Clean(i.Filepath), "private/") {
 			shown[placeOf(i)] = i.Audience
@@ -78,8 +78,11 @@ func (c *checker) checkHidden(about string, task *nomad.Task, v config.Vault) {
 			shown["the variable "+strings.TrimSuffix(name, "_default")] = i.Audience
 		}
 	}
+	if hidden == nil {
+		return // which is said elsewhere
+	}
 	for _, where := range slices.Sorted(maps.Keys(shown)) {
-		if err := credentials.CheckShown(where, shown[where], hidden); err != nil {
+		if err := credentials.CheckShown(where, shown[where], hidden.Audience); err != nil {
 			c.problem(about, "", "%s", err)
 			return
 		}

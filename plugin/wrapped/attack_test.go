@@ -287,6 +287,7 @@ func TestDockerMountsOfAnAllocation(t *testing.T) {
 	drivertest.RequireDocker(t)
 	for sentence, c := range map[string]struct {
 		volume string // source and mode
+		hides  bool   // an empty directory is in the place of private/
 		err    string
 		shows  string // what /v has
 	}{
@@ -307,6 +308,11 @@ func TestDockerMountsOfAnAllocation(t *testing.T) {
 		"a link to the host":                {volume: "local/out:/v", err: "no link may lead out of it"},
 		"a path through a link":             {volume: "local/out/canary:/v", err: "no link may lead out of it"},
 		"the host, without volumes.enabled": {volume: "/etc:/v", err: "volumes are not enabled"},
+		"the task's identities":             {volume: "private:/v:ro", err: "would show the container private/"},
+		"another task's identities":         {volume: "../db/private/a:/v:ro", err: "would show the container private/"},
+		"identities by a link":              {volume: "local/hidden:/v:ro", err: "would show the container private/"},
+		"the whole task with a door":        {volume: ".:/v:ro", hides: true, err: "would show the container private/"},
+		"data that is called private":       {volume: "../alloc/private:/v:ro", hides: true},
 	} {
 		t.Run(sentence, func(t *testing.T) {
 			key, h := drivertest.NewCanary(t), serve(t, "docker", "")
@@ -314,7 +320,7 @@ func TestDockerMountsOfAnAllocation(t *testing.T) {
 			must.NoError(t, os.Mkdir(filepath.Join(cfg.AllocDir, "db"), 0o755))
 			local := cfg.TaskDir().LocalDir
 			drivertest.Write(t, local, map[string]string{"file": "mine", "dir/file": "mine",
-				"inside": "->dir", "up": "->../..", "out": "->" + filepath.Dir(key.Path)})
+				"inside": "->dir", "up": "->../..", "hidden": "->../private", "out": "->" + filepath.Dir(key.Path)})
 			drivertest.Write(t, cfg.TaskDir().SharedAllocDir, map[string]string{"data/shared": "ours"})
 			source, mode, _ := strings.Cut(c.volume, ":/v")
 			for option, value := range map[string]any{
@@ -322,6 +328,9 @@ func TestDockerMountsOfAnAllocation(t *testing.T) {
 				"mount":   []map[string]any{{"type": "bind", "source": source, "target": "/v", "readonly": mode == ":ro"}},
 			} {
 				task := cfg.Copy()
+				if c.hides {
+					task.Mounts = append(task.Mounts, &drivers.MountConfig{TaskPath: "/private", HostPath: t.TempDir()})
+				}
 				options := map[string]any{}
 				must.NoError(t, cfg.DecodeDriverConfig(&options))
 				options[option] = value

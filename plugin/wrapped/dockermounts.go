@@ -232,6 +232,9 @@ func (m *allocMounts) permit(task *drivers.TaskConfig, b bind, real string) erro
 	switch {
 	case strings.HasPrefix(real, allocMountsPrefix):
 		return fmt.Errorf("config %s: the driver's own directory cannot be mounted", b.field)
+	case isPrivate(real), whole && hides(task):
+		return fmt.Errorf("config %s: it would show the container private/, where identities are that no task sees; name "+
+			"a directory such as local", b.field)
 	case b.readonly:
 		return nil
 	case whole:
@@ -243,4 +246,15 @@ func (m *allocMounts) permit(task *drivers.TaskConfig, b bind, real string) erro
 		return m.protect(task, b.target)
 	}
 	return nil
+}
+
+// isPrivate reports whether a path below the allocation's directory is the private directory of a task, or in it.
+func isPrivate(real string) bool {
+	of, inside, _ := strings.Cut(real, "/")
+	return of != "alloc" && inode.Within(inside, "private")
+}
+
+// hides reports whether the driver has the task find an empty directory in the place of private/.
+func hides(task *drivers.TaskConfig) bool {
+	return slices.ContainsFunc(task.Mounts, func(m *drivers.MountConfig) bool { return m.TaskPath == "/private" })
 }

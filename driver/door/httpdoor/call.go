@@ -45,9 +45,9 @@ func (d *httpDoor) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		conn.asked.Store(true)
 	}
 	d.total.Add(1)
-	d.inFlight.Add(1)
+	calls := d.inFlight.Add(1)
 	defer c.end()
-	if err := c.admit(); err != nil {
+	if err := c.admit(calls); err != nil {
 		c.refuse(err)
 		return
 	}
@@ -69,12 +69,28 @@ func (d *httpDoor) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	c.finish()
 }
 
+// room says why there is no room for the last of so many calls at a time. A client of HTTP/2 that does not even take
+// the refusals loses its connection: all doors of the node share the memory that each call has.
+func (d *httpDoor) room(client *conn, calls int64) error {
+	most := int64(d.spec.MaxConns + moreStreams)
+	if calls > 2*most && client != nil {
+		client.Close()
+	}
+	if calls > most {
+		return refusal{http.StatusTooManyRequests, errors.New("too many calls at a time: max_conns")}
+	}
+	return nil
+}
+
 var errSegment = errors.New("the path does not begin with the segment that the door's variable _URL has")
 
-// admit judges a request, and has a generation for it if it is let through.
-func (c *call) admit() (err error) {
+// admit judges a request, which is one of so many at a time, and has a generation for it if it is let through.
+func (c *call) admit(calls int64) (err error) {
 	_ = c.client.SetWriteDeadline(time.Time{}) // of the request before it on the connection
 	c.writing = c.watch(c.client.SetWriteDeadline)
+	if err := c.door.room(ownConn(c.in), calls); err != nil {
+		return err
+	}
 	known := false
 	c.segment = c.door.spec.SecretOf(connOf(c.in))
 	if c.in.RequestURI, known = cutSegment(c.in.RequestURI, c.segment); !known {

@@ -200,8 +200,8 @@ func (u *upstream) newTransport(config *tls.Config) *http.Transport {
 		IdleConnTimeout:        u.idle,
 		ExpectContinueTimeout:  time.Second,
 		MaxResponseHeaderBytes: maxHeader,
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second,
-			WriteByteTimeout: time.Minute},
+		HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: maxUnread, SendPingTimeout: 30 * time.Second,
+			PingTimeout: 15 * time.Second, WriteByteTimeout: time.Minute},
 	}
 }
 

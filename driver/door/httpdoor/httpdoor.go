@@ -25,6 +25,9 @@
 // door's own. In HTTP/2 net/http answers or ends such a stream by itself: the answer does not say that it is the
 // door's, and the record has no line.
 //
+// MaxConns bounds the calls at a time too: in HTTP/2, where a connection has many, there may be 300 more. Others get
+// 429. Of an upstream's answer in HTTP/2 that nobody reads, 256 KiB are taken: over a long way that bounds its speed.
+//
 // A client must take and give bytes within IdleTimeout. An upstream that is silent is waited for as long as the client
 // waits: it is the client that knows how long an answer may take, and a silent upstream costs the task's own door only.
 package httpdoor
@@ -49,10 +52,12 @@ import (
 )
 
 const (
-	maxHeader    = 32 << 10 // bytes of a request's or an answer's headers
-	maxStreams   = 100      // of an HTTP/2 connection
-	usualConns   = 100      // if the Spec has no bound
-	maxReplay    = 64 << 10 // bytes of a body that are kept until the upstream has accepted the credential
+	maxHeader    = 32 << 10  // bytes of a request's or an answer's headers
+	maxStreams   = 100       // of an HTTP/2 connection
+	moreStreams  = 300       // calls at a time of all connections, beside one for each connection that may be
+	maxUnread    = 256 << 10 // bytes of an answer's body in HTTP/2 that wait until the client takes them
+	usualConns   = 100       // if the Spec has no bound
+	maxReplay    = 64 << 10  // bytes of a body that are kept until the upstream has accepted the credential
 	rereadEvery  = 5 * time.Second
 	rereadWithin = 10 * time.Second
 )

@@ -75,7 +75,7 @@ func (v *vault) judge(r *http.Request) (target, error) {
 		token = ""
 	}
 	if token == "" {
-		if err := judgeToken(path, r.Header.Get("X-Vault-Wrap-TTL") != ""); err != nil {
+		if err := judgeToken(path, wraps(r.Header)); err != nil {
 			return target{}, err
 		}
 	}
@@ -87,6 +87,16 @@ func lists(method, query string) bool {
 	values, _ := url.ParseQuery(query) // it was judged
 	list, _ := strconv.ParseBool(values.Get("list"))
 	return method == "LIST" || method == http.MethodGet && list
+}
+
+// wraps reports whether a request may ask for its answer to be wrapped, as whatever is before Vault may spell it.
+func wraps(h http.Header) bool {
+	for name := range h {
+		if spelling(name) == "x-vault-wrap-ttl" {
+			return true
+		}
+	}
+	return false
 }
 
 // ownToken returns the token that a client has sent, in one of the two headers in which Vault looks for it.
