@@ -25,8 +25,9 @@ func TestAddressesThatADoorDoesNotConnectTo(t *testing.T) {
 	for what, all := range map[string][]string{
 		"a loopback address": {"127.0.0.1", "127.255.0.9", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1",
 			"::127.0.0.1", "2002:7f00:1::"},
-		"a link-local address":        {"169.254.0.1", "fe80::1", "fe80::1%lo"},
-		"a cloud's metadata address":  {"169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00:ec2::254", "fd00:42::42", "100.100.100.200"},
+		"a link-local address": {"169.254.0.1", "fe80::1", "fe80::1%lo"},
+		"a cloud's metadata address": {"169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00:ec2::254", "fd00:42::42",
+			"100.100.100.200"},
 		"a multicast address":         {"224.0.0.1", "ff02::1", "64:ff9b::e000:1"},
 		"the unspecified address":     {"0.0.0.0", "::", "::ffff:0.0.0.0"},
 		"an address of this host":     {"0.1.2.3"},

@@ -187,11 +187,10 @@ func (d *httpDoor) newServer() *http.Server {
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     silent,
 		Protocols:                    protocols,
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams,
-			WriteByteTimeout: d.spec.IdleTimeout},
-		BaseContext: func(net.Listener) context.Context { return d.ctx },
-		ConnContext: withConn,
-		ConnState:   state,
+		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: d.spec.IdleTimeout},
+		BaseContext:                  func(net.Listener) context.Context { return d.ctx },
+		ConnContext:                  withConn,
+		ConnState:                    state,
 	}
 }
 
