@@ -74,7 +74,7 @@ func (d *httpDoor) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 func (d *httpDoor) room(client *conn, calls int64) error {
 	most := int64(d.spec.MaxConns + moreStreams)
 	if calls > 2*most && client != nil {
-		client.Close()
+		_ = client.Close() // with all that it has not taken
 	}
 	if calls > most {
 		return refusal{http.StatusTooManyRequests, errors.New("too many calls at a time: max_conns")}
