@@ -179,6 +179,7 @@ func (d *httpDoor) newServer() *http.Server {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true) // to a client that begins with it
+	streams := &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: d.spec.IdleTimeout}
 	return &http.Server{
 		Handler:                      d,
 		ReadHeaderTimeout:            d.spec.HeaderTime,
@@ -187,7 +188,7 @@ func (d *httpDoor) newServer() *http.Server {
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     silent,
 		Protocols:                    protocols,
-		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: d.spec.IdleTimeout},
+		HTTP2:                        streams,
 		BaseContext:                  func(net.Listener) context.Context { return d.ctx },
 		ConnContext:                  withConn,
 		ConnState:                    state,
