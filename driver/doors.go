@@ -32,11 +32,9 @@ type servedDoor interface {
 	Close(ctx context.Context)
 }
 
-// An openDoor opens a door, or takes it over from an earlier plugin process.
-type openDoor func(context.Context, process.Request) (servedDoor, error)
-
 // A doorkeeper serves the doors of all tasks: process.Doors.
 type doorkeeper interface {
+	// Open opens a door, or takes it over from an earlier plugin process.
 	Open(context.Context, process.Request) (servedDoor, error)
 	Status(context.Context) process.Status
 }
@@ -76,16 +74,20 @@ func (d *Driver) serveDoors() doorkeeper {
 	return keeper{served}
 }
 
+// errNoKeeper is for a plugin process that can keep nothing of a door.
+var errNoKeeper = errors.New("door: this node serves none until its state_dir can be used: the agent's log says why it " +
+	"cannot")
+
 // errNothingNewer is for a door whose credential was refused, and read again.
 var errNothingNewer = errors.New("what was read anew is the same")
 
 // doorsOf is the task that doors are for.
 type doorsOf struct {
-	ctx  context.Context // of the run
-	cfg  *drivers.TaskConfig
-	conf *config.Task
-	op   config.Operator
-	open openDoor // nil: no task may have doors
+	ctx    context.Context // of the run
+	cfg    *drivers.TaskConfig
+	conf   *config.Task
+	op     config.Operator
+	keeper doorkeeper // nil: no task may have doors
 }
 
 // doors are those of one task. The goroutine of run owns them, but for what mu guards.
@@ -164,8 +166,8 @@ func (d *doors) check(inner drivers.DriverPlugin) error {
 	if len(d.conf.Doors) == 0 {
 		return nil
 	}
-	if d.open == nil {
-		return errors.New("door: this node serves none until its state_dir can be used: the agent's log says why it cannot")
+	if d.keeper == nil {
+		return errNoKeeper
 	}
 	caps, err := inner.Capabilities()
 	if err != nil {
@@ -200,12 +202,17 @@ func (d *doors) hidePrivate(cfg *drivers.TaskConfig) error {
 	return nil
 }
 
-// openAll opens the task's doors, or takes them over from an earlier plugin process. r is the record of the task.
-func (d *doors) openAll(r state.Record) error {
+// openAll opens the task's doors, or takes them over from an earlier plugin process, and says of each that stays closed
+// why. r is the record of the task.
+func (d *doors) openAll(r state.Record) (closed []error) {
+	for _, name := range d.conf.DoorsTakenAway() {
+		closed = append(closed, fmt.Errorf("door %q: this node's operator does not have it any more", name))
+	}
 	for _, name := range slices.Sorted(maps.Keys(d.conf.Doors)) {
 		opened, err := d.openOne(name, r)
 		if err != nil {
-			return fmt.Errorf("door %q: %w", name, err)
+			closed = append(closed, fmt.Errorf("door %q: %w", name, err))
+			continue
 		}
 		o := &taskDoor{servedDoor: opened, now: opened.Generation()}
 		if o.now != 0 {
@@ -214,10 +221,13 @@ func (d *doors) openAll(r state.Record) error {
 		d.all[name], d.inUse[name] = o, map[uint64]bool{}
 		d.current = time.NewTicker(currentEvery).C
 	}
-	return nil
+	return closed
 }
 
 func (d *doors) openOne(name string, r state.Record) (servedDoor, error) {
+	if d.keeper == nil {
+		return nil, errNoKeeper
+	}
 	spec, err := d.op.DoorSpec(d.conf, d.conf.Doors[name], r.Key)
 	if err != nil {
 		return nil, err
@@ -227,7 +237,7 @@ func (d *doors) openOne(name string, r state.Record) (servedDoor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.open(d.ctx, process.Request{Spec: spec, Source: asker{d, name}, Listen: listen})
+	return d.keeper.Open(d.ctx, process.Request{Spec: spec, Source: asker{d, name}, Listen: listen})
 }
 
 // use gives the doors the credentials of a generation. Unless they are new it tells the doors that those which they

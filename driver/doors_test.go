@@ -223,6 +223,21 @@ func TestDoorIsTakenOverWithItsGeneration(t *testing.T) {
 }
 
 // A door refuses calls when its credential has been of unknown worth for the time that the option stale says.
+// TestTaskIsRecoveredWhereNoDoorCanBe: it goes on without its doors, each of which is told.
+func TestTaskIsRecoveredWhereNoDoorCanBe(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.keeps()
+		h.write("green")
+		r := h.start(doorHCL(kv) + "door \"vault\" {\n vault = \"default\"\n}\n")
+		h.reboot()
+		h.Driver.doors = nil
+		r.recovered()
+		must.SliceNotEmpty(t, h.machine.running())
+		must.Eq(t, 2, h.logged("until its state_dir can be used"))
+		r.stop()
+	})
+}
+
 func TestDoorIsToldWhileItsCredentialIsCurrent(t *testing.T) {
 	bubble(t, func(h *host) {
 		k := h.keeps()

@@ -97,14 +97,7 @@ func (d *Driver) kept() *state.Store {
 	return d.store
 }
 
-// opener returns what opens doors, nil where nothing could be kept of them.
-func (d *Driver) opener() openDoor {
-	if keeper := d.doorkeeper(); keeper != nil {
-		return keeper.Open
-	}
-	return nil
-}
-
+// doorkeeper returns what opens doors, nil where nothing could be kept of them.
 func (d *Driver) doorkeeper() doorkeeper {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -138,3 +138,23 @@ func TestDoorOfTheOperator(t *testing.T) {
 		must.SliceEmpty(t, h.Tokens())
 	})
 }
+
+// TestOperatorTakesADoorAway: the task that runs goes on, is told, and its token is revoked.
+func TestOperatorTakesADoorAway(t *testing.T) {
+	bubble(t, func(h *host) {
+		h.config.Doors.Own = map[string]*config.OperatorDoor{"pay": {Namespaces: []string{"*"}, Policies: []string{"pay"},
+			Door: config.Door{URL: "https://pay.example.com", Bearer: kv}}}
+		h.issuing()
+		h.Driver.doors = &doorkeeperOfTests{open: map[string]*doorOfTests{}}
+		h.write("green")
+		r := h.start(`door "pay" {}`)
+		h.config.Doors.Own = nil
+		h.reboot()
+		r.recovered()
+		after(time.Minute)
+		must.Eq(t, 1, h.logged(`door "pay": this node's operator does not have it any more`))
+		must.SliceNotEmpty(t, h.machine.running())
+		must.SliceEmpty(t, h.Tokens())
+		r.stop()
+	})
+}

@@ -123,8 +123,8 @@ func (t *task) reattach() (*parkedRun, error) {
 	if old != nil {
 		t.adopt(old)
 	}
-	if err := t.doors.openAll(t.record); err != nil { // the task goes on, and calls nobody
-		t.warn("%v", err)
+	for _, closed := range t.doors.openAll(t.record) { // the task goes on, and does not get through there
+		t.warn("%v", closed)
 	}
 	t.current, t.recovered, t.tookOver = &render.Generation{Output: t.record.Once}, true, time.Now()
 	t.renderTimer = time.After(0) // render what was rendered before: the same bytes mean that nothing happened

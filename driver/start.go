@@ -88,8 +88,8 @@ func (t *task) start() (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
 	if err := t.firstGeneration(); err != nil {
 		return nil, nil, classify(err)
 	}
-	if err := t.doors.openAll(t.record); err != nil {
-		return nil, nil, err
+	if closed := t.doors.openAll(t.record); len(closed) > 0 {
+		return nil, nil, closed[0]
 	}
 	t.doors.use(t.current)
 	network, err := t.launch()
@@ -202,7 +202,7 @@ func (d *Driver) newTask(cfg *drivers.TaskConfig, log *logpipe.Pipes) (*task, er
 			DoorSecrets: newDoorSecrets(&t.conf)}}
 	t.renderer.DoorSecrets = t.record.DoorSecrets
 	t.ctx, t.cancel = context.WithCancel(d.ctx)
-	t.doors = newDoors(doorsOf{t.ctx, cfg, &t.conf, t.op, d.opener()})
+	t.doors = newDoors(doorsOf{t.ctx, cfg, &t.conf, t.op, d.doorkeeper()})
 	return t, nil
 }
 

@@ -97,9 +97,9 @@ func (d *Door) Variables() string {
 
 // Database is the name of the door's database, "" where the door is to something else.
 func (d *Door) Database() string {
-	u, err := url.Parse(d.Postgres)
-	if err != nil {
-		return "" // it was checked
+	option, u := d.address()
+	if option != "postgres" {
+		return ""
 	}
 	return strings.TrimPrefix(u.Path, "/")
 }

@@ -89,6 +89,10 @@ func (c *Task) resolveDoors(op Operator) error {
 	return nil
 }
 
+// DoorsTakenAway returns the names of doors that the job only names and the operator does not have, sorted. Permit
+// refuses them.
+func (c *Task) DoorsTakenAway() []string { return c.unknown }
+
 // named reports whether the job says of a door no more than its name, and where it is to be.
 func (d *Door) named() bool {
 	return d.URL == "" && d.Postgres == "" && d.Of == ""
