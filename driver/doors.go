@@ -75,8 +75,8 @@ func (d *Driver) serveDoors() doorkeeper {
 }
 
 // errNoKeeper is for a plugin process that can keep nothing of a door.
-var errNoKeeper = errors.New("door: this node serves none until its state_dir can be used: the agent's log says why it " +
-	"cannot")
+var errNoKeeper = errors.New("door: this node serves none until its state_dir can be used: the agent's log says why " +
+	"it cannot")
 
 // errNothingNewer is for a door whose credential was refused, and read again.
 var errNothingNewer = errors.New("what was read anew is the same")
